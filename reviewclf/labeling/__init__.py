@@ -1,0 +1,6 @@
+"""From reviews to votes, from votes to labels."""
+
+from reviewclf.labeling.keywords import keyword_label
+from reviewclf.labeling.votes import aggregate_llm_votes
+
+__all__ = ["aggregate_llm_votes", "keyword_label"]

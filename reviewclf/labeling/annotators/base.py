@@ -1,0 +1,89 @@
+"""The protocol every annotator follows: reviews in, votes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reviewclf.settings import Settings
+from reviewclf.taxonomy import Taxonomy
+
+
+class Review(BaseModel):
+    """What an annotator is shown, and the ids under which an imported vote may name it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text_hash: str
+    text: str
+    review_ids: tuple[str, ...] = ()
+
+
+class Vote(BaseModel):
+    """One answer about one text; the row of the votes table.
+
+    Attributes
+    ----------
+    text_hash : str
+        The text that was voted on.
+    annotator, prompt : str
+        ``model@revision`` and ``id@version``: who answered which question.
+    draw : int
+        0, 1, ... where the same annotator is asked the same question several times.
+    label : str or None
+        None when the answer could not be read: no answer is never a class.
+    confidence : float
+        Probability in [0, 1] that the annotator itself gives its answer.
+    raw : str or None
+        The answer as it came.
+    tokens_in, tokens_out : int
+        Tokens read and written by a language model; 0 for other annotators.
+    seconds : float
+        Time the answer took.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    text_hash: str
+    annotator: str
+    prompt: str
+    draw: int = 0
+    label: str | None = None
+    confidence: float = Field(0.0, ge=0.0, le=1.0)
+    raw: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+
+    @property
+    def identity(self) -> tuple[str, str, str, int]:
+        """Under which a vote is stored once: text, annotator, prompt, draw."""
+        return (self.text_hash, self.annotator, self.prompt, self.draw)
+
+
+class Annotator(Protocol):
+    """Anything that votes on reviews."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same review could get another vote; enters the digest of the labelling stages."""
+
+    def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
+        """(annotator, prompt, draw) of every vote that :meth:`annotate` would give on `review`."""
+
+    def annotate(self, reviews: Sequence[Review]) -> Iterable[Vote]:
+        """Vote on `reviews`; any order, any number of votes a review."""
+
+
+def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:
+    """The annotators that the settings ask for: the language model's votes, and the keyword annotator beside them."""
+    from reviewclf.labeling.annotators.keywords import KeywordAnnotator
+    from reviewclf.labeling.annotators.recorded import RecordedAnnotator
+
+    annotators: list[Annotator] = []
+    if settings.llm.backend == "recorded" and settings.votes is not None:
+        annotators.append(RecordedAnnotator.load(settings.votes, taxonomy.names))
+    annotators.append(KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence))
+    return annotators

@@ -1,0 +1,254 @@
+"""MLflow runs: one parent per retrain, one child per candidate. Every call can be repeated without leaving a double."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from reviewclf.errors import RegistryError
+from reviewclf.registry import EXPERIMENT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+KEY_TAG = "reviewclf.key"
+KIND_TAG = "reviewclf.kind"
+CANDIDATE_TAG = "reviewclf.candidate"
+PARENT_TAG = "mlflow.parentRunId"
+
+# MLflow refuses longer parameter values.
+_MAX_PARAM = 6000
+
+
+class Tracker:
+    """Runs of the experiment ``review-classifier`` on one tracking server.
+
+    Parameters
+    ----------
+    tracking_uri : str
+        What MLflow takes: ``http://...``, ``sqlite:///...``.
+
+    Raises
+    ------
+    RegistryError
+        The server cannot be reached or refuses; the message names its address.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        if tracking_uri.startswith("sqlite:///"):
+            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(tracking_uri)
+        self.client = MlflowClient(tracking_uri)
+        with self.errors("open the experiment"):
+            experiment = self.client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                experiment = self._create_experiment()
+        self.experiment_id = str(experiment.experiment_id)
+        self._created = experiment.creation_time
+
+    @property
+    def identity(self) -> str:
+        """Changes when the tracking database is another one, so that results cached for the old one are not used."""
+        return f"{self.experiment_id}:{self._created}"
+
+    @contextlib.contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn MLflow's errors into a :class:`RegistryError` that says what was tried and where."""
+        try:
+            yield
+        except MlflowException as error:
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}") from error
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def find_runs(self, tags: Mapping[str, str], *, newest: int = 1000) -> list[Run]:
+        """Runs that carry all of `tags`, newest first; deleted ones are left out."""
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        with self.errors("list runs"):
+            return list(
+                self.client.search_runs(
+                    [self.experiment_id],
+                    filter_string=condition,
+                    run_view_type=ViewType.ACTIVE_ONLY,
+                    max_results=newest,
+                    order_by=["attributes.start_time DESC"],
+                )
+            )
+
+    def is_alive(self, run_id: str) -> bool:
+        """Whether the run exists, was not deleted, and finished."""
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException:
+            return False
+        return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED")
+
+    def retrain_run(self, key: str, *, name: str, description: str, tags: Mapping[str, str]) -> str:
+        """Id of the parent run of the retrain `key`; created at the first call."""
+        for run in self.find_runs({KEY_TAG: key, KIND_TAG: "retrain"}, newest=1):
+            return str(run.info.run_id)
+        with self.errors("create the run of this retrain"):
+            run = self.client.create_run(
+                self.experiment_id,
+                run_name=name,
+                tags={KEY_TAG: key, KIND_TAG: "retrain", "mlflow.note.content": description, **_origin_tags(), **tags},
+            )
+        return str(run.info.run_id)
+
+    @contextlib.contextmanager
+    def candidate_run(self, key: str, *, parent: str, candidate: str, description: str) -> Iterator[str]:
+        """Child run of a candidate; what a killed attempt with the same key left behind is deleted first.
+
+        The run ends FINISHED when the block does, FAILED when it raises.
+        """
+        for leftover in self.find_runs({KEY_TAG: key, KIND_TAG: "candidate"}):
+            with self.errors("delete what a killed attempt left"):
+                self.client.delete_run(leftover.info.run_id)
+        with self.errors(f"create the run of {candidate}"):
+            run = self.client.create_run(
+                self.experiment_id,
+                run_name=candidate,
+                tags={
+                    KEY_TAG: key,
+                    KIND_TAG: "candidate",
+                    CANDIDATE_TAG: candidate,
+                    PARENT_TAG: parent,
+                    "mlflow.note.content": description,
+                    **_origin_tags(),
+                },
+            )
+        run_id = str(run.info.run_id)
+        try:
+            yield run_id
+        except BaseException:
+            with contextlib.suppress(MlflowException):
+                self.client.set_terminated(run_id, "FAILED")
+            raise
+        with self.errors("finish the run"):
+            self.client.set_terminated(run_id, "FINISHED")
+
+    def finish(self, run_id: str) -> None:
+        """Mark a run FINISHED."""
+        with self.errors("finish the run"):
+            self.client.set_terminated(run_id, "FINISHED")
+
+    # -- what a run holds ------------------------------------------------------------------------------------------
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log parameters, metrics (step 0) and tags in one call; nested parameters become ``outer.inner``."""
+        now = get_current_time_millis()
+        flat = _flatten(params or {})
+        with self.errors(f"log to run {run_id}"):
+            self.client.log_batch(
+                run_id,
+                metrics=[Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()],
+                params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in flat.items()],
+                tags=[RunTag(name, str(value)) for name, value in (tags or {}).items()],
+            )
+
+    def log_json(self, run_id: str, content: Any, path: str) -> None:
+        """Store `content` as a JSON artifact."""
+        with self.errors(f"store {path}"):
+            self.client.log_text(run_id, json.dumps(content, ensure_ascii=False, indent=1, default=str), path)
+
+    def log_text(self, run_id: str, content: str, path: str) -> None:
+        """Store `content` as a text artifact."""
+        with self.errors(f"store {path}"):
+            self.client.log_text(run_id, content, path)
+
+    def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
+        """Store a matplotlib figure as a picture."""
+        with self.errors(f"store {path}"):
+            self.client.log_figure(run_id, figure, path)
+
+    def log_dataset(self, run_id: str, frame: pd.DataFrame, *, name: str, digest: str, source: str, context: str) -> None:
+        """Log `frame` as a dataset input: its schema, profile, digest and where it lies, not its rows."""
+        from mlflow.data.pandas_dataset import from_pandas
+
+        with self.errors("log the dataset"):
+            dataset = from_pandas(frame, source=source, targets="label", name=name, digest=digest[:36])
+            tags = [InputTag("mlflow.data.context", context)]
+            self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    def log_environment(self, run_id: str) -> None:
+        """Store the interpreter, the platform and every installed package with its version."""
+        packages = sorted(
+            {f"{item.metadata['Name']}=={item.version}" for item in importlib.metadata.distributions()}, key=str.lower
+        )
+        content = {"python": sys.version, "platform": platform.platform(), "packages": packages}
+        self.log_json(run_id, content, "environment.json")
+
+    def read_json(self, run_id: str, path: str) -> Any:
+        """A JSON artifact of a run."""
+        with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
+            return json.loads(Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8"))
+
+    def _create_experiment(self) -> Any:
+        try:
+            self.client.create_experiment(EXPERIMENT)
+        except MlflowException as error:
+            # Another process may have created it since we looked.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self.client.get_experiment_by_name(EXPERIMENT)
+
+
+def git_commit(folder: Path | None = None) -> str | None:
+    """Commit of the checkout that this package runs from; None where it was installed without one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder or Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _origin_tags() -> dict[str, str]:
+    commit = git_commit()
+    return {
+        "mlflow.source.name": "reviewclf",
+        "mlflow.source.type": "JOB",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,487 @@
+"""Retraining: dataset, candidates, evaluation on gold, gate, promotion."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from reviewclf import tables
+from reviewclf.data.dataset import build_dataset as split_and_check
+from reviewclf.data.gold import Gold, load_gold
+from reviewclf.errors import DatasetError, RegistryError
+from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.manifest import Manifest, digest_of
+from reviewclf.registry.gate import Evidence, GateReport, judge, report_html
+from reviewclf.settings import Settings
+from reviewclf.storage import StageResult, Store
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.training.candidates import Candidate, load_candidates
+
+if TYPE_CHECKING:
+    from reviewclf.registry.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_LATENCY_TEXTS = 200
+
+
+def candidate_names(settings: Settings) -> list[str]:
+    """Names of the candidates that the settings list, in their order."""
+    return [candidate.name for candidate in load_candidates(settings.candidates)]
+
+
+def build_dataset(settings: Settings) -> Manifest:
+    """Split labelled reviews into train and validation, gold into test, and open the retrain's MLflow run.
+
+    Returns
+    -------
+    Manifest
+        ``outputs``: ``dataset`` and ``left_out`` (with reasons); ``counts``: rows by split and origin, and by reason left out.
+
+    Raises
+    ------
+    DatasetError
+        Nothing is labelled yet, or fewer than two classes are left.
+    LeakError
+        The splits share texts.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    snapshot = store.snapshot()
+    gold = load_gold(settings, taxonomy)
+    if not snapshot.keys("labels"):
+        raise DatasetError(f"{settings.store_uri}: no labels yet; run the DAGs reviews_ingest and reviews_label first")
+    inputs = {
+        "clean": snapshot.keys("clean"),
+        "labels": snapshot.keys("labels"),
+        "gold": None if gold is None else gold.digest,
+        "taxonomy": digest_of(taxonomy),
+        "options": settings.dataset,
+        "min_confidence": settings.aggregation.min_confidence,
+        "seed": settings.seed,
+    }
+
+    def work() -> StageResult:
+        clean = store.read_table(
+            snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"], schema=tables.CLEAN_SCHEMA
+        ).to_pandas()
+        labels = store.read_table(snapshot.keys("labels"), schema=tables.LABEL_SCHEMA).to_pandas()
+        labels = labels[labels["label"].isin(taxonomy.names)]
+        labelled = clean.merge(labels, on="text_hash", how="inner")
+        labelled["hint"] = labelled["method"] == KEYWORDS
+        dataset, left_out = split_and_check(
+            labelled,
+            None if gold is None else gold.frame,
+            settings.dataset,
+            min_confidence=settings.aggregation.min_confidence,
+            seed=settings.seed,
+        )
+        counts = {
+            "clean": len(clean),
+            "labelled": len(labelled),
+            "unlabelled": len(clean) - len(labelled),
+            **{f"{split}_rows": int(count) for split, count in dataset["split"].value_counts().sort_index().items()},
+            **{f"left_out_{reason}": int(count) for reason, count in left_out["reason"].value_counts().sort_index().items()},
+        }
+        by_class = dataset.groupby(["label", "split"]).size().unstack(fill_value=0)
+        return StageResult(
+            outputs={
+                "dataset": store.put_table(_table(dataset, tables.DATASET_SCHEMA)),
+                "left_out": store.put_table(_table(left_out, tables.LEFT_OUT_SCHEMA)),
+            },
+            counts=counts,
+            details={
+                "rows_by_class": {
+                    str(label): {str(split): int(count) for split, count in row.items()} for label, row in by_class.iterrows()
+                },
+                "rows_by_origin": {str(name): int(n) for name, n in dataset["origin"].value_counts().items()},
+                "leak_check": "passed",
+                "gold": None if gold is None else {"file": Path(gold.uri).name, "rows": len(gold.frame)},
+            },
+        )
+
+    manifest = store.run_stage("dataset", 1, inputs, work)
+    _retrain_run(_tracker(settings), settings, manifest, store)
+    return manifest
+
+
+def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
+    """Train one candidate and log it as a child run: parameters, validation metrics, environment, model.
+
+    Parameters
+    ----------
+    dataset : Manifest
+        From :func:`build_dataset`.
+    candidate : str
+        Its name in the candidates file.
+
+    Returns
+    -------
+    Manifest
+        ``details``: ``candidate``, ``run_id``, ``model_uri`` and the metrics on validation, which are agreement with votes
+        and not accuracy.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    tracker = _tracker(settings)
+    spec = _candidate(settings, candidate)
+    inputs = {
+        "dataset": dataset.digest,
+        "retrain": _retrain_key(settings, dataset),
+        "candidate": spec,
+        "taxonomy": digest_of(taxonomy),
+        "seed": settings.seed,
+        "tracking": tracker.identity,
+    }
+    for attempt in range(100):
+        # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
+        key = {**inputs, "attempt": attempt}
+        manifest = store.run_stage(
+            "train", 1, key, lambda key=key: _train(settings, store, taxonomy, tracker, dataset, spec, digest_of(key))
+        )
+        if tracker.is_alive(str(manifest.details["run_id"])):
+            return manifest
+    raise RegistryError(f"every run of {candidate!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
+
+
+def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest]) -> Manifest:
+    """Score every candidate on gold, on the serving path, and log the figures to its run.
+
+    Without gold only the seconds per example are measured: agreement with votes is no substitute.
+
+    Returns
+    -------
+    Manifest
+        ``details["candidates"]``: for each, its run, model, metrics with intervals and seconds per example.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    tracker = _tracker(settings)
+    gold = load_gold(settings, taxonomy)
+    inputs = {
+        "dataset": dataset.digest,
+        "trained": [manifest.digest for manifest in trained],
+        "gold": None if gold is None else gold.digest,
+    }
+
+    def work() -> StageResult:
+        results = [_evaluate_one(store, taxonomy, tracker, gold, dataset, manifest) for manifest in trained]
+        return StageResult(
+            counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
+            details={
+                "dataset": dataset.digest,
+                "retrain": _retrain_key(settings, dataset),
+                "leak_check": dataset.details.get("leak_check"),
+                "candidates": results,
+            },
+        )
+
+    return store.run_stage("evaluate", 1, inputs, work)
+
+
+def gate(settings: Settings, evaluated: Manifest) -> Manifest:
+    """Hold every candidate against the gate, register all of them, and point `challenger` at the best that passed.
+
+    The best is the one with the highest weighted F1 on validation: choosing by gold would make gold's own figure too
+    good to be true.
+
+    Returns
+    -------
+    Manifest
+        ``details``: ``verdicts`` by candidate, and ``challenger`` (candidate, version, run) or null.
+    """
+    from reviewclf.registry.model import register
+    from reviewclf.registry.promotion import challenge
+
+    store = Store(settings.store_uri)
+    tracker = _tracker(settings)
+    inputs = {"evaluated": evaluated.digest, "limits": settings.gate}
+
+    def work() -> StageResult:
+        results: list[dict[str, Any]] = list(evaluated.details["candidates"])  # type: ignore[arg-type]
+        reports: list[GateReport] = []
+        verdicts: dict[str, Any] = {}
+        for result in results:
+            report = judge(
+                Evidence(
+                    candidate=result["candidate"],
+                    gold_rows=evaluated.counts["gold_rows"],
+                    weighted_f1=result.get("weighted_f1"),
+                    weighted_f1_low=result.get("weighted_f1_low"),
+                    weighted_f1_high=result.get("weighted_f1_high"),
+                    seconds_per_example=result["seconds_per_example_p95"],
+                    leak_check_passed=evaluated.details.get("leak_check") == "passed",
+                ),
+                settings.gate,
+            )
+            reports.append(report)
+            verdict = "passed" if report.passed else "failed"
+            tags = {"reviewclf.gate": verdict, "reviewclf.gate_reason": report.reason}
+            version = register(
+                tracker,
+                run_id=result["run_id"],
+                model_uri=result["model_uri"],
+                tags={**tags, "reviewclf.candidate": result["candidate"], "reviewclf.dataset": str(evaluated.details["dataset"])},
+                description=_describe(result, report, evaluated.counts["gold_rows"]),
+            )
+            tracker.log(result["run_id"], tags=tags)
+            tracker.log_json(result["run_id"], report.model_dump(mode="json"), "gate/report.json")
+            page = report_html([report], title=f"Gate report: {result['candidate']}, version {version}")
+            tracker.log_text(result["run_id"], page, "gate/report.html")
+            verdicts[result["candidate"]] = {"verdict": verdict, "reason": report.reason, "version": version}
+            logger.info("%s (version %s): %s", result["candidate"], version, report.reason)
+        parent = _parent_of(tracker, str(evaluated.details["retrain"]))
+        tracker.log_text(parent, report_html(reports, title="Gate report"), "gate/report.html")
+        passed = [result for result in results if verdicts[result["candidate"]]["verdict"] == "passed"]
+        best = max(passed, key=lambda result: result["validation_weighted_f1"], default=None)
+        return StageResult(
+            counts={"candidates": len(results), "passed": len(passed)},
+            details={
+                "verdicts": verdicts,
+                "challenger": None
+                if best is None
+                else {
+                    "candidate": best["candidate"],
+                    "version": verdicts[best["candidate"]]["version"],
+                    "run_id": best["run_id"],
+                },
+            },
+        )
+
+    manifest = store.run_stage("gate", 1, inputs, work)
+    challenger: Any = manifest.details["challenger"]
+    if challenger is not None:
+        challenge(tracker, challenger["version"])
+    return manifest
+
+
+def promote(settings: Settings, gated: Manifest, *, who: str = "reviewclf") -> Manifest:
+    """Make the challenger the champion; nothing happens when there is none or it is champion already.
+
+    Parameters
+    ----------
+    gated : Manifest
+        From :func:`gate`.
+    who : str
+        Recorded on the version. The same `who` repeating the call (a retried task) gets the same answer again.
+
+    Returns
+    -------
+    Manifest
+        ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``reason``.
+    """
+    from reviewclf.registry.model import aliases
+    from reviewclf.registry.promotion import promote as move_aliases
+
+    tracker = _tracker(settings)
+    challenger: Any = gated.details["challenger"]
+    details: dict[str, Any]
+    if challenger is None:
+        details = {"promoted": False, "champion": aliases(tracker).get("champion"), "reason": "no candidate passed the gate"}
+    else:
+        reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
+        promotion = move_aliases(tracker, challenger["version"], reason=reason, who=who)
+        details = {
+            "promoted": promotion.changed,
+            "champion": promotion.champion,
+            "previous": promotion.previous,
+            "candidate": challenger["candidate"],
+            "reason": reason if promotion.changed else f"version {promotion.champion} is champion already",
+        }
+    # Not a stage of the store: what it changes is the registry, which somebody else may have changed since.
+    return Manifest(
+        stage="promote",
+        digest=digest_of({"gated": gated.digest, **details}),
+        inputs={"gated": gated.digest},
+        counts={"promoted": int(details["promoted"])},
+        details=details,
+    )
+
+
+# -- one candidate ---------------------------------------------------------------------------------------------------
+
+
+def _train(
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate, key: str
+) -> StageResult:
+    from reviewclf.evaluation import evaluate as score
+    from reviewclf.registry.model import log_model
+    from reviewclf.training import train_candidate
+
+    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
+    parent = _retrain_run(tracker, settings, dataset, store)
+    with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
+        tracker.log(run_id, params={"candidate": spec.model_dump(mode="json"), "seed": settings.seed})
+        _log_dataset(tracker, run_id, dataset, store, rows)
+        started = time.perf_counter()
+        classifier = train_candidate(
+            spec, train_rows, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
+        )
+        seconds = time.perf_counter() - started
+        metrics = {"train/seconds": seconds, "train/rows": len(train_rows), "validation/rows": len(validation)}
+        weighted_f1 = 0.0
+        if len(validation):
+            probabilities = classifier.validation_probabilities
+            predicted = [classifier.classes[position] for position in probabilities.argmax(axis=1)]
+            result = score(validation["label"].tolist(), predicted, taxonomy.names)
+            weighted_f1 = result.weighted_f1.value
+            metrics.update(_metrics("validation", result))
+        tracker.log(run_id, metrics=metrics, params=_chosen(classifier))
+        tracker.log_environment(run_id)
+        with tempfile.TemporaryDirectory() as folder:
+            classifier.save(Path(folder))
+            model_uri = log_model(
+                tracker,
+                run_id,
+                Path(folder),
+                example="Платье красивое, но маломерит на размер",
+                metadata={"candidate": spec.name, "dataset": dataset.digest, "taxonomy": digest_of(taxonomy)},
+            )
+    logger.info("%s: validation weighted F1 %.3f (agreement with votes), %.1f s", spec.name, weighted_f1, seconds)
+    return StageResult(
+        counts={"train_rows": len(train_rows), "validation_rows": len(validation)},
+        details={
+            "candidate": spec.name,
+            "run_id": run_id,
+            "model_uri": model_uri,
+            "validation_weighted_f1": weighted_f1,
+        },
+    )
+
+
+def _evaluate_one(
+    store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold | None, dataset: Manifest, trained: Manifest
+) -> dict[str, Any]:
+    from reviewclf.evaluation import evaluate as score
+    from reviewclf.evaluation import expected_calibration_error, measure_latency, plot_confusion_matrix
+    from reviewclf.registry.model import load_model
+
+    run_id, name = str(trained.details["run_id"]), str(trained.details["candidate"])
+    model = load_model(tracker, str(trained.details["model_uri"]), version="candidate")
+    result: dict[str, Any] = {**trained.details}
+    if gold is not None:
+        answers = model.predict(gold.frame["text"].tolist())
+        figures = score(gold.frame["label"].tolist(), answers["label"].tolist(), taxonomy.names)
+        probabilities = pd.DataFrame(answers["probabilities"].tolist())[taxonomy.names].to_numpy()
+        calibration = expected_calibration_error(gold.frame["label"].tolist(), probabilities, taxonomy.names)
+        tracker.log(run_id, metrics={**_metrics("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n})
+        tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
+        tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
+        title = f"{name} on {figures.n} gold reviews"
+        tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
+        result.update(
+            weighted_f1=figures.weighted_f1.value,
+            weighted_f1_low=figures.weighted_f1.low,
+            weighted_f1_high=figures.weighted_f1.high,
+            macro_f1=figures.macro_f1.value,
+            accuracy=figures.accuracy.value,
+        )
+        texts = gold.frame["text"].tolist()
+    else:
+        rows = store.read_table(dataset.keys("dataset"), ["text_clean"], schema=tables.DATASET_SCHEMA)
+        texts = rows["text_clean"].to_pylist()
+    latency = measure_latency(model.predict, texts[:_LATENCY_TEXTS])
+    tracker.log(
+        run_id,
+        metrics={
+            "latency/p50_seconds": latency.p50,
+            "latency/p95_seconds": latency.p95,
+            "latency/batch_seconds_per_example": latency.batch_seconds_per_example,
+        },
+    )
+    result.update(seconds_per_example_p50=latency.p50, seconds_per_example_p95=latency.p95)
+    return result
+
+
+# -- small parts -----------------------------------------------------------------------------------------------------
+
+
+def _tracker(settings: Settings) -> Tracker:
+    from reviewclf.registry.tracking import Tracker
+
+    return Tracker(settings.tracking_uri)
+
+
+def _retrain_key(settings: Settings, dataset: Manifest) -> str:
+    return digest_of({"dataset": dataset.digest, "candidates": load_candidates(settings.candidates), "seed": settings.seed})
+
+
+def _retrain_run(tracker: Tracker, settings: Settings, dataset: Manifest, store: Store) -> str:
+    key = _retrain_key(settings, dataset)
+    known = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
+    if known:
+        return str(known[0].info.run_id)
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
+    run_id = tracker.retrain_run(
+        key,
+        name=f"retrain-{key[:8]}",
+        description=f"Retrain on dataset `{dataset.digest}`: {counts}.",
+        tags={"reviewclf.dataset": dataset.digest},
+    )
+    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    _log_dataset(tracker, run_id, dataset, store, rows)
+    tracker.log(run_id, metrics={f"dataset/{name}": count for name, count in dataset.counts.items()})
+    tracker.log_json(run_id, dataset.model_dump(mode="json"), "dataset.json")
+    tracker.log_environment(run_id)
+    tracker.finish(run_id)
+    return run_id
+
+
+def _parent_of(tracker: Tracker, key: str) -> str:
+    runs = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
+    if not runs:
+        raise RegistryError(f"the MLflow run of retrain {key} is gone; run build_dataset again")
+    return str(runs[0].info.run_id)
+
+
+def _log_dataset(tracker: Tracker, run_id: str, dataset: Manifest, store: Store, rows: pd.DataFrame) -> None:
+    source = f"{store.uri}/{dataset.keys('dataset')[0]}"
+    for split, context in (("train", "training"), ("validation", "validation"), ("test", "gold")):
+        part = rows[rows["split"] == split]
+        if len(part):
+            tracker.log_dataset(run_id, part, name=f"reviews-{split}", digest=dataset.digest, source=source, context=context)
+
+
+def _candidate(settings: Settings, name: str) -> Candidate:
+    known = {candidate.name: candidate for candidate in load_candidates(settings.candidates)}
+    if name not in known:
+        raise DatasetError(f"{settings.candidates}: no candidate {name!r}; there are {', '.join(known)}")
+    return known[name]
+
+
+def _metrics(prefix: str, result: Any) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in ("accuracy", "precision", "recall", "weighted_f1", "macro_f1"):
+        interval = getattr(result, name)
+        metrics.update(
+            {f"{prefix}/{name}": interval.value, f"{prefix}/{name}_low": interval.low, f"{prefix}/{name}_high": interval.high}
+        )
+    return metrics
+
+
+def _chosen(classifier: Any) -> dict[str, Any]:
+    chosen = getattr(classifier, "chosen", None)
+    return {"chosen": chosen} if chosen else {}
+
+
+def _describe(result: dict[str, Any], report: GateReport, gold_rows: int) -> str:
+    if result.get("weighted_f1") is None:
+        figure = "not judged: no gold reviews"
+    else:
+        figure = (
+            f"weighted F1 {result['weighted_f1']:.3f} (95% interval {result['weighted_f1_low']:.3f} to "
+            f"{result['weighted_f1_high']:.3f}) on {gold_rows} gold reviews"
+        )
+    return f"{result['candidate']}: {figure}; gate {report.reason}."
+
+
+def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)

@@ -1,0 +1,305 @@
+"""The store: content-addressed objects, stage manifests and a log of snapshots, in a local folder or under ``s3://``.
+
+Layout below the root::
+
+    objects/ab/abcdef....parquet    immutable, named by the digest of their bytes
+    stages/<stage>/<digest>.json    manifest of a finished stage, written last
+    log/000000000007.json           snapshot: which objects make up each table, as of version 7
+
+Two rules carry everything. An object is complete before anything names it, so a killed writer leaves at most an unnamed
+file. Manifests and snapshots are created only where nothing lies yet: of two writers one wins and the other learns of it.
+A snapshot names the parts of all tables at once, so a night's rows appear in ``clean`` and ``quarantine`` together or not
+at all. The scheme is that of Delta Lake's log (Armbrust et al., VLDB 2020) with whole snapshots instead of deltas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from reviewclf.errors import ConflictError, StoreError
+from reviewclf.manifest import Manifest, digest_of
+
+
+class Snapshot(BaseModel):
+    """What the store holds at one version.
+
+    Attributes
+    ----------
+    version : int
+        0 for an empty store, then one more with every commit.
+    tables : dict of str to list of str
+        Object keys that together make up each table, oldest first.
+    applied : list of str
+        Keys of all commits so far; a commit whose key is here already changes nothing.
+    state : dict
+        Small facts that travel with the tables, such as watermarks of sources.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 0
+    tables: dict[str, list[str]] = {}
+    applied: list[str] = []
+    state: dict[str, JsonValue] = {}
+
+    def keys(self, table: str) -> list[str]:
+        """Object keys of `table`; empty when nothing was written to it yet."""
+        return list(self.tables.get(table, []))
+
+
+class StageResult(BaseModel):
+    """What the work of a stage returns; :meth:`Store.run_stage` makes a manifest of it."""
+
+    outputs: dict[str, str | list[str]] = {}
+    counts: dict[str, int] = {}
+    details: dict[str, JsonValue] = {}
+
+
+class Store:
+    """Tables, manifests and snapshots below one root.
+
+    Parameters
+    ----------
+    uri : str
+        A local folder (created when missing) or ``s3://bucket/prefix``. S3 credentials and endpoint come from the
+        standard AWS variables.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self._fs, root = fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if "://" in uri else {}))
+        except (ValueError, ImportError, OSError) as error:
+            raise StoreError(f"{uri}: cannot be used as a store ({error}); check REVIEWCLF_STORE") from error
+        self._root = root.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def put_bytes(self, data: bytes, suffix: str) -> str:
+        """Write `data` under the digest of its bytes and return its key; writing the same bytes again is free."""
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        key = f"objects/{digest[:2]}/{digest}{suffix}"
+        with self._errors("written", key):
+            if self._fs.exists(self._path(key)):
+                return key
+            self._create(key, data)
+        return key
+
+    def put_table(self, table: pa.Table) -> str:
+        """Write `table` as Parquet (zstd) and return its key; equal tables get equal keys."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return self.put_bytes(buffer.getvalue(), ".parquet")
+
+    def read_bytes(self, key: str) -> bytes:
+        """Content of an object. Raises :class:`StoreError` naming it when it is missing."""
+        with self._errors("read", key):
+            data: bytes = self._fs.cat_file(self._path(key))
+            return data
+
+    def iter_tables(self, keys: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The tables under `keys`, one at a time, so that memory is bounded by the largest part."""
+        for key in keys:
+            with self._errors("read", key):
+                yield pq.read_table(
+                    io.BytesIO(self.read_bytes(key)), columns=list(columns) if columns is not None else None
+                )
+
+    def read_table(
+        self, keys: Sequence[str], columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
+    ) -> pa.Table:
+        """The tables under `keys` as one; with no keys an empty table of `schema` (required then)."""
+        parts = list(self.iter_tables(keys, columns))
+        if parts:
+            return pa.concat_tables(parts)
+        if schema is None:
+            raise StoreError(f"{self.uri}: nothing to read and no schema given")
+        empty = schema.empty_table()
+        return empty.select(list(columns)) if columns is not None else empty
+
+    # -- manifests -------------------------------------------------------------------------------------------------
+
+    def manifest(self, stage: str, digest: str) -> Manifest | None:
+        """The committed manifest of a stage, or None when it has not finished."""
+        key = f"stages/{stage}/{digest}.json"
+        with self._errors("read", key):
+            try:
+                return Manifest.model_validate_json(self._fs.cat_file(self._path(key)))
+            except FileNotFoundError:
+                return None
+            except ValidationError as error:
+                raise StoreError(f"{self.uri}/{key}: is damaged ({error}); remove it and run the stage again") from error
+
+    def commit_manifest(self, manifest: Manifest) -> Manifest:
+        """Make a stage's result visible; of two writers the first wins and both get its manifest."""
+        key = f"stages/{manifest.stage}/{manifest.digest}.json"
+        with self._errors("written", key):
+            if self._create(key, manifest.model_dump_json(indent=1).encode()):
+                return manifest
+        existing = self.manifest(manifest.stage, manifest.digest)
+        if existing is None:
+            raise ConflictError(f"{self.uri}/{key}: appeared and went while it was written; run the stage again")
+        return existing
+
+    def run_stage(
+        self, stage: str, version: int, inputs: Mapping[str, Any], work: Callable[[], StageResult]
+    ) -> Manifest:
+        """Run `work` once for these inputs; a finished stage returns its manifest without running again.
+
+        Parameters
+        ----------
+        stage : str
+            Name of the stage.
+        version : int
+            Raised whenever the stage's code changes what comes out.
+        inputs : mapping
+            Everything the result depends on: digests of manifests and files, parameters.
+        work : callable
+            Does the work and returns a :class:`StageResult`; what it writes goes through this store.
+        """
+        digest = digest_of({"stage": stage, "version": version, "inputs": dict(inputs)})
+        finished = self.manifest(stage, digest)
+        if finished is not None:
+            return finished
+        result = work()
+        return self.commit_manifest(
+            Manifest(
+                stage=stage,
+                digest=digest,
+                inputs={name: _plain(value) for name, value in inputs.items()},
+                outputs=result.outputs,
+                counts=result.counts,
+                details=result.details,
+            )
+        )
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The newest snapshot; version 0 with no tables when the store is empty."""
+        with self._errors("read", "log"):
+            try:
+                names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(self._path("log"), detail=False)]
+            except FileNotFoundError:
+                return Snapshot()
+        names = [name for name in names if name.endswith(".json")]
+        if not names:
+            return Snapshot()
+        key = f"log/{max(names)}"
+        try:
+            return Snapshot.model_validate_json(self.read_bytes(key))
+        except ValidationError as error:
+            raise StoreError(f"{self.uri}/{key}: is damaged ({error}); restore it from a back-up") from error
+
+    def commit(
+        self,
+        base: Snapshot,
+        *,
+        key: str,
+        append: Mapping[str, Sequence[str]] | None = None,
+        replace: Mapping[str, Sequence[str]] | None = None,
+        state: Mapping[str, JsonValue] | None = None,
+    ) -> Snapshot:
+        """Publish new parts of tables on top of `base`, all together.
+
+        Parameters
+        ----------
+        base : Snapshot
+            What the caller read before it decided what to write.
+        key : str
+            Identity of this commit; a key that `base` holds already changes nothing.
+        append, replace : mapping of table to object keys
+            Parts added to a table, and tables whose parts are exchanged as a whole.
+        state : mapping
+            Entries of ``Snapshot.state`` to set.
+
+        Raises
+        ------
+        ConflictError
+            Another writer published after `base` was read: read the new snapshot, decide again, commit again.
+        """
+        if key in base.applied:
+            return base
+        tables = {name: list(keys) for name, keys in base.tables.items()}
+        tables.update({name: list(keys) for name, keys in (replace or {}).items()})
+        for name, keys in (append or {}).items():
+            tables[name] = tables.get(name, []) + list(keys)
+        new = Snapshot(
+            version=base.version + 1,
+            tables=tables,
+            applied=[*base.applied, key],
+            state={**base.state, **(state or {})},
+        )
+        name = f"log/{new.version:012d}.json"
+        with self._errors("written", name):
+            if self._create(name, new.model_dump_json().encode()):
+                return new
+        raise ConflictError(f"{self.uri}: another run published version {new.version} first; run this stage again")
+
+    # -- plumbing --------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Create `key` with `data` in one step; False, and nothing changed, when it exists already."""
+        if self._local:
+            return _create_local(Path(self._path(key)), data)
+        try:
+            self._fs.pipe_file(self._path(key), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}") from error
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    # A hard link appears with its whole content or not at all, and fails where the name is taken: unlike os.replace it
+    # never overwrites, unlike O_EXCL it never shows a half-written file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def _plain(value: Any) -> JsonValue:
+    if isinstance(value, BaseModel):
+        plain: JsonValue = value.model_dump(mode="json")
+        return plain
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
