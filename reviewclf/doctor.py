@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from reviewclf.errors import ReviewclfError
@@ -131,7 +132,7 @@ def _store(settings: Settings) -> Finding:
 
 def _registry(settings: Settings) -> Finding:
     uri = settings.tracking_uri
-    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return Finding("note", "registry", f"{uri}: not there yet; `make run` creates it")
     from reviewclf.registry.model import aliases
     from reviewclf.registry.tracking import Tracker

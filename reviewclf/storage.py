@@ -115,9 +115,7 @@ class Store:
         """The tables under `keys`, one at a time, so that memory is bounded by the largest part."""
         for key in keys:
             with self._errors("read", key):
-                yield pq.read_table(
-                    io.BytesIO(self.read_bytes(key)), columns=list(columns) if columns is not None else None
-                )
+                yield pq.read_table(io.BytesIO(self.read_bytes(key)), columns=list(columns) if columns is not None else None)
 
     def read_table(
         self, keys: Sequence[str], columns: Sequence[str] | None = None, *, schema: pa.Schema | None = None
@@ -155,9 +153,7 @@ class Store:
             raise ConflictError(f"{self.uri}/{key}: appeared and went while it was written; run the stage again")
         return existing
 
-    def run_stage(
-        self, stage: str, version: int, inputs: Mapping[str, Any], work: Callable[[], StageResult]
-    ) -> Manifest:
+    def run_stage(self, stage: str, version: int, inputs: Mapping[str, Any], work: Callable[[], StageResult]) -> Manifest:
         """Run `work` once for these inputs; a finished stage returns its manifest without running again.
 
         Parameters
@@ -285,12 +281,12 @@ def _create_local(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.link(temporary, path)
+        Path(temporary).chmod(0o644)
+        path.hardlink_to(temporary)
     except FileExistsError:
         return False
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink()
     return True
 
 

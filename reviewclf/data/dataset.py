@@ -144,7 +144,7 @@ def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
     """``train`` or ``validation`` for each row: stratified by label, whole groups, stable from night to night.
 
     Groups of a class (a group's class is its most frequent label) are put in the order of a seeded hash of their name;
-    the first ones, up to `share` of the rows of the class, validate. A review thus mostly stays on its side when others
+    the first ones validate, until `share` of the rows of the class is reached. A review thus mostly stays on its side when others
     are added. At least one group of each class trains, and groups with synthetic rows or hints always do, unless
     there is nothing else to validate on.
 
@@ -179,8 +179,14 @@ def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
         if len(eligible) == len(of_class):
             eligible = eligible.iloc[:-1]
         target = share * of_class.loc[~of_class["barred"], "size"].sum()
-        taken = eligible["size"].cumsum() <= max(target, 1)
-        validation.update(eligible.index[taken])
+        taken = 0
+        for group, size in zip(eligible.index, eligible["size"], strict=True):
+            if taken >= target:
+                break
+            # A group that is most of its class trains: the class could not be learned without it.
+            if 2 * size <= of_class["size"].sum():
+                validation.add(str(group))
+                taken += size
     return np.where(rows["group"].isin(validation), "validation", "train")
 
 

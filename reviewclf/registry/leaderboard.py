@@ -57,9 +57,7 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
             retrain = str(parent.info.run_name)
             break
     rows.sort(key=lambda row: (-(row.weighted_f1 if row.weighted_f1 is not None else -1.0), row.candidate))
-    return Leaderboard(
-        retrain=retrain, champion=named.get(CHAMPION), previous=named.get("previous"), rows=tuple(rows)
-    )
+    return Leaderboard(retrain=retrain, champion=named.get(CHAMPION), previous=named.get("previous"), rows=tuple(rows))
 
 
 def render(board: Leaderboard) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import pandas as pd
@@ -14,9 +15,11 @@ PREDICTION_COLUMNS = ("predicted_label", "confidence", "model_version")
 class Model(Protocol):
     """What scores: see :class:`reviewclf.registry.model.LoadedModel`."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """Goes into the column ``model_version``."""
 
-    def predict(self, texts: list[str]) -> pd.DataFrame:
+    def predict(self, texts: Sequence[str | None]) -> pd.DataFrame:
         """Columns ``label`` and ``confidence``, one row a text."""
 
 

@@ -51,7 +51,11 @@ def ingest(settings: Settings) -> Manifest:
     remembered = dict(base.state.get(_SOURCES) or {})  # type: ignore[arg-type, call-overload]
     watermarks = dict(base.state.get(_WATERMARKS) or {})  # type: ignore[arg-type, call-overload]
     sources = list_source(settings.source, settings.ingest)
-    fresh = [source for source in sources if not (isinstance(source, SourceFile) and remembered.get(source.uri) == source.fingerprint)]
+    fresh = [
+        source
+        for source in sources
+        if not (isinstance(source, SourceFile) and remembered.get(source.uri) == source.fingerprint)
+    ]
     files = [source for source in fresh if isinstance(source, SourceFile)]
     databases = [source for source in fresh if isinstance(source, SqlSource)]
 
@@ -116,9 +120,7 @@ def validate_clean(settings: Settings, cleaned: Manifest) -> Manifest:
     return _validate(settings, "clean", cleaned)
 
 
-def publish(
-    settings: Settings, ingested: Manifest, validated: Manifest, cleaned: Manifest, clean_report: Manifest
-) -> Manifest:
+def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned: Manifest, clean_report: Manifest) -> Manifest:
     """Make the night's rows visible in all tables at once.
 
     Where another run has published since the rows were cleaned, they are held against its reviews once more.
@@ -230,7 +232,13 @@ def _validate(settings: Settings, table: tables.Checked, rows: Manifest) -> Mani
         )
 
     manifest = store.run_stage(f"validate_{table}", 1, inputs, work)
-    logger.info("%s: %d rows, %d to quarantine; data docs: %s", table, manifest.counts["rows"], manifest.counts["failed_rows"], manifest.details["data_docs"])
+    logger.info(
+        "%s: %d rows, %d to quarantine; data docs: %s",
+        table,
+        manifest.counts["rows"],
+        manifest.counts["failed_rows"],
+        manifest.details["data_docs"],
+    )
     return manifest
 
 
@@ -270,14 +278,15 @@ def _known(store: Store, base: Snapshot) -> Iterator[tuple[pd.DataFrame, pa.Tabl
         yield clean_part.to_pandas(), signatures
 
 
-def _parts_with_failures(
-    store: Store, ingested: Manifest, validated: Manifest
-) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+def _parts_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
     failures = store.read_table(validated.keys("failed")).to_pydict()
     reasons = dict(zip(failures["position"], failures["reason"], strict=True))
     start = 0
     for raw in store.iter_tables(ingested.keys("raw")):
-        yield raw, {position - start: reason for position, reason in reasons.items() if start <= position < start + raw.num_rows}
+        yield (
+            raw,
+            {position - start: reason for position, reason in reasons.items() if start <= position < start + raw.num_rows},
+        )
         start += raw.num_rows
 
 

@@ -55,9 +55,7 @@ def select(settings: Settings) -> Manifest:
         pending = [
             review
             for review in reviews
-            if any(
-                (review.text_hash, *vote) not in known for annotator in annotators for vote in annotator.expected(review)
-            )
+            if any((review.text_hash, *vote) not in known for annotator in annotators for vote in annotator.expected(review))
         ]
         shards = max(1, -(-len(pending) // settings.llm.shard_rows))
         recorded = [annotator for annotator in annotators if isinstance(annotator, RecordedAnnotator)]
@@ -254,9 +252,7 @@ def _reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Tax
         for row in gold.frame.to_dict("records"):
             texts.setdefault(row["text_hash"], row["text_clean"])
             ids.setdefault(row["text_hash"], []).append(row["review_id"])
-    return [
-        Review(text_hash=key, text=texts[key], review_ids=tuple(dict.fromkeys(ids[key]))) for key in sorted(texts)
-    ]
+    return [Review(text_hash=key, text=texts[key], review_ids=tuple(dict.fromkeys(ids[key]))) for key in sorted(texts)]
 
 
 def _to_table(reviews: Iterable[Review]) -> pa.Table:
@@ -276,5 +272,8 @@ def _vote_identities(store: Store, snapshot: Snapshot) -> set[tuple[str, str, st
 
 def _vote(annotators: Sequence[Annotator], reviews: Sequence[Review]) -> pa.Table:
     votes: list[Vote] = [vote for annotator in annotators for vote in annotator.annotate(reviews)]
-    rows = sorted((json.loads(vote.model_dump_json()) for vote in votes), key=lambda row: (row["text_hash"], row["annotator"], row["prompt"], row["draw"]))
+    rows = sorted(
+        (json.loads(vote.model_dump_json()) for vote in votes),
+        key=lambda row: (row["text_hash"], row["annotator"], row["prompt"], row["draw"]),
+    )
     return pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)

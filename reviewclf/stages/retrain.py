@@ -228,7 +228,11 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
                 tracker,
                 run_id=result["run_id"],
                 model_uri=result["model_uri"],
-                tags={**tags, "reviewclf.candidate": result["candidate"], "reviewclf.dataset": str(evaluated.details["dataset"])},
+                tags={
+                    **tags,
+                    "reviewclf.candidate": result["candidate"],
+                    "reviewclf.dataset": str(evaluated.details["dataset"]),
+                },
                 description=_describe(result, report, evaluated.counts["gold_rows"]),
             )
             tracker.log(result["run_id"], tags=tags)

@@ -109,8 +109,8 @@ def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tupl
     frame = frame.copy()
     known = set(categories)
     payload = frame.apply(lambda row: row.to_json(force_ascii=False), axis=1) if len(frame) else pd.Series([], dtype=object)
-    label = frame["label"].where(frame["label"].notna(), None).map(lambda value: str(value).strip() if value is not None else "")
-    frame["label"] = label.where(label != "", None)
+    labels = ["" if pd.isna(value) else str(value).strip() for value in frame["label"]]
+    frame["label"] = pd.Series([label or None for label in labels], index=frame.index, dtype=object)
     numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in ("confidence", "draw")}
     reasons = pd.Series("", index=frame.index, dtype=object)
     identity = [frame[by].astype(str), frame["annotator"].astype(str), frame["prompt"].astype(str), numbers["draw"]]
@@ -123,9 +123,9 @@ def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tupl
     }
     for reason, mask in problems.items():
         reasons[mask.to_numpy()] = reason
-    strange = frame["label"].map(lambda value: value is not None and pd.notna(value) and value not in known).astype(bool)
-    for position in frame.index[strange]:
-        reasons[position] = f"label {frame.at[position, 'label']!r} is not in the taxonomy"
+    for position, label in zip(frame.index, labels, strict=True):
+        if label and label not in known:
+            reasons[position] = f"label {label!r} is not in the taxonomy"
     refused = [
         RefusedVote(row_number=int(position) + 1, reason=str(reasons[position]), payload=str(payload[position]))
         for position in frame.index[reasons != ""]

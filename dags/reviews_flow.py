@@ -1,0 +1,110 @@
+"""What the three DAGs of reviews share: the assets between them, their task defaults and how a task calls a stage.
+
+Not a DAG file itself (``.airflowignore`` keeps it from being parsed as one).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Asset, get_current_context
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from pydantic import JsonValue
+
+from reviewclf.errors import ConflictError, RegistryError, ReviewclfError, StoreError
+from reviewclf.manifest import Manifest
+from reviewclf.settings import load_settings
+from reviewclf_alerts import report_failure
+
+REVIEWS_CLEAN = Asset("reviews_clean")
+REVIEWS_LABELLED = Asset("reviews_labelled")
+REVIEW_CLASSIFIER = Asset("review_classifier")
+
+TIMEZONE = "Europe/Moscow"
+
+TASK_DEFAULTS: dict[str, Any] = {
+    "owner": "reviewclf",
+    "retries": 3,
+    "retry_delay": timedelta(seconds=15),
+    "retry_exponential_backoff": 3,
+    "max_retry_delay": timedelta(minutes=15),
+    "execution_timeout": timedelta(hours=1),
+    "on_failure_callback": report_failure,
+}
+
+# Another writer, a store or a tracking server that is away for a moment: these may pass by themselves.
+PASSING_ERRORS = (ConflictError, StoreError, RegistryError)
+
+# They log every metric and migration step at INFO, which would bury what a stage has to say.
+CHATTY_LOGGERS = ("alembic", "fsspec", "great_expectations", "httpx", "matplotlib", "mlflow", "s3fs", "urllib3")
+
+
+def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: Any) -> Any:
+    """Call a stage with the settings of this worker and the manifests of the stages before it.
+
+    Parameters
+    ----------
+    stage : callable
+        A function of :mod:`reviewclf.stages`; its first argument is the settings.
+    *manifests : dict or sequence of dict
+        Manifests as they came through XCom, or the results of a mapped task.
+    **arguments
+        Handed on as they are.
+
+    Returns
+    -------
+    dict
+        The stage's manifest as JSON: small enough for XCom, data stays in the store.
+
+    Raises
+    ------
+    AirflowFailException
+        On an error that trying again cannot mend (data, settings, labels, gate): the task fails at once.
+    """
+    log = logging.getLogger(stage.__module__)
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        manifest = stage(load_settings(), *(_rebuilt(value) for value in manifests), **arguments)
+    except PASSING_ERRORS:
+        raise
+    except ReviewclfError as error:
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+    log.info("%s %s: %s", manifest.stage, manifest.digest, _listed(manifest))
+    return manifest.model_dump(mode="json")
+
+
+def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> JsonValue:
+    """Let the DAGs that wait for an asset know that it is new; end as skipped when it is not.
+
+    Parameters
+    ----------
+    asset : Asset
+        One of the task's outlets.
+    manifest : dict
+        What the task hands on; the asset's event carries its digest and counts.
+    changed : bool
+        Whether there is anything new. If not, no event is emitted, so nothing downstream runs for nothing.
+    unchanged : str
+        Why the task ends as skipped, for its log.
+    """
+    context = get_current_context()
+    if not changed:
+        # A skipped task returns nothing, yet people (and `reviewclf up`) want to see its counts.
+        context["ti"].xcom_push(key="return_value", value=manifest)
+        raise AirflowSkipException(unchanged)
+    context["outlet_events"][asset].extra = {"digest": manifest["digest"], **manifest["counts"]}
+    return manifest  # type: ignore[no-any-return]
+
+
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Manifest.model_validate(value)
+    return [Manifest.model_validate(item) for item in value]
+
+
+def _listed(manifest: Manifest) -> str:
+    return ", ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "done"

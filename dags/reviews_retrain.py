@@ -1,0 +1,96 @@
+"""Train the candidates, compare them, promote the best.
+
+    asset reviews_labelled, or nightly → build_dataset → train (one task per candidate) → evaluate → gate → promote
+                                                                                        → asset review_classifier
+
+Runs when labels changed, and every night at 04:00 in Moscow: build a training set that shares nothing with the gold
+reviews, train every candidate of `REVIEWCLF_CANDIDATES` (at most as many at once as the pool `training` has slots),
+compare them on gold in MLflow, hold the best against the gate, and move the alias `champion` if it passes. When nothing
+is promoted, `promote` ends as skipped; the report of `gate` says which rule was not met.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, task
+from pydantic import JsonValue
+
+from reviewclf_alerts import report_failure
+from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, TIMEZONE, announce, run_stage
+
+
+@dag(
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable("0 4 * * *", timezone=TIMEZONE), assets=[REVIEWS_LABELLED]
+    ),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=24),
+    default_args=TASK_DEFAULTS,
+    on_failure_callback=report_failure,
+    tags=["reviewclf", "training"],
+    doc_md=__doc__,
+)
+def reviews_retrain() -> None:
+    """Go from the asset reviews_labelled to the asset review_classifier."""
+
+    @task
+    def candidates() -> JsonValue:
+        """Name the candidates, so that each is trained by a task of its own."""
+        from reviewclf.settings import load_settings
+        from reviewclf.stages import retrain as stages
+
+        return stages.candidate_names(load_settings())
+
+    @task
+    def build_dataset() -> JsonValue:
+        """Split the labelled reviews into train and validation, free of gold reviews and their near-duplicates."""
+        from reviewclf.stages import retrain as stages
+
+        return run_stage(stages.build_dataset)
+
+    @task(
+        pool="training",
+        execution_timeout=timedelta(hours=12),
+        map_index_template="{{ task.op_kwargs['candidate'] }}",
+        # Airflow takes the documentation of mapped tasks from here, not from the function.
+        doc_md="Train one candidate and log it to MLflow as a child run of this retrain.",
+    )
+    def train(dataset: JsonValue, candidate: str) -> JsonValue:
+        from reviewclf.stages import retrain as stages
+
+        return run_stage(stages.train, dataset, candidate=candidate)
+
+    @task
+    def evaluate(dataset: JsonValue, trained: JsonValue) -> JsonValue:
+        """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
+        from reviewclf.stages import retrain as stages
+
+        return run_stage(stages.evaluate, dataset, trained)
+
+    @task
+    def gate(evaluated: JsonValue) -> JsonValue:
+        """Hold the best candidate against the gate's rules; the report lists each with its measured value."""
+        from reviewclf.stages import retrain as stages
+
+        return run_stage(stages.gate, evaluated)
+
+    @task(outlets=[REVIEW_CLASSIFIER])
+    def promote(gated: JsonValue) -> JsonValue:
+        """Move the alias `champion` to the version that passed; skipped when none did, or it is champion already."""
+        from reviewclf.stages import retrain as stages
+
+        promoted = run_stage(stages.promote, gated)
+        return announce(
+            REVIEW_CLASSIFIER,
+            promoted,
+            changed=bool(promoted["details"].get("promoted")),
+            unchanged="nothing to promote: see the gate's report",
+        )
+
+    dataset = build_dataset()
+    promote(gate(evaluate(dataset, train.partial(dataset=dataset).expand(candidate=candidates()))))
+
+
+reviews_retrain()

@@ -1,0 +1,359 @@
+"""Data checks by Great Expectations: a suite for raw rows and one for clean rows, run as checkpoints, shown as data docs.
+
+A rule may do two things: send the rows that break it to quarantine, and stop the run when too many do (or when a rule
+about the table as a whole is broken). The data docs list every run below ``<docs>/gx/uncommitted/data_docs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+# Great Expectations reads these once, when it is imported.
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+from filelock import FileLock
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from pydantic import BaseModel, ConfigDict
+
+from reviewclf.errors import QualityError
+from reviewclf.settings import QualitySettings
+from reviewclf.text import cyrillic_share
+
+Table = Literal["raw", "clean"]
+
+_COLUMNS: dict[Table, dict[str, str]] = {
+    "raw": {
+        "review_id": "str",
+        "text": "str",
+        "source": "str",
+        "created_at": "datetime64[us]",
+        "extra": "str",
+        "row_number": "int64",
+    },
+    "clean": {
+        "review_id": "str",
+        "text": "str",
+        "text_clean": "str",
+        "text_hash": "str",
+        "source": "str",
+        "created_at": "datetime64[us]",
+        "dt": "str",
+    },
+}
+
+_POSITION = "position"
+_CYRILLIC = "cyrillic_share"
+_MIN_HISTORY = 3
+
+
+class QualityRule(BaseModel):
+    """One rule's outcome. Rows that break a rule that quarantines do not stop the run as long as it `passed`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    description: str
+    quarantines: bool
+    passed: bool
+    observed: str
+    limit: str
+    failed_rows: int
+
+
+class FailedRow(NamedTuple):
+    """A row to quarantine: its position in the table and the rule it breaks."""
+
+    position: int
+    reason: str
+
+
+class QualityReport(BaseModel):
+    """What a suite found; `passed` is False when the run has to stop."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: Table
+    passed: bool
+    rows: int
+    rules: tuple[QualityRule, ...]
+    failed_rows: tuple[FailedRow, ...]
+    docs: str | None
+
+
+class _Rule(NamedTuple):
+    name: str
+    description: str
+    expectation: Any
+    limit: str
+    quarantines: bool = False
+
+
+def check_table(
+    table: Table, frame: pd.DataFrame, limits: QualitySettings, *, history: Sequence[int], docs: Path, run_name: str
+) -> QualityReport:
+    """Check one table of a run.
+
+    Parameters
+    ----------
+    table : {"raw", "clean"}
+        Which suite.
+    frame : DataFrame
+        The rows, with the columns of the table's contract.
+    limits : QualitySettings
+        The limits.
+    history : sequence of int
+        Rows that the last runs brought; the volume is judged from the third run on.
+    docs : Path
+        Folder of the data docs.
+    run_name : str
+        Name of this run in the data docs; the same name again replaces the entry.
+
+    Returns
+    -------
+    QualityReport
+        An empty table passes without rules: a night without new reviews is no fault.
+    """
+    if frame.empty:
+        return QualityReport(table=table, passed=True, rows=0, rules=(), failed_rows=(), docs=None)
+    rules = _rules(table, len(frame), limits, history)
+    checked = _plain_types(frame.reset_index(drop=True))
+    checked[_POSITION] = range(len(checked))
+    if table == "raw":
+        checked[_CYRILLIC] = [cyrillic_share(text) if isinstance(text, str) else None for text in checked["text"]]
+    results, page = _run(table, rules, checked, docs, run_name)
+    outcomes, failed = [], {}
+    for rule, result in zip(rules, results, strict=True):
+        if result.exception_info.get("raised_exception"):
+            raise QualityError(f"{table}: rule {rule.name} could not be checked: {result.exception_info['exception_message']}")
+        details = result.result
+        positions = [row[_POSITION] for row in details.get("unexpected_index_list") or []]
+        if rule.quarantines:
+            for position in positions:
+                failed.setdefault(int(position), rule.name)
+        outcomes.append(
+            QualityRule(
+                name=rule.name,
+                description=rule.description,
+                quarantines=rule.quarantines,
+                passed=bool(result.success),
+                observed=_observed(details),
+                limit=rule.limit,
+                failed_rows=int(details.get("unexpected_count") or 0),
+            )
+        )
+    return QualityReport(
+        table=table,
+        passed=all(rule.passed for rule in outcomes),
+        rows=len(frame),
+        rules=tuple(outcomes),
+        failed_rows=tuple(FailedRow(position, reason) for position, reason in sorted(failed.items())),
+        docs=page,
+    )
+
+
+def raise_for(report: QualityReport) -> None:
+    """Stop the run when the suite failed.
+
+    Raises
+    ------
+    QualityError
+        Names the table, every broken rule with what was observed and its limit, and the data docs page.
+    """
+    broken = [rule for rule in report.rules if not rule.passed]
+    if broken:
+        listed = "; ".join(f"{rule.name} ({rule.description}): {rule.observed}, limit {rule.limit}" for rule in broken)
+        raise QualityError(
+            f"table {report.table}, {report.rows} rows, was refused and nothing of it published: {listed}. "
+            f"Data docs: {report.docs}. Limits are settings: REVIEWCLF_QUALITY__*"
+        )
+
+
+def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[int]) -> list[_Rule]:
+    columns = _COLUMNS[table]
+    helpers = [_POSITION, _CYRILLIC] if table == "raw" else [_POSITION]
+    rules = [
+        _Rule(
+            "columns",
+            "the columns of the contract and no others",
+            gxe.ExpectTableColumnsToMatchSet(column_set=[*columns, *helpers], exact_match=True),
+            ", ".join(columns),
+        ),
+        *(
+            _Rule(
+                f"type_of_{name}",
+                f"{name} is {kind}",
+                gxe.ExpectColumnValuesToBeInTypeList(column=name, type_list=[kind]),
+                kind,
+            )
+            for name, kind in columns.items()
+        ),
+        _Rule(
+            "review_id_missing",
+            "every row has an id",
+            gxe.ExpectColumnValuesToNotBeNull(column="review_id", mostly=0.0),
+            "to quarantine",
+            quarantines=True,
+        ),
+    ]
+    if table == "raw":
+        rules += _raw_rules(limits)
+    else:
+        rules += [
+            _Rule(
+                "text_clean_empty",
+                "something is left after cleaning",
+                gxe.ExpectColumnValuesToMatchRegex(column="text_clean", regex=r"\S"),
+                "every row",
+            ),
+            _Rule(
+                "text_hash_malformed",
+                "text_hash is a 128-bit digest",
+                gxe.ExpectColumnValuesToMatchRegex(column="text_hash", regex=r"^[0-9a-f]{32}$"),
+                "every row",
+            ),
+            _Rule(
+                "text_hash_repeats",
+                "no text stands twice",
+                gxe.ExpectColumnValuesToBeUnique(column="text_hash"),
+                "every row",
+            ),
+        ]
+    if table == "raw" and len(history) >= _MIN_HISTORY:
+        usual = median(history)
+        low, high = usual / limits.max_volume_ratio, usual * limits.max_volume_ratio
+        rules.append(
+            _Rule(
+                "volume",
+                f"rows against the median of the last {len(history)} runs ({usual:g})",
+                gxe.ExpectTableRowCountToBeBetween(min_value=int(low), max_value=int(high) + 1),
+                f"{low:.0f} to {high:.0f} rows",
+            )
+        )
+    return rules
+
+
+def _raw_rules(limits: QualitySettings) -> list[_Rule]:
+    return [
+        _Rule(
+            "text_missing",
+            "every row has a text",
+            gxe.ExpectColumnValuesToNotBeNull(column="text", mostly=1 - limits.max_null_rows),
+            f"missing in at most {limits.max_null_rows:.0%} of the rows",
+            quarantines=True,
+        ),
+        _Rule(
+            "text_blank",
+            "a text is more than white space",
+            gxe.ExpectColumnValuesToMatchRegex(column="text", regex=r"\S", mostly=0.0),
+            "to quarantine",
+            quarantines=True,
+        ),
+        _Rule(
+            "text_too_long",
+            f"at most {limits.max_text_length} characters",
+            gxe.ExpectColumnValueLengthsToBeBetween(column="text", max_value=limits.max_text_length, mostly=0.0),
+            "to quarantine",
+            quarantines=True,
+        ),
+        _Rule(
+            "not_russian",
+            f"at least {limits.min_cyrillic_share:.0%} of a text's letters are Cyrillic",
+            gxe.ExpectColumnValuesToBeBetween(
+                column=_CYRILLIC, min_value=limits.min_cyrillic_share, mostly=limits.min_russian_rows
+            ),
+            f"in at least {limits.min_russian_rows:.0%} of the rows",
+        ),
+        _Rule(
+            "text_repeats",
+            "share of different texts",
+            gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=1 - limits.max_duplicate_rows),
+            f"at least {1 - limits.max_duplicate_rows:.0%}",
+        ),
+    ]
+
+
+def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_name: str) -> tuple[list[Any], str]:
+    docs.mkdir(parents=True, exist_ok=True)
+    # Great Expectations keeps its project in plain files and does not expect a second writer.
+    with FileLock(docs / ".lock"), _quiet():
+        context = gx.get_context(mode="file", project_root_dir=docs)
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        source = context.data_sources.add_or_update_pandas("reviews")
+        batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("run")
+        suite = gx.ExpectationSuite(name=table)
+        for rule in rules:
+            rule.expectation.meta = {"rule": rule.name, "notes": {"format": "string", "content": [_note(rule)]}}
+            suite.add_expectation(rule.expectation)
+        suite = context.suites.add_or_update(suite)
+        validation = context.validation_definitions.add_or_update(gx.ValidationDefinition(name=table, data=batch, suite=suite))
+        checkpoint = context.checkpoints.add_or_update(
+            gx.Checkpoint(
+                name=table,
+                validation_definitions=[validation],
+                result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [_POSITION]},
+            )
+        )
+        run_time = _earlier_run_time(docs, table, run_name)
+        run = checkpoint.run(
+            batch_parameters={"dataframe": frame},
+            run_id=RunIdentifier(run_name=run_name, **({"run_time": run_time} if run_time else {})),
+        )
+        (identifier,) = run.run_results
+        result = run.run_results[identifier]
+        context.build_data_docs()
+        urls = context.get_docs_sites_urls(resource_identifier=identifier)
+    by_rule = {item.expectation_config.meta["rule"]: item for item in result.results}
+    # The library's address is no URL where the path holds spaces or Cyrillic.
+    page = Path(urls[0]["site_url"].removeprefix("file://"))
+    return [by_rule[rule.name] for rule in rules], page.as_uri()
+
+
+def _plain_types(frame: pd.DataFrame) -> pd.DataFrame:
+    """Types that Great Expectations knows: objects instead of pandas' strings, UTC without a time zone."""
+    plain = frame.astype({name: "object" for name in frame.columns if isinstance(frame[name].dtype, pd.StringDtype)})
+    for name in plain.select_dtypes("datetimetz").columns:
+        plain[name] = plain[name].dt.tz_convert("UTC").dt.tz_localize(None)
+    return plain
+
+
+def _earlier_run_time(docs: Path, table: Table, run_name: str) -> str | None:
+    # A run's entry is addressed by name and time; a repeated run takes the time of its first attempt, and so its place.
+    attempts = sorted((docs / "gx" / "uncommitted" / "validations" / table / run_name).glob("*"))
+    return attempts[0].name if attempts else None
+
+
+def _note(rule: _Rule) -> str:
+    return f"{rule.name}: rows that break it go to quarantine" if rule.quarantines else f"{rule.name}: stops the run"
+
+
+def _observed(details: dict[str, Any]) -> str:
+    value = details.get("observed_value")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is not None:
+        return str(value)
+    return f"{details.get('unexpected_count', 0)} row(s), {details.get('unexpected_percent') or 0.0:.2f}%"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("great_expectations")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

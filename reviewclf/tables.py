@@ -1,0 +1,133 @@
+"""The tables' contracts as Arrow schemas: what each room may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+Checked = Literal["raw", "clean"]
+
+_WHEN = pa.timestamp("us", tz="UTC")
+
+# `row_number` counts a file's data rows from 1; `extra` holds the source's other columns as a JSON object.
+RAW_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("created_at", _WHEN),
+        ("extra", pa.string()),
+        ("row_number", pa.int64()),
+    ]
+)
+
+# `payload` is what came in, as it came: the raw line, or the row as JSON.
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("row_number", pa.int64()),
+        ("reason", pa.string()),
+        ("payload", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
+CLEAN_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text", pa.string()),
+        ("text_clean", pa.string()),
+        ("text_hash", pa.string()),
+        ("source", pa.string()),
+        ("created_at", _WHEN),
+        ("dt", pa.string()),
+    ]
+)
+
+# `duplicate_of` is the review_id of the clean row with the same text_hash.
+DUPLICATE_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("source", pa.string()),
+        ("row_number", pa.int64()),
+        ("text_hash", pa.string()),
+        ("duplicate_of", pa.string()),
+    ]
+)
+
+# Rows that stay in `clean`; `near_duplicate_of` is the text_hash of an earlier row that is much alike.
+NEAR_DUPLICATE_SCHEMA = pa.schema([("review_id", pa.string()), ("text_hash", pa.string()), ("near_duplicate_of", pa.string())])
+
+# What an annotator is shown.
+REVIEW_SCHEMA = pa.schema([("text_hash", pa.string()), ("text", pa.string()), ("review_ids", pa.list_(pa.string()))])
+
+VOTE_SCHEMA = pa.schema(
+    [
+        ("text_hash", pa.string()),
+        ("annotator", pa.string()),
+        ("prompt", pa.string()),
+        ("draw", pa.int64()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("raw", pa.string()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+LABEL_SCHEMA = pa.schema(
+    [
+        ("text_hash", pa.string()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("agreement", pa.float64()),
+        ("votes", pa.int64()),
+        ("method", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+
+DATASET_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_clean", pa.string()),
+        ("label", pa.string()),
+        ("weight", pa.float64()),
+        ("origin", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+LEFT_OUT_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_clean", pa.string()),
+        ("label", pa.string()),
+        ("origin", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def signature_table(text_hashes: Sequence[str], signatures: np.ndarray) -> pa.Table:
+    """MinHash signatures (uint32, shape (n, permutations)) as a table of fixed-size lists."""
+    width = signatures.shape[1]
+    values = pa.array(np.ascontiguousarray(signatures, dtype=np.uint32).ravel(), pa.uint32())
+    return pa.table(
+        {
+            "text_hash": pa.array(list(text_hashes), pa.string()),
+            "signature": pa.FixedSizeListArray.from_arrays(values, width),
+        }
+    )
+
+
+def signature_array(table: pa.Table) -> np.ndarray:
+    """The signatures of :func:`signature_table` as uint32, shape (n, permutations)."""
+    column = table["signature"].combine_chunks()
+    array: np.ndarray = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return array

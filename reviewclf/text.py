@@ -1,0 +1,322 @@
+"""Cleaning and comparing the texts of reviews. Pure: no files, no clock, no randomness.
+
+What is taken out is what names a person or a page (links, e-mail addresses, phone numbers) and what is no text (HTML, emoji,
+control characters). What tells a product stays: measures, sizes, dates, prices, model numbers. All patterns are bounded or
+possessive, so the work grows linearly with the length of the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+# Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
+# still changes after this many was built to do so.
+_PASSES = 8
+
+# Printable ASCII without < & @, Cyrillic, and the punctuation of Russian keyboards: text made of these alone holds no
+# HTML, no e-mail address, no emoji and nothing to normalise.
+_PLAIN = re.compile(r"[ !-%'-;=>?A-~\u0400-\u0482\u048a-\u052f«»—–…“”„’№°²³½€₽×]*+")
+
+# --- characters -------------------------------------------------------------------------------------------------------
+# Format characters, variation selectors, private use, surrogates, noncharacters: invisible, so they leave no gap.
+_INVISIBLE = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    r"\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]+"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffc\ufffd]+")
+# Full-width and half-width forms, mathematical letters, Latin ligatures: the same letters in fancy dress. The rest of NFKC
+# would turn ½ into 1⁄2, м² into м2, № into No and ° º into letters, and is left alone.
+_FANCY = re.compile(r"[\ufb00-\ufb06\uff01-\uffef\U0001d400-\U0001d7ff]+")
+_HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-"))
+# A keycap is a digit in a frame: the frame goes, «4️⃣6️⃣ размер» keeps its 46.
+_KEYCAP = re.compile(r"([0-9])\ufe0f?\u20e3|[#*]\ufe0f?\u20e3|\u20e3")
+# Characters that are emoji only when a variation selector says so: «©», «™», the circled «Ⓜ» of a size alone are text.
+_TEXT_EMOJI = re.compile(r"[\u00a9\u00ae\u2122\u2139\u24c2]\ufe0f")
+# Emoji, dingbats (without the circled digits) and pictographs. Joiners, skin tones, flags and tags are single characters
+# here, each of them removed, so sequences of any length go.
+_EMOJI = re.compile(
+    r"[\u203c\u2049\u2194-\u2199\u21a9\u21aa\u231a\u231b\u2328\u23cf\u23e9-\u23f3\u23f8-\u23fa\u25aa\u25ab\u25b6\u25c0\u25fb-\u25fe\u2600-\u2775"
+    r"\u2794-\u27bf\u2934\u2935\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001f0ff\U0001f10d-\U0001faff]+"
+)
+
+# --- HTML -------------------------------------------------------------------------------------------------------------
+# With its semicolon any entity, without it only the ones that bad exports leave behind: «H&M» and «R&B» are no entities.
+_ENTITY = re.compile(
+    r"&(?:#[0-9]{1,7}(?![0-9]);?|#[xX][0-9a-fA-F]{1,6}(?![0-9a-fA-F]);?|[A-Za-z][A-Za-z0-9]{1,31};|(?:nbsp|quot|amp|lt|gt)(?![A-Za-z0-9]))"
+)
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,5}26);)++")
+# Only names of real tags: «размер <XL и рост >170» is no HTML. Attributes are ASCII, values hold no «<», so a scan that
+# starts at one «<» ends before the next and all scans together read the text once.
+_TAG_NAMES = (
+    "a|abbr|acronym|address|article|aside|audio|b|base|big|blockquote|body|br|button|canvas|caption|center|cite|code|col|colgroup|"
+    "dd|del|details|dfn|dir|div|dl|dt|em|embed|fieldset|figcaption|figure|font|footer|form|frame|frameset|h[1-6]|head|header|hr|"
+    "html|i|iframe|img|input|ins|kbd|label|legend|li|link|main|map|mark|marquee|meta|nav|nobr|noindex|noscript|object|ol|optgroup|"
+    "option|output|p|param|picture|pre|q|s|samp|script|section|select|small|source|span|strike|strong|style|sub|summary|sup|svg|"
+    "table|tbody|td|template|textarea|tfoot|th|thead|time|title|tr|tt|u|ul|var|video|wbr|[a-z]{1,20}:[a-z]{1,20}"
+)
+_TAG = re.compile(
+    r"<(?:(?P<raw>script|style)\b[^<>]*+>[^<]*+</(?P=raw)\s*+>"
+    rf"|/?(?:{_TAG_NAMES})(?:\s*+/?>|\s++(?:(?:[a-z_:@][a-z0-9_:.@-]*+(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?+\s*+)*+)/?>)"
+    r"|/[a-z][a-z0-9:-]*+\s*+>|!--[^<>]*+>|!doctype[^<>]*+>|!\[cdata\[|\?xml[^<>]*+>)",
+    re.IGNORECASE,
+)
+
+# --- links and addresses ----------------------------------------------------------------------------------------------
+# Punctuation belongs to a link only when the link goes on after it: «(https://ya.ru/a), отлично», «https://ya.ru.Пришло».
+_LINK_TAIL = r"(?:[^\s<>\"«»“”,;.!?()\[\]]|[,;!?()\[\]](?=[A-Za-z0-9/_%&=#+~-])|\.(?=[A-Za-zа-яё0-9/_%&=#+~-]))"
+_LINK = re.compile(rf"(?:(?:https?|ftp)://|(?<![A-Za-z0-9])www\.){_LINK_TAIL}++", re.IGNORECASE)
+# A bare host counts when its last label is a top-level domain that no typo ends in; the second list needs a path, because
+# «not.me», «good.shop» and the transliterated «podoshel.net» are a full stop without its space. So is «товар.Пришел»: of
+# Cyrillic names only those in .рф count.
+_HOST = re.compile(
+    rf"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9]\.)(?P<host>[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++)(?P<path>(?::[0-9]{{2,5}})?/{_LINK_TAIL}++|/)?"
+    rf"|(?<![\w.@-])[\w-]++(?:\.[\w-]++)*?\.рф\b(?:/{_LINK_TAIL}*+)?",
+    re.IGNORECASE,
+)
+_DOMAINS = frozenset(["ru", "com", "org"])
+_DOMAINS_WITH_PATH = _DOMAINS | frozenset(
+    [
+        "net",
+        "su",
+        "by",
+        "kz",
+        "ua",
+        "info",
+        "biz",
+        "shop",
+        "store",
+        "online",
+        "site",
+        "me",
+        "io",
+        "cc",
+        "ly",
+        "link",
+        "app",
+        "club",
+        "top",
+        "pro",
+        "tv",
+        "de",
+        "uk",
+        "cn",
+        "be",
+        "gl",
+        "gg",
+    ]
+)
+_HOST_HINT = re.compile(r"\.(?:[A-Za-z]|рф|РФ|(?<=[wW]\.))")
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++|[\w-]++\.рф\b)|(?<![\w.-])[\w.-]++@[\w-]++\.рф\b"
+)
+
+# --- phone numbers ----------------------------------------------------------------------------------------------------
+# Something with enough digits in a row to look at; reviews without it never reach the patterns below.
+_DIGITS = re.compile(r"[0-9][0-9 ()–.-]{8,60}[0-9]")
+_SEP = r"[ .–-]{0,2}"
+_TAIL_OF_10 = "|".join(
+    (
+        rf"\(?[0-9]{{3}}\)?{_SEP}[0-9]{{3}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
+        rf"\(?[0-9]{{3}}\)?{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{3}}",
+        rf"\(?[0-9]{{4}}\)?{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
+        rf"\(?[0-9]{{4}}\)?{_SEP}[0-9]{{3}}{_SEP}[0-9]{{3}}",
+        rf"\(?[0-9]{{5}}\)?{_SEP}[0-9]{{1}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
+    )
+)
+# A candidate is 7 or 8 and ten digits grouped the way people write phones, ten digits beginning with 9 in brackets or
+# hyphens, or an international number behind a plus. Body measures («42-44 170 86 68 168») have none of these shapes, though
+# the library alone would call some of them valid.
+_PHONE = re.compile(
+    rf"(?:\+7{_SEP}(?:{_TAIL_OF_10})|\+[0-9](?:[ ().–-]{{0,2}}[0-9]){{9,14}}"
+    rf"|(?<![0-9A-Za-z_+])(?<![0-9A-Za-z][–./-])[78]{_SEP}(?:{_TAIL_OF_10})"
+    r"|(?<![0-9A-Za-z_+])(?<![0-9A-Za-z][–./-])(?:\(9[0-9]{2}\) ?|9[0-9]{2}-)[0-9]{3}[ -]?[0-9]{2}[ -]?[0-9]{2}"
+    r")(?![0-9])(?![–./-][0-9])"
+)
+# A number that these words announce is a parcel's or an order's.
+_NO_PHONE_BEFORE = re.compile(
+    r"(?:тр[еэ]к|track|заказ|посылк|накладн|артикул|штрих|шпи|код)\w{0,12}[\s:№#-]{0,4}$", re.IGNORECASE
+)
+_CARD = re.compile(r"(?<![0-9A-Za-z_])(?<![0-9][ –.-])[0-9](?:[ –-]?[0-9]){12,18}(?![0-9])")
+
+_CYRILLIC = re.compile(r"[\u0400-\u0481\u048a-\u052f\u1c80-\u1c8a\ua640-\ua66e\ua680-\ua69d]")
+_WORD = re.compile(r"[^\W_]+")
+_LETTERS = re.compile(r"[^\W\d_ÐÑ]+")  # without the two that misread UTF-8 begins with
+_MARK = re.compile(r"[\u0300-\u036f]+")
+
+
+def clean_text(text: str) -> str:
+    """Take out links, HTML, e-mail addresses, phone numbers, emoji and control characters; normalise the rest.
+
+    Parameters
+    ----------
+    text : str
+        A review as it came. Text that is UTF-8 misread as Latin-1 («Ð´Ð°») is read again.
+
+    Returns
+    -------
+    str
+        One line in NFC with single spaces, empty when nothing was worth keeping. ``clean_text(clean_text(x))`` equals
+        ``clean_text(x)`` for every `x`. What is removed leaves a space, so nothing grows together.
+
+    Notes
+    -----
+    Time grows linearly with the length: a pass is linear, and there are at most eight. Text that still changes after them (a
+    nest of tags, entities or phone numbers made for the purpose) is reduced to its letters, which no pattern matches.
+    """
+    for _ in range(_PASSES):
+        cleaned = _clean_once(text)
+        if cleaned == text:
+            return cleaned
+        text = cleaned
+        if _is_settled(text):
+            return text
+    return " ".join(_LETTERS.findall(text))
+
+
+def clean_texts(texts: Iterable[str]) -> list[str]:
+    """Apply :func:`clean_text` to each text, in order."""
+    return [clean_text(text) for text in texts]
+
+
+def normal_form(text: str) -> str:
+    """Text for comparing: case-folded, ё as е, only words and numbers, one space between them.
+
+    Two reviews that differ in case, punctuation, emoji or white space have the same normal form. It is empty when the text
+    holds neither letters nor digits.
+    """
+    folded = text.casefold()
+    if not _PLAIN.fullmatch(folded):
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", folded)).casefold())
+        folded = _MARK.sub("", folded)
+    return " ".join(_WORD.findall(folded.replace("ё", "е")))
+
+
+def text_hash(text: str) -> str:
+    """32 hexadecimal characters of BLAKE2b over the :func:`normal_form`; of the stripped text where that is empty."""
+    return hashlib.blake2b((normal_form(text) or text.strip()).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def cyrillic_share(text: str) -> float:
+    """Share of the letters that are Cyrillic, in [0, 1]; 0.0 when there are no letters."""
+    letters = sum(map(str.isalpha, text))
+    return len(_CYRILLIC.findall(text)) / letters if letters else 0.0
+
+
+def redact(text: str) -> str:
+    """Put placeholders for what must not leave the machine.
+
+    Links become «[ссылка]», e-mail addresses «[почта]», card numbers (13 to 19 digits that pass the Luhn check) «[карта]»,
+    phone numbers «[телефон]». All else stays as it is, except invisible characters, which could hide a number. Stricter than
+    :func:`clean_text`: a number that could be a parcel's is taken for a phone.
+    """
+    text = _INVISIBLE.sub("", text)
+    text = _without_addresses(text, link="[ссылка]", email="[почта]")
+    text = _CARD.sub(lambda match: "[карта]" if _passes_luhn(match[0]) else match[0], text)
+    return _without_phones(text, "[телефон]", trust_context=False)
+
+
+def _clean_once(text: str) -> str:
+    if "Ð" in text or "Ñ" in text:
+        text = _reread(text)
+    text = " ".join(text.split())
+    plain = _PLAIN.fullmatch(text)
+    if not plain:
+        if "&" in text:
+            text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
+        text = _normalise_characters(text)
+        if "<" in text:
+            text = _TAG.sub(" ", text)
+    if not plain or "://" in text or _HOST_HINT.search(text):
+        text = _without_addresses(text, link=" ", email=" ")
+    if _DIGITS.search(text):
+        text = _without_phones(text, " ", trust_context=True)
+    return " ".join(text.split())
+
+
+def _is_settled(text: str) -> bool:
+    """Whether another pass surely changes nothing; a cheap test that holds for nearly all reviews."""
+    return _PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not _DIGITS.search(text)
+
+
+def _reread(text: str) -> str:
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def _normalise_characters(text: str) -> str:
+    text = _KEYCAP.sub(r"\1", text)
+    text = _TEXT_EMOJI.sub(" ", text)
+    text = _INVISIBLE.sub("", text)
+    text = _CONTROL.sub(" ", text)
+    text = _EMOJI.sub(" ", text)
+    text = _FANCY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    return unicodedata.normalize("NFC", text.translate(_HYPHENS))
+
+
+def _without_addresses(text: str, *, link: str, email: str) -> str:
+    if "@" in text:
+        text = _EMAIL.sub(email, text)
+    text = _LINK.sub(link, text)
+    return _HOST.sub(lambda match: link if _is_link(match) else match[0], text)
+
+
+def _is_link(match: re.Match[str]) -> bool:
+    host = match["host"]
+    if host is None:
+        return True
+    last = host.rpartition(".")[2].lower()
+    return last in (_DOMAINS_WITH_PATH if match["path"] else _DOMAINS)
+
+
+def _without_phones(text: str, placeholder: str, *, trust_context: bool) -> str:
+    def replace(match: re.Match[str]) -> str:
+        announced = trust_context and _NO_PHONE_BEFORE.search(text[max(0, match.start() - 30) : match.start()])
+        return match[0] if announced else _phone_replaced(match[0], placeholder)
+
+    return _PHONE.sub(replace, text)
+
+
+def _phone_replaced(candidate: str, placeholder: str) -> str:
+    """Replace the longest beginning of `candidate` that is a valid number; an international one may run into a size."""
+    is_valid = _phone_validator()
+    number = candidate
+    while True:
+        if is_valid(number):
+            return placeholder + candidate[len(number) :]
+        # Shorten by whole groups only: half of a group is not what the writer meant.
+        shorter = re.match(r"(.*[0-9])[^0-9]+[0-9]+$", number)
+        if not shorter or sum(map(str.isdigit, shorter[1])) < 10:
+            return candidate
+        number = shorter[1]
+
+
+@cache
+def _phone_validator() -> Callable[[str], bool]:
+    # Imported on the first candidate: most batches have none.
+    import phonenumbers
+
+    def is_valid(number: str) -> bool:
+        digits = "".join(filter(str.isdigit, number))
+        # Without a plus 7 stands for +7; the library would read it as the beginning of a national number.
+        plus = number.startswith("+") or (len(digits) == 11 and digits[0] == "7")
+        try:
+            parsed: Any = phonenumbers.parse(f"+{digits}" if plus else digits, "RU")
+        except phonenumbers.NumberParseException:
+            return False
+        return bool(phonenumbers.is_valid_number(parsed))
+
+    return is_valid
+
+
+def _passes_luhn(number: str) -> bool:
+    digits = [int(char) for char in number if char.isdigit()]
+    doubled = (2 * digit - 9 * (digit > 4) for digit in digits[-2::-2])
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

@@ -1,0 +1,255 @@
+"""The dataset: nothing leaks, nothing is lost, the same input gives the same splits."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
+from reviewclf.errors import DataContractError, DatasetError, LeakError
+from reviewclf.settings import DatasetSettings
+from reviewclf.text import text_hash
+
+CATEGORIES = ["обувь", "одежда", "нет товара"]
+OPTIONS = DatasetSettings()
+
+TEXTS = {
+    "обувь": [
+        "Кроссовки лёгкие, подошва гнётся хорошо, бегаю каждый день",
+        "Сапоги протекли после первого же дождя, клей виден по шву",
+        "Ботинки тяжёлые, зато тёплые, на широкую ногу в самый раз",
+        "Тапочки пушистые, мама в восторге, заказала ещё одну пару",
+        "Босоножки натёрли пятку до крови, каблук качается",
+        "Кеды белые, быстро пачкаются, но отстирались в машинке",
+    ],
+    "одежда": [
+        "Платье село идеально, ткань приятная к телу и не мнётся",
+        "Пуховик продувает насквозь, пух лезет из всех швов",
+        "Джинсы большемерят, пришлось ушивать в талии у портнихи",
+        "Свитер колючий, катышки появились через неделю носки",
+        "Рубашка плотная, воротник держит форму, брала мужу на юбилей",
+        "Юбка короче, чем на фото, зато подкладка есть и молния не заедает",
+    ],
+    "нет товара": [
+        "Доставили за три дня, курьер вежливый, всем советую",
+        "Деньги вернули только после спора, продавец не отвечал месяц",
+        "Всё соответствует описанию, упаковано хорошо, пять звёзд",
+        "Посылка так и не пришла, трек не отслеживается с мая",
+        "Не то, что ожидала, отправила обратно без проблем",
+        "Спасибо большое, качество за свои деньги отличное",
+    ],
+}
+
+
+def labelled(texts: dict[str, list[str]] = TEXTS, **columns: object) -> pd.DataFrame:
+    rows = [
+        {"review_id": f"{label[:2]}{number}", "text_clean": text, "text_hash": text_hash(text), "label": label}
+        for label, of_label in texts.items()
+        for number, text in enumerate(of_label)
+    ]
+    return pd.DataFrame(rows).assign(
+        **{"confidence": 0.9, "origin": "llm", "method": "posterior", "hint": False, **columns}  # type: ignore[arg-type]
+    )
+
+
+def gold(*rows: tuple[str, str]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["text", "label"]).assign(review_id=[f"g{n}" for n in range(len(rows))])
+    return prepare_gold(frame, CATEGORIES)
+
+
+def build(rows: pd.DataFrame, judged: pd.DataFrame | None = None, *, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return build_dataset(rows, judged, OPTIONS, min_confidence=0.5, seed=seed)
+
+
+def test_every_class_trains_and_validates() -> None:
+    dataset, left_out = build(labelled())
+    table = dataset.groupby(["label", "split"]).size().unstack()
+    assert (table["train"] >= 4).all()
+    assert (table["validation"] >= 1).all()
+    assert left_out.empty
+
+
+def test_gold_is_the_test_split_and_nothing_else() -> None:
+    judged = gold(("Шлёпанцы скользкие на мокрой плитке", "обувь"), ("Пальто с рукавом реглан, драп плотный", "одежда"))
+    dataset, _ = build(labelled(), judged)
+    test = dataset[dataset["split"] == "test"]
+    assert sorted(test["review_id"]) == ["g0", "g1"]
+    assert set(test["origin"]) == {"human"}
+    assert not set(dataset.loc[dataset["split"] != "test", "review_id"]) & {"g0", "g1"}
+
+
+@pytest.mark.parametrize(
+    ("copy", "reason"),
+    [
+        ("Платье село идеально, ткань приятная к телу и не мнётся", "same_text_as_gold"),
+        ("ПЛАТЬЕ СЕЛО ИДЕАЛЬНО — ткань приятная к телу и не мнется!!!", "same_text_as_gold"),
+        ("Платье село идеально, ткань преятная к телу и не мнётся", "near_duplicate_of_gold"),
+        ("Платье село идеально, ткань приятная к телу и совсем не мнётся", "near_duplicate_of_gold"),
+    ],
+)
+def test_copy_of_a_gold_review_is_left_out_with_the_reason(copy: str, reason: str) -> None:
+    dataset, left_out = build(labelled(), gold((copy, "одежда")))
+    assert left_out[["review_id", "reason"]].to_numpy().tolist() == [["од0", reason]]
+    assert "од0" not in set(dataset["review_id"])
+
+
+def test_near_duplicates_stay_on_one_side() -> None:
+    texts = {label: [*of_label, *(f"{text} очень" for text in of_label)] for label, of_label in TEXTS.items()}
+    for seed in range(5):
+        dataset, _ = build(labelled(texts), seed=seed)
+        assert (dataset.groupby("group")["split"].nunique() == 1).all()
+        assert dataset["group"].nunique() == 18
+        assert set(dataset["split"]) == {"train", "validation"}
+
+
+def test_rows_without_a_sure_label_are_left_out() -> None:
+    rows = labelled()
+    rows.loc[0, "label"] = None
+    rows.loc[1, "confidence"] = 0.4
+    dataset, left_out = build(rows)
+    assert dict(zip(left_out["review_id"], left_out["reason"], strict=True)) == {"об0": "no_label", "об1": "low_confidence"}
+    assert len(dataset) + len(left_out) == len(rows)
+
+
+def test_class_with_a_single_row_is_left_out_and_said_so() -> None:
+    dataset, left_out = build(labelled({**TEXTS, "обувь": TEXTS["обувь"][:1]}))
+    assert left_out["reason"].tolist() == ["class_too_small"]
+    assert set(dataset["label"]) == {"одежда", "нет товара"}
+
+
+def test_hints_train_with_less_weight_and_do_not_validate() -> None:
+    rows = labelled()
+    rows["hint"] = rows["review_id"].str.endswith(("0", "1"))
+    for seed in range(5):
+        dataset, _ = build(rows, seed=seed)
+        hints = dataset["review_id"].str.endswith(("0", "1"))
+        assert set(dataset.loc[hints, "split"]) == {"train"}
+        assert dataset.loc[hints, "weight"].max() < dataset.loc[~hints, "weight"].min()
+
+
+def test_hints_validate_where_there_is_nothing_better() -> None:
+    dataset, _ = build(labelled(hint=True))
+    assert (dataset["split"] == "validation").any()
+
+
+def test_synthetic_rows_train_only() -> None:
+    rows = labelled()
+    rows["origin"] = ["synthetic" if review_id.endswith(("0", "1", "2")) else "llm" for review_id in rows["review_id"]]
+    for seed in range(5):
+        dataset, _ = build(rows, seed=seed)
+        assert set(dataset.loc[dataset["origin"] == "synthetic", "split"]) == {"train"}
+
+
+def test_one_class_is_not_enough_and_the_message_says_what_to_do() -> None:
+    with pytest.raises(DatasetError, match="REVIEWCLF_VOTES"):
+        build(labelled({"обувь": TEXTS["обувь"]}))
+
+
+row = st.tuples(
+    st.text("абвгд ёж.!", min_size=3, max_size=40).map(str.strip).filter(bool),
+    st.sampled_from(CATEGORIES),
+    st.floats(0, 1),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(row, min_size=8, max_size=40, unique_by=lambda r: text_hash(r[0])),
+    st.integers(0, 9),
+    st.randoms(use_true_random=False),
+)
+def test_any_rows_in_any_order_split_the_same_without_loss_or_leak(rows: list, seed: int, random: object) -> None:
+    frame = pd.DataFrame(rows, columns=["text_clean", "label", "confidence", "hint"])
+    frame["text_hash"] = frame["text_clean"].map(text_hash)
+    frame["review_id"] = [f"r{number}" for number in range(len(frame))]
+    frame = frame.assign(origin="llm", method="posterior")
+    judged = gold(("абв где ёж", "обувь"), ("ёж ёж ёж ёж", "одежда"))
+    try:
+        dataset, left_out = build(frame, judged, seed=seed)
+    except DatasetError as error:
+        assert "nothing to train on" in str(error)
+        return
+    shuffled = frame.sample(frac=1, random_state=random.randint(0, 2**32 - 1))  # type: ignore[attr-defined]
+    again, left_out_again = build(shuffled, judged, seed=seed)
+    pd.testing.assert_frame_equal(dataset, again)
+    pd.testing.assert_frame_equal(left_out, left_out_again)
+    assert sorted([*dataset["review_id"], *left_out["review_id"]]) == sorted([*frame["review_id"], "g0", "g1"])
+    assert set(dataset.loc[dataset["split"] == "train", "label"]) == set(dataset.loc[dataset["split"] != "test", "label"])
+
+
+# -- the leak check itself, on planted leaks -------------------------------------------------------------------------
+
+
+def planted(text: str, split: str, origin: str = "llm") -> pd.DataFrame:
+    dataset, _ = build(labelled(), gold(("Шлёпанцы скользкие на мокрой плитке в бассейне", "обувь")))
+    extra = (
+        dataset[dataset["split"] == "train"]
+        .iloc[:1]
+        .assign(review_id="planted", text_clean=text, split=split, origin=origin, group="planted")
+    )
+    return pd.concat([dataset, extra], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Шлёпанцы скользкие на мокрой плитке в бассейне",
+        "шлепанцы, скользкие на мокрой плитке в бассейне!",
+        "Шлёпанцы скользские на мокрой плитке в бассейне",
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_planted_copy_of_gold_is_caught_and_named(text: str, split: str) -> None:
+    with pytest.raises(LeakError, match=f"of {split} repeat a row of test: planted ~ g0"):
+        check_leaks(planted(text, split), similarity=OPTIONS.near_duplicate_similarity)
+
+
+def test_planted_copy_across_train_and_validation_is_caught_and_named() -> None:
+    dataset, _ = build(labelled())
+    victim = dataset[dataset["split"] == "validation"].iloc[0]
+    leaky = pd.concat([dataset, victim.to_frame().T.assign(review_id="planted", split="train")], ignore_index=True)
+    with pytest.raises(LeakError, match=f"of train repeat a row of validation: planted ~ {victim['review_id']}"):
+        check_leaks(leaky, similarity=OPTIONS.near_duplicate_similarity)
+
+
+def test_test_row_that_no_person_labelled_is_caught() -> None:
+    with pytest.raises(LeakError, match="not labelled by people: planted"):
+        check_leaks(planted("Совсем другой отзыв о совсем другом", "test"), similarity=0.7)
+
+
+def test_synthetic_row_outside_train_is_caught() -> None:
+    with pytest.raises(LeakError, match="synthetic.*outside train: planted"):
+        check_leaks(planted("Совсем другой отзыв о совсем другом", "validation", "synthetic"), similarity=0.7)
+
+
+# -- gold ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pd.DataFrame({"text": ["a"]}), "needs the column.*label; found text"),
+        (pd.DataFrame({"text": ["туфли", "стол"], "label": ["обувь", "мебель"]}), "row 2: label 'мебель'"),
+        (pd.DataFrame({"text": ["туфли", None], "label": ["обувь", "обувь"]}), "row 2: the text is empty"),
+        (pd.DataFrame({"text": ["туфли"], "label": [None]}), "row 1: label ''"),
+    ],
+)
+def test_unusable_gold_is_refused_with_file_and_row(frame: pd.DataFrame, message: str) -> None:
+    with pytest.raises(DataContractError, match=message) as error:
+        prepare_gold(frame, CATEGORIES, name="gold.csv")
+    assert "gold.csv" in str(error.value)
+
+
+def test_gold_without_ids_goes_by_its_texts() -> None:
+    frame = prepare_gold(pd.DataFrame({"text": ["Туфли <b>жмут</b>"], "label": [" обувь "]}), CATEGORIES)
+    assert frame.to_dict("records") == [
+        {
+            "review_id": text_hash("туфли жмут"),
+            "text_clean": "Туфли жмут",
+            "text_hash": text_hash("туфли жмут"),
+            "label": "обувь",
+        }
+    ]
