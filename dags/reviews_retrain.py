@@ -21,9 +21,7 @@ from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, TIM
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 4 * * *", timezone=TIMEZONE), assets=[REVIEWS_LABELLED]
-    ),
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 4 * * *", timezone=TIMEZONE), assets=[REVIEWS_LABELLED]),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),

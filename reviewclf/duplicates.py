@@ -1,11 +1,11 @@
 """Near-duplicate reviews: MinHash over character trigrams, LSH for candidates, exact Jaccard similarity for the verdict.
 
 Two reviews are near-duplicates when the sets of trigrams of their normal forms (case, punctuation, ё and white space do not
-count) overlap by at least `similarity`, 0.7 by default. A typo in 40 characters leaves about 0.85, a word added to 80 about
-0.9, while different reviews that share a stock phrase stay well below 0.7 unless the phrase is most of both: «Товар не
-получила, деньги вернули» and «... не вернули» do count, which keeps such a pair on one side of a split. In one to three
-words a single letter is much of the text: «хорошее платье» and «хорошая платье» reach 0.5 and are different reviews, as
-«юбка супер» and «шубка супер» are. Below three characters the whole text is the one shingle.
+count; both ends padded) overlap by at least `similarity`, 0.7 by default. A typo in 40 characters leaves about 0.85, a word
+added to 80 about 0.9, while different reviews that share a stock phrase stay well below 0.7 unless the phrase is most of
+both: «Товар не получила, деньги вернули» and «... не вернули» do count, which keeps such a pair on one side of a split. In
+one to three words a single letter is much of the text: «хорошее платье» and «хорошая платье» reach 0.6 and «юбка супер» and
+«шубка супер» 0.56, so texts that short match by their normal form alone.
 
 Whether a pair is found depends on the two texts and `similarity` only, never on the other texts, their order, the process
 or the platform. So what one function calls near-duplicates, the others do too.
@@ -13,7 +13,7 @@ or the platform. So what one function calls near-duplicates, the others do too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ import numpy.typing as npt
 from reviewclf.text import normal_form, text_hash
 
 _NGRAM = 3
+# With an edge the first and the last letters count as much as the others («юбка супер», «шубка супер»).
+_EDGE = "\0" * (_NGRAM - 1)
 _BITS = 21  # a code point needs 21 bits, so three of them fit a 64-bit number and a trigram's number is exact
 _BATCH = 4096
 _SEED = 20_240_229
@@ -36,6 +38,7 @@ _DEVIATIONS = 5.0
 
 Signatures = npt.NDArray[np.uint32]
 Pairs = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.intp]
 
 
 def signatures(texts: Sequence[str], *, permutations: int = 64) -> Signatures:
@@ -95,41 +98,42 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
     forms = _forms(texts)
     originals = dict(zip(forms, texts, strict=True))
     distinct = list(originals)
-    parents = list(range(len(distinct)))
+    labels = np.arange(len(distinct))
+    members = {label: [label] for label in range(len(distinct))}
 
-    def root(node: int) -> int:
-        while parents[node] != node:
-            parents[node] = node = parents[parents[node]]
-        return node
+    def is_joined(first: int, others: Positions) -> npt.NDArray[np.bool_]:
+        same: npt.NDArray[np.bool_] = labels[others] == labels[first]
+        return same
 
-    for first, second in _similar_forms(distinct, similarity=similarity):
-        parents[root(second)] = root(first)
-    smallest: dict[int, str] = {}
-    for position, form in enumerate(distinct):
-        key = text_hash(originals[form])
-        group = root(position)
-        smallest[group] = min(key, smallest.get(group, key))
-    by_form = {form: smallest[root(position)] for position, form in enumerate(distinct)}
+    for first, second in _similar_forms(distinct, similarity=similarity, is_settled=is_joined):
+        small, large = sorted((int(labels[first]), int(labels[second])), key=lambda label: len(members[label]))
+        if small != large:
+            labels[members[small]] = large
+            members[large] += members.pop(small)
+    smallest = {label: min(text_hash(originals[distinct[i]]) for i in inside) for label, inside in members.items()}
+    by_form = {form: smallest[label] for form, label in zip(distinct, labels.tolist(), strict=True)}
     return [by_form[form] for form in forms]
 
 
 def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, similarity: float = 0.7) -> list[int | None]:
     """For each text the position of the first reference that it is a near-duplicate of, None where there is none."""
-    first: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for position, form in enumerate(_forms(references)):
-        first.setdefault(form, position)
+        positions.setdefault(form, position)
+    known = list(positions)
     forms = _forms(texts)
-    others = [form for form in dict.fromkeys(forms) if form not in first]
-    best: dict[str, int] = dict(first)
-    known = list(first)
-    for left, right in _similar_forms(known, others, similarity=similarity):
-        best[others[right]] = min(best.get(others[right], len(references)), first[known[left]])
-    # A text equal to one reference may resemble an earlier one.
-    for left, right in _similar_forms(known, similarity=similarity):
-        earlier = min(first[known[left]], first[known[right]])
-        for form in (known[left], known[right]):
-            best[form] = min(best[form], earlier)
-    return [best.get(form) for form in forms]
+    others = list(dict.fromkeys(forms))
+    best = np.full(len(others), len(known))
+
+    def has_earlier(reference: int, rest: Positions) -> npt.NDArray[np.bool_]:
+        earlier: npt.NDArray[np.bool_] = best[rest - len(known)] <= reference
+        return earlier
+
+    for reference, other in _similar_forms(known, others, similarity=similarity, is_settled=has_earlier):
+        best[other] = min(best[other], reference)
+    # Positions grow along `known`, so the first of the distinct references is the first of all.
+    matches = {form: positions[known[i]] for form, i in zip(others, best.tolist(), strict=True) if i < len(known)}
+    return [matches.get(form) for form in forms]
 
 
 class NearDuplicateIndex:
@@ -218,7 +222,7 @@ def _signed(forms: Sequence[str], permutations: int) -> Signatures:
 
 def _flat_shingles(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.intp]]:
     """Trigrams of all forms one after another as exact numbers, and where each form's begin. No form is without one."""
-    padded = [form if len(form) >= _NGRAM else form.ljust(_NGRAM, "\0") for form in forms]
+    padded = [f"{_EDGE}{form}{_EDGE}" for form in forms]
     lengths = np.array([len(form) for form in padded], dtype=np.intp)
     points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     shifts = np.uint64(_BITS)
@@ -250,56 +254,61 @@ def _bands(similarity: float, permutations: int, *, recall: float) -> tuple[int,
 
 
 def _similar_forms(
-    forms: Sequence[str], others: Sequence[str] | None = None, *, similarity: float
+    forms: Sequence[str],
+    others: Sequence[str] | None = None,
+    *,
+    similarity: float,
+    is_settled: Callable[[int, Positions], npt.NDArray[np.bool_]] | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Pairs (i, j) of distinct normal forms that are similar: i < j within `forms`, or i of `forms` and j of `others`."""
+    """Pairs (i, j) of similar forms: i < j within `forms`, or i of `forms` and j of `others`.
+
+    `is_settled` says of a position and an array of later ones (those of `others` counted on from the end of `forms`) which
+    pairs the caller needs no more. It is asked again and again, so that thousands of reviews made from one template do not
+    cost their square.
+    """
     bands, rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
     every = [*forms, *(others or ())]
-    if len(every) < 2 or (others is not None and not (forms and others)):
-        return
-    array = _signed(every, _PAIR_PERMUTATIONS)
     border = None if others is None else len(forms)
+    array = _signed(every, _PAIR_PERMUTATIONS)
     least = similarity - _DEVIATIONS * (similarity * (1.0 - similarity) / _PAIR_PERMUTATIONS) ** 0.5
     sets: dict[int, frozenset[int]] = {}
+    seen: set[tuple[int, int]] = set()
 
     def shingles(position: int) -> frozenset[int]:
         if position not in sets:
             sets[position] = frozenset(_flat_shingles([every[position]])[0].tolist())
         return sets[position]
 
-    for first, second in _candidates(array, bands=bands, rows=rows, border=border, least=least):
-        left, right = shingles(first), shingles(second)
-        common = len(left & right)
-        if common >= similarity * (len(left) + len(right) - common) - 1e-9:
-            yield first, second - (border or 0)
+    for bucket in _buckets(array, bands=bands, rows=rows):
+        for place, first in enumerate(bucket.tolist()[:-1]):
+            if border is not None and first >= border:
+                break
+            rest = bucket[place + 1 :]
+            if border is not None:
+                rest = rest[rest >= border]
+            if is_settled is not None:
+                rest = rest[~is_settled(first, rest)]
+            estimates = np.mean(array[rest] == array[first], axis=1)
+            for second in rest[estimates >= least].tolist():
+                if (first, second) in seen:
+                    continue
+                seen.add((first, second))
+                left, right = shingles(first), shingles(second)
+                common = len(left & right)
+                if common >= similarity * (len(left) + len(right) - common) - 1e-9:
+                    yield first, second - (border or 0)
 
 
-def _candidates(array: Signatures, *, bands: int, rows: int, border: int | None, least: float) -> list[tuple[int, int]]:
-    """Pairs that share a band and whose estimated similarity is not hopeless, sorted; across `border` where it is given."""
-    found: set[tuple[int, int]] = set()
+def _buckets(array: Signatures, *, bands: int, rows: int) -> Iterator[Positions]:
+    """Positions, ascending, of the signatures that agree in all rows of a band; bands one after another."""
     for band in range(bands):
         part = np.ascontiguousarray(array[:, band * rows : (band + 1) * rows])
         keys = part.view(np.dtype((np.void, part.dtype.itemsize * rows))).ravel()
         order = np.argsort(keys, kind="stable")
-        ends = np.flatnonzero(np.append(keys[order][1:] != keys[order][:-1], True)) + 1
-        starts = np.concatenate(([0], ends[:-1]))
-        for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-            bucket = np.sort(order[start:end])
-            found.update(_hopeful(array, bucket, border=border, least=least))
-    return sorted(found)
-
-
-def _hopeful(array: Signatures, bucket: npt.NDArray[np.intp], *, border: int | None, least: float) -> Iterator[tuple[int, int]]:
-    """Pairs within one bucket, row by row so that a large bucket needs little memory."""
-    for place, first in enumerate(bucket[:-1]):
-        if border is not None and first >= border:
-            return
-        rest = bucket[place + 1 :]
-        if border is not None:
-            rest = rest[rest >= border]
-        estimates = np.mean(array[rest] == array[first], axis=1)
-        for second in rest[estimates >= least]:
-            yield int(first), int(second)
+        cuts = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
+        for bucket in np.split(order, cuts):
+            if len(bucket) > 1:
+                yield bucket
 
 
 def _combinations(positions: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache
+from html.entities import html5
 from typing import Any
 
 # Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
@@ -34,6 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffc\ufffd]+")
 # would turn ½ into 1⁄2, м² into м2, № into No and ° º into letters, and is left alone.
 _FANCY = re.compile(r"[\ufb00-\ufb06\uff01-\uffef\U0001d400-\U0001d7ff]+")
 _HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-"))
+_SEPARATORS = _HYPHENS | str.maketrans(dict.fromkeys("\t\u00a0\u2002\u2003\u2007\u2008\u2009\u202f\u3000", " "))
 # A keycap is a digit in a frame: the frame goes, «4️⃣6️⃣ размер» keeps its 46.
 _KEYCAP = re.compile(r"([0-9])\ufe0f?\u20e3|[#*]\ufe0f?\u20e3|\u20e3")
 # Characters that are emoji only when a variation selector says so: «©», «™», the circled «Ⓜ» of a size alone are text.
@@ -70,47 +72,21 @@ _TAG = re.compile(
 # --- links and addresses ----------------------------------------------------------------------------------------------
 # Punctuation belongs to a link only when the link goes on after it: «(https://ya.ru/a), отлично», «https://ya.ru.Пришло».
 _LINK_TAIL = r"(?:[^\s<>\"«»“”,;.!?()\[\]]|[,;!?()\[\]](?=[A-Za-z0-9/_%&=#+~-])|\.(?=[A-Za-zа-яё0-9/_%&=#+~-]))"
-_LINK = re.compile(rf"(?:(?:https?|ftp)://|(?<![A-Za-z0-9])www\.){_LINK_TAIL}++", re.IGNORECASE)
+_LINK = re.compile(rf"(?:(?i:https?|ftp)://|(?<![A-Za-z0-9])(?i:www)\.){_LINK_TAIL}++")
 # A bare host counts when its last label is a top-level domain that no typo ends in; the second list needs a path, because
 # «not.me», «good.shop» and the transliterated «podoshel.net» are a full stop without its space. So is «товар.Пришел»: of
 # Cyrillic names only those in .рф count.
 _HOST = re.compile(
     rf"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9]\.)(?P<host>[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++)(?P<path>(?::[0-9]{{2,5}})?/{_LINK_TAIL}++|/)?"
-    rf"|(?<![\w.@-])[\w-]++(?:\.[\w-]++)*?\.рф\b(?:/{_LINK_TAIL}*+)?",
-    re.IGNORECASE,
+    rf"|(?<![\w.@-])[\w-]++(?:\.[\w-]++)*?\.(?i:рф)\b(?:/{_LINK_TAIL}*+)?"
 )
 _DOMAINS = frozenset(["ru", "com", "org"])
-_DOMAINS_WITH_PATH = _DOMAINS | frozenset(
-    [
-        "net",
-        "su",
-        "by",
-        "kz",
-        "ua",
-        "info",
-        "biz",
-        "shop",
-        "store",
-        "online",
-        "site",
-        "me",
-        "io",
-        "cc",
-        "ly",
-        "link",
-        "app",
-        "club",
-        "top",
-        "pro",
-        "tv",
-        "de",
-        "uk",
-        "cn",
-        "be",
-        "gl",
-        "gg",
-    ]
-)
+# fmt: off
+_DOMAINS_WITH_PATH = _DOMAINS | {
+    "net", "su", "by", "kz", "ua", "info", "biz", "shop", "store", "online", "site", "me", "io", "cc", "ly", "link", "app",
+    "club", "top", "pro", "tv", "de", "uk", "cn", "be", "gl", "gg",
+}
+# fmt: on
 _HOST_HINT = re.compile(r"\.(?:[A-Za-z]|рф|РФ|(?<=[wW]\.))")
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++|[\w-]++\.рф\b)|(?<![\w.-])[\w.-]++@[\w-]++\.рф\b"
@@ -212,13 +188,19 @@ def redact(text: str) -> str:
     """Put placeholders for what must not leave the machine.
 
     Links become «[ссылка]», e-mail addresses «[почта]», card numbers (13 to 19 digits that pass the Luhn check) «[карта]»,
-    phone numbers «[телефон]». All else stays as it is, except invisible characters, which could hide a number. Stricter than
-    :func:`clean_text`: a number that could be a parcel's is taken for a phone.
+    phone numbers «[телефон]». All else stays as it is, except what could hide a number: invisible characters go, full-width
+    forms, special hyphens and spaces become plain. Stricter than :func:`clean_text`: a number that could be a parcel's is
+    taken for a phone.
     """
-    text = _INVISIBLE.sub("", text)
-    text = _without_addresses(text, link="[ссылка]", email="[почта]")
-    text = _CARD.sub(lambda match: "[карта]" if _passes_luhn(match[0]) else match[0], text)
-    return _without_phones(text, "[телефон]", trust_context=False)
+    text = _FANCY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), _INVISIBLE.sub("", text)).translate(_SEPARATORS)
+    for _ in range(_PASSES):
+        before = text
+        text = _without_addresses(text, link="[ссылка]", email="[почта]")
+        text = _CARD.sub(lambda match: "[карта]" if _passes_luhn(match[0]) else match[0], text)
+        text = _without_phones(text, "[телефон]", trust_context=False)
+        if text == before:
+            break
+    return text
 
 
 def _clean_once(text: str) -> str:
@@ -228,7 +210,7 @@ def _clean_once(text: str) -> str:
     plain = _PLAIN.fullmatch(text)
     if not plain:
         if "&" in text:
-            text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
+            text = _ENTITY.sub(_unescaped, _AMPERSANDS.sub("&", text))
         text = _normalise_characters(text)
         if "<" in text:
             text = _TAG.sub(" ", text)
@@ -242,6 +224,12 @@ def _clean_once(text: str) -> str:
 def _is_settled(text: str) -> bool:
     """Whether another pass surely changes nothing; a cheap test that holds for nearly all reviews."""
     return _PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not _DIGITS.search(text)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    name = match[0].strip("&;")
+    # The library would read «&copyright;» as © and «right;».
+    return html.unescape(match[0]) if name.startswith("#") or f"{name};" in html5 else match[0]
 
 
 def _reread(text: str) -> str:

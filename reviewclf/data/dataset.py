@@ -73,9 +73,9 @@ def build_dataset(
     Parameters
     ----------
     labelled : DataFrame
-        One row a text: ``review_id``, ``text_clean``, ``text_hash``, ``label`` (nullable), ``confidence`` in [0, 1], ``origin``,
-        ``method`` (how the label came about) and ``hint`` (True where only keyword stems speak for it: such rows train,
-        with a lower weight, but do not validate as long as there are better ones).
+        One row a text: ``review_id``, ``text_clean``, ``text_hash``, ``label`` (nullable), ``confidence`` in [0, 1],
+        ``origin``, ``method`` (how the label came about) and ``hint`` (True where only keyword stems speak for it: such rows
+        train, with a lower weight, but do not validate as long as there are better ones).
     gold : DataFrame or None
         From :func:`prepare_gold`.
     options : DatasetSettings
@@ -144,8 +144,8 @@ def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
     """``train`` or ``validation`` for each row: stratified by label, whole groups, stable from night to night.
 
     Groups of a class (a group's class is its most frequent label) are put in the order of a seeded hash of their name;
-    the first ones validate, until `share` of the rows of the class is reached. A review thus mostly stays on its side when others
-    are added. At least one group of each class trains, and groups with synthetic rows or hints always do, unless
+    the first ones validate, until `share` of the rows of the class is reached. A review thus mostly stays on its side when
+    others are added. At least one group of each class trains, and groups with synthetic rows or hints always do, unless
     there is nothing else to validate on.
 
     Parameters

@@ -52,6 +52,17 @@ _COLUMNS: dict[Table, dict[str, str]] = {
     },
 }
 
+# Under :where() every rule is weaker than any of the pages' own, so with a network these change next to nothing.
+_STYLE = """<style>
+:where(:root) { color-scheme: light dark; }
+:where(body) { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; }
+:where(table) { border-collapse: collapse; }
+:where(th, td) { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid #8885; }
+:where(.text-success)::after { content: "\\2714 passed"; color: #2a8a43; white-space: nowrap; }
+:where(.text-danger)::after { content: "\\2718 failed"; color: #d33; white-space: nowrap; }
+:where(footer, img[alt="Great Expectations"]) { display: none; }
+</style>"""
+
 _POSITION = "position"
 _CYRILLIC = "cyrillic_share"
 _MIN_HISTORY = 3
@@ -132,7 +143,8 @@ def check_table(
     if table == "raw":
         checked[_CYRILLIC] = [cyrillic_share(text) if isinstance(text, str) else None for text in checked["text"]]
     results, page = _run(table, rules, checked, docs, run_name)
-    outcomes, failed = [], {}
+    outcomes: list[QualityRule] = []
+    failed: dict[int, str] = {}
     for rule, result in zip(rules, results, strict=True):
         if result.exception_info.get("raised_exception"):
             raise QualityError(f"{table}: rule {rule.name} could not be checked: {result.exception_info['exception_message']}")
@@ -293,7 +305,8 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("run")
         suite = gx.ExpectationSuite(name=table)
         for rule in rules:
-            rule.expectation.meta = {"rule": rule.name, "notes": {"format": "string", "content": [_note(rule)]}}
+            rule.expectation.meta = {"rule": rule.name}
+            rule.expectation.description = _described(rule)
             suite.add_expectation(rule.expectation)
         suite = context.suites.add_or_update(suite)
         validation = context.validation_definitions.add_or_update(gx.ValidationDefinition(name=table, data=batch, suite=suite))
@@ -312,6 +325,7 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
         (identifier,) = run.run_results
         result = run.run_results[identifier]
         context.build_data_docs()
+        _make_readable_offline(docs / "gx" / "uncommitted" / "data_docs")
         urls = context.get_docs_sites_urls(resource_identifier=identifier)
     by_rule = {item.expectation_config.meta["rule"]: item for item in result.results}
     # The library's address is no URL where the path holds spaces or Cyrillic.
@@ -327,14 +341,23 @@ def _plain_types(frame: pd.DataFrame) -> pd.DataFrame:
     return plain
 
 
+def _make_readable_offline(site: Path) -> None:
+    """Give the pages a style of their own: theirs, and the marks for passed and failed, come from servers elsewhere."""
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if _STYLE not in text:
+            page.write_text(text.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
+
+
 def _earlier_run_time(docs: Path, table: Table, run_name: str) -> str | None:
     # A run's entry is addressed by name and time; a repeated run takes the time of its first attempt, and so its place.
     attempts = sorted((docs / "gx" / "uncommitted" / "validations" / table / run_name).glob("*"))
     return attempts[0].name if attempts else None
 
 
-def _note(rule: _Rule) -> str:
-    return f"{rule.name}: rows that break it go to quarantine" if rule.quarantines else f"{rule.name}: stops the run"
+def _described(rule: _Rule) -> str:
+    consequence = "rows that break it go to quarantine" if rule.quarantines else "stops the run"
+    return f"{rule.name}: {rule.description}. Limit: {rule.limit}. Otherwise: {consequence}."
 
 
 def _observed(details: dict[str, Any]) -> str:

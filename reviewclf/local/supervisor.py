@@ -206,9 +206,7 @@ class _Platform:
             for suffix in ("-wal", "-shm", "-journal"):
                 database.with_name(database.name + suffix).unlink(missing_ok=True)
             database.replace(broken)
-            self._console.print(
-                f"Airflow's database was damaged: put aside as {broken}, history begins anew.", soft_wrap=True
-            )
+            self._console.print(f"Airflow's database was damaged: put aside as {broken}, history begins anew.", soft_wrap=True)
             if migrated():
                 return
         raise LocalError(f"Airflow's database cannot be set up; see {self._home / 'logs' / 'db-migrate.log'}.")

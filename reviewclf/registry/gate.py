@@ -172,7 +172,8 @@ def report_html(reports: list[GateReport], *, title: str) -> str:
             for rule in report.rules
         )
         sections.append(
-            f"<h2>{html.escape(report.candidate)}: {'passed' if report.passed else 'failed'}</h2><table><thead><tr><th>rule</th>"
+            f"<h2>{html.escape(report.candidate)}: {'passed' if report.passed else 'failed'}</h2>"
+            "<table><thead><tr><th>rule</th>"
             "<th>what is measured</th><th>value</th><th>limit</th><th>n</th><th>verdict</th><th>note</th></tr></thead>"
             f"<tbody>{rows}</tbody></table>"
         )
@@ -185,7 +186,8 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .35rem .6rem; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }}
+th, td {{ text-align: left; padding: .35rem .6rem; }}
+tr {{ border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }}
 .pass td:nth-child(6) {{ color: light-dark(#0a6b2c, #6fdc8c); font-weight: 600; }}
 .fail td:nth-child(6) {{ color: light-dark(#b00020, #ff8389); font-weight: 600; }}
 </style></head><body><h1>{title}</h1>{body}</body></html>

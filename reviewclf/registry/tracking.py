@@ -6,10 +6,13 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,6 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.time import get_current_time_millis
 
 from reviewclf.errors import RegistryError
 from reviewclf.registry import EXPERIMENT
@@ -33,6 +35,9 @@ KEY_TAG = "reviewclf.key"
 KIND_TAG = "reviewclf.kind"
 CANDIDATE_TAG = "reviewclf.candidate"
 PARENT_TAG = "mlflow.parentRunId"
+
+# Logs are for reading: a bar for two small files is not.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # MLflow refuses longer parameter values.
 _MAX_PARAM = 6000
@@ -140,11 +145,15 @@ class Tracker:
         try:
             yield run_id
         except BaseException:
-            with contextlib.suppress(MlflowException):
-                self.client.set_terminated(run_id, "FAILED")
+            self.fail(run_id)
             raise
         with self.errors("finish the run"):
             self.client.set_terminated(run_id, "FINISHED")
+
+    def fail(self, run_id: str) -> None:
+        """Mark a run FAILED, if the server still answers: this is called on the way out of an error."""
+        with contextlib.suppress(MlflowException):
+            self.client.set_terminated(run_id, "FAILED")
 
     def finish(self, run_id: str) -> None:
         """Mark a run FINISHED."""
@@ -162,7 +171,7 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log parameters, metrics (step 0) and tags in one call; nested parameters become ``outer.inner``."""
-        now = get_current_time_millis()
+        now = int(time.time() * 1000)
         flat = _flatten(params or {})
         with self.errors(f"log to run {run_id}"):
             self.client.log_batch(
@@ -192,7 +201,10 @@ class Tracker:
         from mlflow.data.pandas_dataset import from_pandas
 
         with self.errors("log the dataset"):
-            dataset = from_pandas(frame, source=source, targets="label", name=name, digest=digest[:36])
+            with warnings.catch_warnings():
+                # It says twice that a local path is a local path.
+                warnings.simplefilter("ignore", UserWarning)
+                dataset = from_pandas(frame, source=source, targets="label", name=name, digest=digest[:36])
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
 
@@ -209,9 +221,15 @@ class Tracker:
         with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
             return json.loads(Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8"))
 
+    def _artifact_location(self) -> str | None:
+        # Without a server MLflow would put artifacts below whatever the working directory is. A server decides itself.
+        if not self.tracking_uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri()
+
     def _create_experiment(self) -> Any:
         try:
-            self.client.create_experiment(EXPERIMENT)
+            self.client.create_experiment(EXPERIMENT, artifact_location=self._artifact_location())
         except MlflowException as error:
             # Another process may have created it since we looked.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -48,8 +48,8 @@ def ingest(settings: Settings) -> Manifest:
     """
     store = Store(settings.store_uri)
     base = store.snapshot()
-    remembered = dict(base.state.get(_SOURCES) or {})  # type: ignore[arg-type, call-overload]
-    watermarks = dict(base.state.get(_WATERMARKS) or {})  # type: ignore[arg-type, call-overload]
+    remembered = dict(base.state.get(_SOURCES) or {})  # type: ignore[arg-type]
+    watermarks = dict(base.state.get(_WATERMARKS) or {})  # type: ignore[arg-type]
     sources = list_source(settings.source, settings.ingest)
     fresh = [
         source
@@ -108,8 +108,8 @@ def clean(settings: Settings, ingested: Manifest, validated: Manifest) -> Manife
     Returns
     -------
     Manifest
-        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``signatures`` and ``quarantine`` parts; ``counts``: raw rows = clean +
-        duplicates + quarantined; near-duplicates are counted and stay.
+        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``signatures`` and ``quarantine`` parts;
+        ``counts``: raw rows = clean + duplicates + quarantined; near-duplicates are counted and stay.
     """
     store = Store(settings.store_uri)
     return _clean(settings, store, store.snapshot(), ingested, validated)
@@ -322,7 +322,7 @@ def _state(base: Snapshot, ingested: Manifest, rows: int) -> dict[str, Any]:
         name: {**(base.state.get(name) or {}), **entries}  # type: ignore[dict-item]
         for name, entries in new.items()
     }
-    volumes = [*(base.state.get(_VOLUMES) or []), rows]  # type: ignore[misc, list-item]
+    volumes = [*(base.state.get(_VOLUMES) or []), rows]  # type: ignore[misc]
     state[_VOLUMES] = volumes[-_REMEMBERED_RUNS:]
     return state
 

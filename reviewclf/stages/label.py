@@ -181,8 +181,9 @@ def _aggregate_once(
     new_keys = [key for manifest in annotated for key in manifest.keys("votes") if key not in base.keys("votes")]
     current = [annotator.version for annotator in make_annotators(settings, taxonomy)]
     gold = load_gold(settings, taxonomy)
+    votes_keys = [*base.keys("votes"), *new_keys]
     inputs = {
-        "votes": [*base.keys("votes"), *new_keys],
+        "votes": votes_keys,
         "labels_before": selected.keys("labels_before"),
         "taxonomy": digest_of(taxonomy),
         "method": settings.aggregation.method,
@@ -191,7 +192,7 @@ def _aggregate_once(
     }
 
     def work() -> StageResult:
-        votes = store.read_table(inputs["votes"], schema=tables.VOTE_SCHEMA).to_pandas()
+        votes = store.read_table(votes_keys, schema=tables.VOTE_SCHEMA).to_pandas()
         votes = votes.drop_duplicates(["text_hash", "annotator", "prompt", "draw"], keep="first")
         by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
         # Stems change with the taxonomy; what older stems said is history.

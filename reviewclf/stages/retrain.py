@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ import pyarrow as pa
 from reviewclf import tables
 from reviewclf.data.dataset import build_dataset as split_and_check
 from reviewclf.data.gold import Gold, load_gold
-from reviewclf.errors import DatasetError, RegistryError
+from reviewclf.errors import DatasetError, RegistryError, TrainingError
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.gate import Evidence, GateReport, judge, report_html
 from reviewclf.settings import Settings
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training.candidates import Candidate, load_candidates
+from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
@@ -66,6 +67,8 @@ def build_dataset(settings: Settings) -> Manifest:
         "options": settings.dataset,
         "min_confidence": settings.aggregation.min_confidence,
         "seed": settings.seed,
+        # Fixed here for the whole retrain: the file may change while its candidates are trained.
+        "candidates": [candidate.model_dump(mode="json") for candidate in load_candidates(settings.candidates)],
     }
 
     def work() -> StageResult:
@@ -108,7 +111,7 @@ def build_dataset(settings: Settings) -> Manifest:
         )
 
     manifest = store.run_stage("dataset", 1, inputs, work)
-    _retrain_run(_tracker(settings), settings, manifest, store)
+    _retrain_run(_tracker(settings), manifest, store)
     return manifest
 
 
@@ -131,10 +134,9 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = _tracker(settings)
-    spec = _candidate(settings, candidate)
+    spec = _candidate(dataset, candidate)
     inputs = {
         "dataset": dataset.digest,
-        "retrain": _retrain_key(settings, dataset),
         "candidate": spec,
         "taxonomy": digest_of(taxonomy),
         "seed": settings.seed,
@@ -144,7 +146,7 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
         # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
         key = {**inputs, "attempt": attempt}
         manifest = store.run_stage(
-            "train", 1, key, lambda key=key: _train(settings, store, taxonomy, tracker, dataset, spec, digest_of(key))
+            "train", 1, key, partial(_train, settings, store, taxonomy, tracker, dataset, spec, digest_of(key))
         )
         if tracker.is_alive(str(manifest.details["run_id"])):
             return manifest
@@ -177,7 +179,6 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
             counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
             details={
                 "dataset": dataset.digest,
-                "retrain": _retrain_key(settings, dataset),
                 "leak_check": dataset.details.get("leak_check"),
                 "candidates": results,
             },
@@ -241,7 +242,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
             tracker.log_text(result["run_id"], page, "gate/report.html")
             verdicts[result["candidate"]] = {"verdict": verdict, "reason": report.reason, "version": version}
             logger.info("%s (version %s): %s", result["candidate"], version, report.reason)
-        parent = _parent_of(tracker, str(evaluated.details["retrain"]))
+        parent = _parent_of(tracker, str(evaluated.details["dataset"]))
         tracker.log_text(parent, report_html(reports, title="Gate report"), "gate/report.html")
         passed = [result for result in results if verdicts[result["candidate"]]["verdict"] == "passed"]
         best = max(passed, key=lambda result: result["validation_weighted_f1"], default=None)
@@ -321,7 +322,7 @@ def _train(
 
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
-    parent = _retrain_run(tracker, settings, dataset, store)
+    parent = _retrain_run(tracker, dataset, store)
     with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
         tracker.log(run_id, params={"candidate": spec.model_dump(mode="json"), "seed": settings.seed})
         _log_dataset(tracker, run_id, dataset, store, rows)
@@ -332,8 +333,8 @@ def _train(
         seconds = time.perf_counter() - started
         metrics = {"train/seconds": seconds, "train/rows": len(train_rows), "validation/rows": len(validation)}
         weighted_f1 = 0.0
-        if len(validation):
-            probabilities = classifier.validation_probabilities
+        probabilities = classifier.validation_probabilities
+        if probabilities is not None and len(validation):
             predicted = [classifier.classes[position] for position in probabilities.argmax(axis=1)]
             result = score(validation["label"].tolist(), predicted, taxonomy.names)
             weighted_f1 = result.weighted_f1.value
@@ -414,12 +415,8 @@ def _tracker(settings: Settings) -> Tracker:
     return Tracker(settings.tracking_uri)
 
 
-def _retrain_key(settings: Settings, dataset: Manifest) -> str:
-    return digest_of({"dataset": dataset.digest, "candidates": load_candidates(settings.candidates), "seed": settings.seed})
-
-
-def _retrain_run(tracker: Tracker, settings: Settings, dataset: Manifest, store: Store) -> str:
-    key = _retrain_key(settings, dataset)
+def _retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
+    key = dataset.digest
     known = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
     if known:
         return str(known[0].info.run_id)
@@ -454,11 +451,12 @@ def _log_dataset(tracker: Tracker, run_id: str, dataset: Manifest, store: Store,
             tracker.log_dataset(run_id, part, name=f"reviews-{split}", digest=dataset.digest, source=source, context=context)
 
 
-def _candidate(settings: Settings, name: str) -> Candidate:
-    known = {candidate.name: candidate for candidate in load_candidates(settings.candidates)}
+def _candidate(dataset: Manifest, name: str) -> Candidate:
+    entries: Any = dataset.inputs["candidates"]
+    known = {entry["name"]: entry for entry in entries}
     if name not in known:
-        raise DatasetError(f"{settings.candidates}: no candidate {name!r}; there are {', '.join(known)}")
-    return known[name]
+        raise TrainingError(f"no candidate {name!r} in this retrain; there are {', '.join(known)}")
+    return parse_candidate(known[name])
 
 
 def _metrics(prefix: str, result: Any) -> dict[str, float]:

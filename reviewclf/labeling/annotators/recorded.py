@@ -60,9 +60,7 @@ class RecordedAnnotator:
             raise LabelingError(
                 f"{uri}: a votes file needs the column(s) {', '.join(lacking)}; found {', '.join(map(str, frame.columns))}"
             )
-        for name, default in _OPTIONAL.items():
-            if name not in frame.columns:
-                frame[name] = default
+        frame = frame.assign(**{name: default for name, default in _OPTIONAL.items() if name not in frame.columns})
         votes, refused = _check_rows(frame, by, categories)
         if len(frame) and not len(votes):
             raise LabelingError(f"{uri}: none of its {len(frame)} rows is a vote; the first: {refused[0].reason}")

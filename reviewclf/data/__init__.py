@@ -1,0 +1,1 @@
+"""Reviews on their way in and to training: sources, checks, cleaning, gold, the dataset."""

@@ -1,0 +1,53 @@
+"""Pictures of an evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reviewclf.evaluation.metrics import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
+    """Draw the confusion matrix: in each cell the rows and their share of the true class, which is also its shade.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Drawn without a display and outside pyplot's registry, so there is nothing to close.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    k = len(evaluation.labels)
+    font: dict[str, Any] = {"fontfamily": "DejaVu Sans"}  # comes with matplotlib and has Cyrillic letters
+    figure = Figure(figsize=(4.0 + 0.8 * k, 2.6 + 0.68 * k), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    for i in range(k):
+        for j in range(k):
+            if counts[i, j]:
+                ink = "white" if shares[i, j] > 0.55 else "#14304d"
+                axes.text(j, i, f"{counts[i, j]}\n{shares[i, j]:.0%}", ha="center", va="center", color=ink, fontsize=9, **font)
+    names = [f"{label} ({int(n)})" for label, n in zip(evaluation.labels, counts.sum(axis=1), strict=True)]
+    axes.set_xticks(range(k), evaluation.labels, rotation=40, ha="right", rotation_mode="anchor", **font)
+    axes.set_yticks(range(k), names, **font)
+    axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#d5dde5", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted", **font)
+    axes.set_ylabel("true (rows)", **font)
+    f1 = evaluation.weighted_f1
+    interval = f"{evaluation.confidence:.0%} interval {f1.low:.3f} to {f1.high:.3f}"
+    subtitle = f"weighted F1 {f1.value:.3f} ({interval}), n = {evaluation.n}"
+    axes.set_title(f"{title}\n{subtitle}", fontsize=11, **font)
+    return figure

@@ -1,0 +1,356 @@
+"""Sources: many formats in bounded memory; every row is read or quarantined, with its number and a reason."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import sqlalchemy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reviewclf.data.sources import list_source, read_chunks
+from reviewclf.data.sources.rows import parse_when
+from reviewclf.errors import DataContractError, SettingsError
+from reviewclf.settings import IngestSettings
+
+OPTIONS = IngestSettings()
+
+
+def read(uri: Path | str, options: IngestSettings = OPTIONS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, bad = [], []
+    for source in list_source(str(uri), options):
+        for chunk in read_chunks(source, options):
+            assert chunk.rows.num_rows + chunk.quarantined.num_rows <= options.chunk_rows
+            rows.append(chunk.rows.to_pandas())
+            bad.append(chunk.quarantined.to_pandas())
+    return pd.concat(rows, ignore_index=True), pd.concat(bad, ignore_index=True)
+
+
+def write(tmp_path: Path, content: str | bytes, name: str = "reviews.csv") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# -- delimited text --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_encodings_and_separators_are_recognised(tmp_path: Path, encoding: str, separator: str) -> None:
+    content = f"review_id{separator}text{separator}stars\n7{separator}Платье, «класс»; сидит{separator}5\n"
+    if separator in ",;":
+        content = content.replace("Платье, «класс»; сидит", '"Платье, «класс»; сидит"')
+    rows, bad = read(write(tmp_path, content.encode(encoding)))
+    assert bad.empty
+    assert rows[["review_id", "text", "row_number", "source"]].to_numpy().tolist() == [
+        ["7", "Платье, «класс»; сидит", 1, "reviews.csv"]
+    ]
+    assert json.loads(rows["extra"][0]) == {"stars": "5"}
+
+
+def test_quoted_newlines_and_doubled_quotes_belong_to_the_text(tmp_path: Path) -> None:
+    rows, bad = read(write(tmp_path, 'review_id,text\r\n1,"первая\r\nвторая ""строка"""\r\n2,обычная\r\n'))
+    assert bad.empty
+    assert rows["text"].tolist() == ['первая\r\nвторая "строка"', "обычная"]
+    assert rows["row_number"].tolist() == [1, 2]
+
+
+def test_quote_inside_an_unquoted_field_is_text(tmp_path: Path) -> None:
+    rows, bad = read(write(tmp_path, 'review_id,text\n1,экран 5" яркий\n2,норм\n'))
+    assert bad.empty
+    assert rows["text"].tolist() == ['экран 5" яркий', "норм"]
+
+
+def test_rows_with_too_many_or_too_few_fields_are_quarantined_as_they_came(tmp_path: Path) -> None:
+    rows, bad = read(write(tmp_path, "review_id,text\n1,a\n2,b,c\n3\n4,d\n"))
+    assert rows["review_id"].tolist() == ["1", "4"]
+    assert bad[["row_number", "reason", "payload"]].to_numpy().tolist() == [
+        [2, "too_many_fields: expected 2, found 3", "2,b,c"],
+        [3, "too_few_fields: expected 2, found 1", "3"],
+    ]
+
+
+def test_quote_that_never_ends_does_not_swallow_the_rest(tmp_path: Path) -> None:
+    lines = ["1,хорошо", '2,"не закрыта', *(f"{number},отзыв {number}" for number in range(3, 2000))]
+    rows, bad = read(write(tmp_path, "review_id,text\n" + "\n".join(lines) + "\n"))
+    assert bad[["row_number", "payload"]].to_numpy().tolist() == [[2, '2,"не закрыта']]
+    assert len(rows) == len(lines) - 1
+    assert rows["row_number"].tolist() == [1, *range(3, 2000)]
+
+
+def test_ids_stay_as_written_and_missing_ones_are_made_of_source_and_text(tmp_path: Path) -> None:
+    rows, _ = read(write(tmp_path, "review_id,text\n007,a\n,b\n,b\n,c\n"))
+    assert rows["review_id"][0] == "007"
+    assert rows["review_id"][1] == rows["review_id"][2] != rows["review_id"][3]
+    other, _ = read(write(tmp_path, "review_id,text\n,b\n", "other.csv"))
+    assert other["review_id"][0] != rows["review_id"][1]
+
+
+def test_empty_text_is_kept_as_missing_for_the_checks_to_see(tmp_path: Path) -> None:
+    rows, bad = read(write(tmp_path, "review_id,text\n1,\n2,b\n"))
+    assert bad.empty
+    assert pd.isna(rows["text"][0])
+
+
+def test_gzip_is_read(tmp_path: Path) -> None:
+    rows, _ = read(write(tmp_path, gzip.compress("review_id,text\n1,Туфли\n".encode()), "reviews.csv.gz"))
+    assert rows["text"].tolist() == ["Туфли"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("review_id,отзыв\n1,a\n", "a.csv", r"a\.csv: no column 'text'; found review_id, отзыв.*REVIEWCLF_INGEST__TEXT_COLUMN"),
+        ("review_id,texts\n1,a\n", "a.csv", r"Did you mean 'texts'"),
+        ("", "a.csv", r"a\.csv: is empty"),
+        (b"review_id,text\n1,\x98\n", "a.csv", r"a\.csv: is neither UTF-8 nor cp1251 \(byte 17\)"),
+        ("x", "a.docx", r"a\.docx: unknown kind of file"),
+        ("[1]", "a.json", r"one JSON array"),
+        (b"PAR1 broken", "a.parquet", r"a\.parquet: cannot be read as \.parquet"),
+        (b"no gzip", "a.csv.gz", r"a\.csv\.gz: cannot be read"),
+    ],
+)
+def test_unusable_file_is_refused_by_name(tmp_path: Path, content: str | bytes, name: str, message: str) -> None:
+    with pytest.raises(DataContractError, match=message):
+        read(write(tmp_path, content, name))
+
+
+def test_missing_file_and_empty_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataContractError, match=r"none\.csv.*REVIEWCLF_SOURCE"):
+        read(tmp_path / "none.csv")
+    with pytest.raises(DataContractError, match="no file there ends in"):
+        read(tmp_path)
+
+
+def test_wrong_encoding_setting_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "review_id,text\n1,Туфли\n".encode("cp1251"))
+    with pytest.raises(DataContractError, match="REVIEWCLF_INGEST__ENCODING"):
+        read(path, IngestSettings(encoding="utf-8"))
+
+
+def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv"):
+        write(tmp_path, f"review_id,text\n{name},x\n", name)
+    write(tmp_path, "no reviews", "README.md")
+    for uri in (tmp_path, tmp_path / "*.csv"):
+        rows, _ = read(uri)
+        assert rows["source"].tolist() == ["a.csv", "b.csv"]
+
+
+def test_fingerprint_changes_with_the_content_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "review_id,text\n1,a\n")
+    (first,) = list_source(str(path), OPTIONS)
+    path.touch()
+    assert list_source(str(path), OPTIONS) == [first]
+    write(tmp_path, "review_id,text\n1,b\n")
+    assert list_source(str(path), OPTIONS) != [first]
+
+
+# Fields that only a writer which quotes properly can write, and lines that no reader can make sense of.
+field = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
+dirt = st.sampled_from(["a,b,c,d", "lonely", '1,"x"y', '"', '5,"open'])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(field, field) | dirt, min_size=1, max_size=12))
+def test_every_record_is_read_or_quarantined(tmp_path_factory: pytest.TempPathFactory, records: list) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL)
+    writer.writerow(["review_id", "text"])
+    for record in records:
+        if isinstance(record, str):
+            buffer.write(record + "\r\n")
+        else:
+            writer.writerow(record)
+    path = write(tmp_path_factory.mktemp("csv"), buffer.getvalue())
+    rows, bad = read(path, IngestSettings(encoding="utf-8"))
+    numbers = sorted([*rows["row_number"], *bad["row_number"]])
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert bad["reason"].notna().all()
+    if not any(isinstance(record, str) for record in records):
+        assert bad.empty
+        assert [text if isinstance(text, str) else "" for text in rows["text"]] == [text for _, text in records]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}.csv"
+        with path.open("w", encoding="utf-8") as file:
+            file.write("review_id,text\n")
+            for number in range(rows):
+                file.write(f'{number},"Отзыв номер {number}, довольно длинный, чтобы файл вышел большим"\n')
+        options = IngestSettings(chunk_rows=500)
+        tracemalloc.start()
+        for source in list_source(str(path), options):
+            for chunk in read_chunks(source, options):
+                del chunk
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    small, large = peak(15_000), peak(75_000)
+    assert large < 1.5 * small
+
+
+# -- JSON Lines, Parquet ---------------------------------------------------------------------------------------------
+
+
+def test_json_lines_quarantine_what_is_no_review(tmp_path: Path) -> None:
+    lines = [
+        '{"review_id": 1, "text": "Туфли", "stars": 5}',
+        "{broken",
+        "[1]",
+        '{"review_id": 2}',
+        '{"text": 5}',
+        '{"text": null}',
+    ]
+    rows, bad = read(write(tmp_path, "\n".join(lines), "a.jsonl"))
+    assert rows["row_number"].tolist() == [1, 6]
+    assert (rows["review_id"][0], json.loads(rows["extra"][0])) == ("1", {"stars": 5})
+    assert [reason.split(":")[0] for reason in bad["reason"]] == [
+        "malformed_json",
+        "malformed_json",
+        "no_text",
+        "text_is_no_text",
+    ]
+    assert bad["payload"].tolist() == lines[1:5]
+
+
+def test_parquet_is_read_with_its_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    pd.DataFrame({"review_id": [1, 2], "text": ["Туфли", None], "created_at": [when, None], "stars": [5, 4]}).to_parquet(path)
+    rows, bad = read(path)
+    assert bad.empty
+    assert rows["review_id"].tolist() == ["1", "2"]
+    assert rows["created_at"][0] == pd.Timestamp(when)
+    assert pd.isna(rows["text"][1])
+
+
+def test_parquet_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"text": [1, 2]}).to_parquet(path)
+    with pytest.raises(DataContractError, match=r"a\.parquet: column 'text' holds int64"):
+        read(path)
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z"),
+        ("2026-01-02 03:04:05+05:00", "2026-01-01T22:04:05Z"),
+        ("2026-01-02", "2026-01-01T21:00:00Z"),
+        ("02.01.2026", "2026-01-01T21:00:00Z"),
+        ("2.1.2026 15:30", "2026-01-02T12:30:00Z"),
+        ("1767322800", "2026-01-02T03:00:00Z"),
+        (1767322800000, "2026-01-02T03:00:00Z"),
+    ],
+)
+def test_times_are_read_in_the_ways_people_write_them(value: object, expected: str) -> None:
+    assert parse_when(value) == datetime.fromisoformat(expected)
+
+
+@pytest.mark.parametrize("value", [None, "", float("nan"), pd.NaT])
+def test_missing_time_is_none(value: object) -> None:
+    assert parse_when(value) is None
+
+
+def test_time_that_is_none_goes_to_quarantine_with_its_row(tmp_path: Path) -> None:
+    rows, bad = read(write(tmp_path, "review_id,text,created_at\n1,a,вчера\n2,b,2026-01-02\n"))
+    assert rows["review_id"].tolist() == ["2"]
+    assert bad["reason"].tolist() == ["bad_created_at: 'вчера' in column 'created_at'"]
+
+
+# -- databases -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'отзывы 1.db'}"
+    rows = pd.DataFrame(
+        {
+            "review_id": [1, 2, 3],
+            "text": ["Туфли", None, "Плед"],
+            "seen_at": pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-03"]),
+        }
+    )
+    engine = sqlalchemy.create_engine(url)
+    rows.to_sql("reviews", engine, index=False)
+    engine.dispose()
+    return url
+
+
+@pytest.mark.parametrize("table", ["reviews", "SELECT review_id, text FROM reviews;"])
+def test_table_or_query_is_read(database: str, table: str) -> None:
+    rows, bad = read(database, IngestSettings(table=table))
+    assert bad.empty
+    assert rows["review_id"].tolist() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(("column", "extra"), [("review_id", 4), ("seen_at", "2026-01-04 00:00:00.000000")])
+def test_only_rows_above_the_watermark_are_read_again(database: str, column: str, extra: object) -> None:
+    options = IngestSettings(table="reviews", watermark_column=column, chunk_rows=2)
+    (source,) = list_source(database, options)
+    chunks = list(read_chunks(source, options))
+    assert sum(chunk.rows.num_rows for chunk in chunks) == 3
+    mark = json.loads(json.dumps(chunks[-1].watermark))
+    assert list(read_chunks(source, options, newer_than=mark)) == []
+    engine = sqlalchemy.create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("INSERT INTO reviews VALUES (4, 'Чайник', '2026-01-04 00:00:00.000000')"))
+    engine.dispose()
+    (chunk,) = read_chunks(source, options, newer_than=mark)
+    assert chunk.rows["review_id"].to_pylist() == ["4"]
+
+
+def test_database_without_a_table_names_the_setting(database: str) -> None:
+    with pytest.raises(SettingsError, match="REVIEWCLF_INGEST__TABLE"):
+        list_source(database, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (IngestSettings(table="missing_table"), "no such table"),
+        (IngestSettings(table="SELECT review_id FROM reviews"), "no column 'text'"),
+        (IngestSettings(table="reviews", watermark_column="age"), "age"),
+    ],
+)
+def test_database_that_refuses_is_named(database: str, options: IngestSettings, message: str) -> None:
+    with pytest.raises(DataContractError, match=message):
+        read(database, options)
+
+
+def test_table_name_cannot_carry_a_statement(database: str) -> None:
+    with pytest.raises(SettingsError, match="is no name of a table"):
+        read(database, IngestSettings(table="reviews; DROP TABLE reviews"))
+
+
+def test_password_is_never_shown() -> None:
+    (source,) = list_source("postgresql://user:geheim@127.0.0.1:1/db", IngestSettings(table="reviews"))
+    assert "geheim" not in source.uri + repr(source)
+
+
+def test_airflow_connection_outside_airflow_is_explained() -> None:
+    with pytest.raises(SettingsError, match="SQLAlchemy URL"):
+        list_source("airflow://reviews_db", OPTIONS)
+
+
+def test_real_reviews_are_read_whole(shared_data: Path) -> None:
+    rows, bad = read(shared_data / "reviews.csv")
+    assert (len(rows), len(bad)) == (5920, 0)
+    assert rows["review_id"].is_unique
+    assert isinstance(pa.Table.from_pandas(rows), pa.Table)
