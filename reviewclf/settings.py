@@ -74,7 +74,7 @@ class DatasetSettings(_Group):
 
     validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
     near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
-    hint_weight: Share = Field(0.3, description="weight factor of reviews that only keyword stems have labelled")
+    hint_weight: Share = Field(0.1, description="weight factor of reviews that only keyword stems have labelled, beside others")
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
 
 

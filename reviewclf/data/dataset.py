@@ -130,7 +130,9 @@ def build_dataset(
         )
     kept["group"] = near_duplicate_groups(kept["text_clean"].tolist(), similarity=options.near_duplicate_similarity)
     kept["split"] = split_groups(kept, share=options.validation_share, seed=seed)
-    kept["weight"] = np.where(kept["hint"], kept["confidence"] * options.hint_weight, kept["confidence"])
+    # Beside labels by readers hints weigh little; where they are all there is, they are what the others are elsewhere.
+    factor = 1.0 if kept["hint"].all() else options.hint_weight
+    kept["weight"] = np.where(kept["hint"], kept["confidence"] * factor, kept["confidence"])
     parts = [kept[DATASET_COLUMNS]]
     if gold is not None and len(gold):
         parts.append(_test_rows(gold))

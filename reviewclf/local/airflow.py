@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import sysconfig
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import reviewclf
 from reviewclf.local.processes import LocalError
 
 USER = "admin"
+_READ_ATTEMPTS = 5
 SECRETS_FILE = "secrets.json"
 PASSWORDS_FILE = "passwords.json"
 
@@ -172,7 +174,14 @@ class AirflowApi:
         self._password = password
         self._token: str | None = None
         # Never through a proxy: the server is on this machine.
-        self._client = httpx.Client(base_url=address, timeout=30, trust_env=False)
+        # Each request on a connection of its own: the server closes one after an internal error, and a request that then
+        # reuses it is reset. What fails to connect was not sent and is tried again.
+        self._client = httpx.Client(
+            base_url=address,
+            timeout=30,
+            trust_env=False,
+            transport=httpx.HTTPTransport(retries=3, limits=httpx.Limits(max_keepalive_connections=0)),
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -253,12 +262,7 @@ class AirflowApi:
         for fresh in (False, True):
             if self._token is None or fresh:
                 self._token = self._log_in()
-            try:
-                answer = self._client.request(
-                    method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **options
-                )
-            except httpx.HTTPError as error:
-                raise LocalError(f"Airflow's API server does not answer {method} {path}: {error!r}") from error
+            answer = self._request(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._token}"}, **options)
             if answer.status_code != 401:
                 break
         if answer.status_code in none_on:
@@ -267,6 +271,18 @@ class AirflowApi:
             raise LocalError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:500]}")
         body: dict[str, Any] = answer.json() if answer.content else {}
         return body
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        # Reading again does no harm, so a busy server gets some time; whether a write arrived cannot be known.
+        attempts = _READ_ATTEMPTS if method == "GET" else 1
+        for attempt in range(1, attempts + 1):
+            try:
+                return self._client.request(method, path, **options)
+            except httpx.HTTPError as error:
+                if attempt == attempts:
+                    raise LocalError(f"Airflow's API server does not answer {method} {path}: {error!r}") from error
+                time.sleep(attempt)
+        raise AssertionError("unreachable")
 
     def _log_in(self) -> str:
         try:
