@@ -10,13 +10,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, get_current_context
+from airflow.sdk import Asset, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic import JsonValue
 
 from reviewclf.errors import ConflictError, RegistryError, ReviewclfError, StoreError
 from reviewclf.manifest import Manifest
-from reviewclf.settings import load_settings
+from reviewclf.settings import Settings, load_settings
 from reviewclf_alerts import report_failure
 
 REVIEWS_CLEAN = Asset("reviews_clean")
@@ -24,6 +24,9 @@ REVIEWS_LABELLED = Asset("reviews_labelled")
 REVIEW_CLASSIFIER = Asset("review_classifier")
 
 TIMEZONE = "Europe/Moscow"
+
+# REVIEWCLF_SOURCE=airflow://reviews_db reads the database of the connection `reviews_db`.
+AIRFLOW_CONNECTION = "airflow://"
 
 TASK_DEFAULTS: dict[str, Any] = {
     "owner": "reviewclf",
@@ -68,13 +71,22 @@ def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: A
     for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        manifest = stage(load_settings(), *(_rebuilt(value) for value in manifests), **arguments)
+        manifest = stage(_settings(), *(_rebuilt(value) for value in manifests), **arguments)
     except PASSING_ERRORS:
         raise
     except ReviewclfError as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from None
     log.info("%s %s: %s", manifest.stage, manifest.digest, _listed(manifest))
     return manifest.model_dump(mode="json")
+
+
+def _settings() -> Settings:
+    """The settings of this worker; a source that names an Airflow connection becomes that connection's address."""
+    settings = load_settings()
+    if not settings.source.startswith(AIRFLOW_CONNECTION):
+        return settings
+    connection = BaseHook.get_connection(settings.source.removeprefix(AIRFLOW_CONNECTION))
+    return settings.model_copy(update={"source": connection.get_uri()})
 
 
 def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> JsonValue:

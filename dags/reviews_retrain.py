@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, task
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from pydantic import JsonValue
 
 from reviewclf_alerts import report_failure
@@ -79,7 +79,8 @@ def reviews_retrain() -> None:
         """Move the alias `champion` to the version that passed; skipped when none did, or it is champion already."""
         from reviewclf.stages import retrain as stages
 
-        promoted = run_stage(stages.promote, gated)
+        # A retried task of this run is told again what its first attempt did.
+        promoted = run_stage(stages.promote, gated, who=f"airflow run {get_current_context()['run_id']}")
         return announce(
             REVIEW_CLASSIFIER,
             promoted,

@@ -259,6 +259,10 @@ class Store:
             self._fs.pipe_file(self._path(key), data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            if _is_taken(error):
+                return False
+            raise
         return True
 
     @contextlib.contextmanager
@@ -269,6 +273,16 @@ class Store:
             raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}") from error
+
+
+def _is_taken(error: BaseException | None) -> bool:
+    """Whether S3 refused a conditional write because the key exists, or because another writer is at it right now."""
+    while error is not None:
+        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _create_local(path: Path, data: bytes) -> bool:

@@ -47,12 +47,17 @@ def withdraw_challenger(tracker: Tracker) -> None:
 def promote(tracker: Tracker, version: str, *, reason: str, who: str) -> Promotion:
     """Make `version` the champion and the old champion `previous`.
 
-    Repeating it changes nothing, also after a kill between two of its steps: `previous` moves first, so that at no
+    Repeating it moves nothing, and where the same `who` repeats it (a retried task) the answer is that of the first time,
+    also after a kill between two of its steps: `previous` moves first, so that at no
     moment is there a champion without a way back, and a version that is champion already is left alone.
     """
     known = aliases(tracker)
     old = known.get(CHAMPION)
+    changed = old != version
     with tracker.errors(f"promote version {version}"):
+        if not changed:
+            tags = tracker.client.get_model_version(REGISTERED_MODEL, version).tags
+            changed = who != "" and tags.get("reviewclf.promoted_by") == who
         if old != version:
             if old is not None:
                 tracker.client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, old)
@@ -65,4 +70,4 @@ def promote(tracker: Tracker, version: str, *, reason: str, who: str) -> Promoti
             tracker.client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
     if known.get(CHALLENGER) == version:
         withdraw_challenger(tracker)
-    return Promotion(champion=version, previous=aliases(tracker).get(PREVIOUS), changed=old != version)
+    return Promotion(champion=version, previous=aliases(tracker).get(PREVIOUS), changed=changed)

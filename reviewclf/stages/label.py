@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,7 +50,7 @@ def select(settings: Settings) -> Manifest:
     }
 
     def work() -> StageResult:
-        known = _vote_identities(store, snapshot)
+        known = _vote_identities(store, snapshot.keys("votes"))
         pending = [
             review
             for review in reviews
@@ -83,6 +82,8 @@ def select(settings: Settings) -> Manifest:
                 "reviews": store.put_table(_to_table(pending)),
                 # What `aggregate` compares with, so that a repeated task counts the same changes as the first attempt.
                 "labels_before": snapshot.keys("labels"),
+                # What `annotate` need not ask again.
+                "votes_before": snapshot.keys("votes"),
                 **({"quarantine": store.put_table(quarantine)} if refused else {}),
             },
             counts={
@@ -132,9 +133,9 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             for row in pending
             if int(row["text_hash"][:8], 16) % shard["shards"] == shard["shard"]
         ]
-        votes = _vote(annotators, reviews)
+        votes = _vote(annotators, reviews, known=_vote_identities(store, selected.keys("votes_before")))
         return StageResult(
-            outputs={"votes": store.put_table(votes)},
+            outputs={"votes": [store.put_table(votes)] if votes.num_rows else []},
             counts={"reviews": len(reviews), "votes": votes.num_rows, "without_label": votes["label"].null_count},
         )
 
@@ -263,18 +264,20 @@ def _to_table(reviews: Iterable[Review]) -> pa.Table:
     )
 
 
-def _vote_identities(store: Store, snapshot: Snapshot) -> set[tuple[str, str, str, int]]:
+def _vote_identities(store: Store, keys: Sequence[str]) -> set[tuple[str, str, str, int]]:
     known: set[tuple[str, str, str, int]] = set()
     columns = ["text_hash", "annotator", "prompt", "draw"]
-    for part in store.iter_tables(snapshot.keys("votes"), columns):
+    for part in store.iter_tables(keys, columns):
         known.update(zip(*(part[name].to_pylist() for name in columns), strict=True))
     return known
 
 
-def _vote(annotators: Sequence[Annotator], reviews: Sequence[Review]) -> pa.Table:
-    votes: list[Vote] = [vote for annotator in annotators for vote in annotator.annotate(reviews)]
-    rows = sorted(
-        (json.loads(vote.model_dump_json()) for vote in votes),
-        key=lambda row: (row["text_hash"], row["annotator"], row["prompt"], row["draw"]),
-    )
+def _vote(annotators: Sequence[Annotator], reviews: Sequence[Review], *, known: set[tuple[str, str, str, int]]) -> pa.Table:
+    votes: list[Vote] = []
+    for annotator in annotators:
+        todo = [
+            review for review in reviews if any((review.text_hash, *vote) not in known for vote in annotator.expected(review))
+        ]
+        votes += [vote for vote in annotator.annotate(todo) if vote.identity not in known]
+    rows = [vote.model_dump() for vote in sorted(votes, key=lambda vote: vote.identity)]
     return pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)

@@ -267,7 +267,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     return manifest
 
 
-def promote(settings: Settings, gated: Manifest, *, who: str = "reviewclf") -> Manifest:
+def promote(settings: Settings, gated: Manifest, *, who: str = "") -> Manifest:
     """Make the challenger the champion; nothing happens when there is none or it is champion already.
 
     Parameters

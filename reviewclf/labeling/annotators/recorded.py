@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel
@@ -13,7 +14,10 @@ from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.manifest import digest_of
 
 _REQUIRED = ("annotator", "label")
-_OPTIONAL = {"prompt": "recorded@1", "draw": 0, "confidence": 1.0, "raw": None, "tokens_in": 0, "tokens_out": 0, "seconds": 0.0}
+_OPTIONAL: dict[str, Any] = {"prompt": "recorded@1", "draw": 0, "confidence": 1.0, "raw": None, "tokens_in": 0,
+    "tokens_out": 0,
+    "seconds": 0.0,
+}
 
 
 class RefusedVote(BaseModel):

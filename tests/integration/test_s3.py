@@ -1,0 +1,96 @@
+"""The same store and sources on a real S3 server."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from uuid import uuid4
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from reviewclf.data.sources import list_source, read_chunks
+from reviewclf.errors import ConflictError, DataContractError, StoreError
+from reviewclf.settings import IngestSettings, load_settings
+from reviewclf.storage import StageResult, Store
+from tests.integration.conftest import S3
+from tests.integration.test_stages import run_ingest, run_label
+
+
+@pytest.fixture
+def uri(s3: S3) -> str:
+    return f"s3://{s3.bucket}/{uuid4().hex}"
+
+
+def test_objects_manifests_and_snapshots_are_kept(uri: str) -> None:
+    store = Store(uri)
+    key = store.put_table(pa.table({"text": ["платье"]}))
+    assert store.put_table(pa.table({"text": ["платье"]})) == key
+    assert store.read_table([key])["text"].to_pylist() == ["платье"]
+    first = store.run_stage("clean", 1, {"raw": "a"}, lambda: StageResult(counts={"rows": 1}))
+    assert Store(uri).run_stage("clean", 1, {"raw": "a"}, lambda: StageResult(counts={"rows": 2})) == first
+    store.commit(store.snapshot(), key="night", append={"clean": [key]})
+    assert Store(uri).snapshot().tables == {"clean": [key]}
+    with pytest.raises(StoreError, match="is not there"):
+        store.read_bytes("objects/no/thing.parquet")
+
+
+def test_commit_on_an_old_snapshot_is_refused(uri: str) -> None:
+    store = Store(uri)
+    old = store.snapshot()
+    store.commit(old, key="mine", append={"clean": ["a"]})
+    with pytest.raises(ConflictError):
+        Store(uri).commit(old, key="yours", append={"clean": ["b"]})
+    assert store.snapshot().tables == {"clean": ["a"]}
+
+
+def _append_often(uri: str, who: str, times: int) -> None:
+    store = Store(uri)
+    for number in range(times):
+        while True:
+            try:
+                store.commit(store.snapshot(), key=f"{who} {number}", append={"clean": [f"{who} {number}"]})
+                break
+            except ConflictError:
+                continue
+
+
+def test_two_writers_lose_nothing_and_double_nothing(uri: str) -> None:
+    # Fresh interpreters: an S3 client does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_append_often, args=(uri, who, 10)) for who in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    keys = Store(uri).snapshot().keys("clean")
+    assert sorted(keys) == sorted(f"{who} {number}" for who in ("a", "b") for number in range(10))
+
+
+def test_night_on_s3_ends_like_one_on_a_folder(uri: str, tmp_path: Path) -> None:
+    local = load_settings(_env_file=None, home=tmp_path / "local")
+    remote = load_settings(_env_file=None, home=tmp_path / "remote", store=uri)
+    for settings in (local, remote):
+        run_ingest(settings)
+        run_label(settings)
+    assert Store(remote.store_uri).snapshot() == Store(local.store_uri).snapshot()
+    assert run_ingest(remote).counts["new"] == 0
+
+
+def test_sources_on_s3_are_read_and_recognised_as_unchanged(uri: str, tmp_path: Path) -> None:
+    pd.DataFrame({"review_id": ["1"], "text": ["Туфли жмут"]}).to_csv(f"{uri}/in/a.csv", index=False)
+    pd.DataFrame({"review_id": ["2"], "text": ["Плед тёплый"]}).to_parquet(f"{uri}/in/b.parquet", index=False)
+    settings = load_settings(_env_file=None, home=tmp_path, source=f"{uri}/in", store=f"{uri}/store", votes=None, gold=None)
+    assert run_ingest(settings).counts["new"] == 2
+    again = run_ingest(settings)
+    assert again.counts["rows_in"] == 0
+    (only,) = list_source(f"{uri}/in/*.csv", IngestSettings())
+    (chunk,) = read_chunks(only, IngestSettings())
+    assert chunk.rows["text"].to_pylist() == ["Туфли жмут"]
+
+
+def test_missing_bucket_is_named(s3: S3) -> None:
+    with pytest.raises(DataContractError, match="s3://no-such-bucket"):
+        list_source("s3://no-such-bucket/reviews.csv", IngestSettings())
