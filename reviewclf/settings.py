@@ -6,7 +6,10 @@ their own standard variables; nothing here repeats them.
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +19,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reviewclf.errors import SettingsError
 
+logger = logging.getLogger(__name__)
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def _sample(name: str) -> str:
-    return str(resources.files("reviewclf").joinpath("sample", name))
+def _bundled(name: str) -> str:
+    return str(resources.files("reviewclf").joinpath(name))
 
 
 class _Group(BaseModel):
@@ -30,21 +35,21 @@ class _Group(BaseModel):
 class IngestSettings(_Group):
     """How the source is read."""
 
-    text_column: str = "text"
-    id_column: str = "review_id"
-    created_at_column: str = "created_at"
+    text_column: str = Field("text", description="column that holds the reviews")
+    id_column: str = Field("review_id", description="column with the source's ids; rows without one get a hash as id")
+    created_at_column: str = Field("created_at", description="column with the time of the review")
     source_name: str | None = Field(None, description="value of the column `source`; default: the file's name")
     table: str | None = Field(None, description="table or SELECT to read when the source is a database")
     watermark_column: str | None = Field(None, description="ever-growing column; a database is asked only for newer rows")
     encoding: str | None = Field(None, description="default: UTF-8 (with or without BOM), else cp1251")
-    separator: str | None = Field(None, description="default: recognised among , ; tab |")
-    chunk_rows: PositiveInt = 20_000
+    separator: str | None = Field(None, description="default: recognised among comma, semicolon, tab and bar")
+    chunk_rows: PositiveInt = Field(20_000, description="rows held in memory at once")
 
 
 class QualitySettings(_Group):
     """Limits of the data checks."""
 
-    max_text_length: PositiveInt = 10_000
+    max_text_length: PositiveInt = Field(10_000, description="characters above which a review goes to quarantine")
     min_cyrillic_share: Share = Field(0.5, description="letters of a review that must be Cyrillic to count as Russian")
     min_russian_rows: Share = Field(0.8, description="share of rows that must be Russian")
     max_null_rows: Share = Field(0.2, description="share of rows without a text above which the batch stops")
@@ -55,16 +60,18 @@ class QualitySettings(_Group):
 class LLMSettings(_Group):
     """Who labels."""
 
-    backend: Literal["recorded"] = "recorded"
-    model: str = "Qwen/Qwen2-7B-Instruct"
-    base_url: str | None = None
+    backend: Literal["recorded"] = Field("recorded", description="`recorded`: votes are read from REVIEWCLF_VOTES")
+    model: str = Field("Qwen/Qwen2-7B-Instruct", description="for backends that ask a model; `recorded` asks none")
+    base_url: str | None = Field(None, description="for backends that ask a server; `recorded` asks none")
     shard_rows: PositiveInt = Field(5_000, description="reviews per mapped annotation task")
 
 
 class VotesSettings(_Group):
     """How votes become labels."""
 
-    method: Literal["posterior", "majority", "mean_confidence"] = "posterior"
+    method: Literal["posterior", "majority", "mean_confidence"] = Field(
+        "posterior", description="how votes become a label: see `aggregate_llm_votes`"
+    )
     keyword_confidence: Share = Field(0.6, description="confidence of a vote of the keyword annotator")
     min_confidence: Share = Field(0.5, description="labels below it are not trained on")
 
@@ -72,8 +79,10 @@ class VotesSettings(_Group):
 class DatasetSettings(_Group):
     """How the training set is split."""
 
-    validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.15
-    near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(0.15, description="share of each class to validate on")
+    near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.7, description="Jaccard similarity of character n-grams from which two reviews count as near-duplicates"
+    )
     hint_weight: Share = Field(0.1, description="weight factor of reviews that only keyword stems have labelled, beside others")
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
 
@@ -81,9 +90,9 @@ class DatasetSettings(_Group):
 class GateSettings(_Group):
     """Limits of the gate."""
 
-    min_weighted_f1: Share = 0.74
-    max_seconds_per_example: PositiveFloat = 5.0
-    min_gold_rows: PositiveInt = 50
+    min_weighted_f1: Share = Field(0.74, description="weighted F1 on gold that a candidate has to reach")
+    max_seconds_per_example: PositiveFloat = Field(5.0, description="p95 of one review on the serving path has to be below")
+    min_gold_rows: PositiveInt = Field(50, description="gold reviews that a verdict needs at least")
 
 
 class Settings(BaseSettings):
@@ -99,15 +108,25 @@ class Settings(BaseSettings):
         env_prefix="REVIEWCLF_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
     )
 
-    home: Path = Path("./var")
-    store: str | None = None
-    source: str = Field(default_factory=lambda: _sample("reviews.csv"))
-    gold: str | None = Field(default_factory=lambda: _sample("gold.csv"))
-    votes: str | None = Field(default_factory=lambda: _sample("votes.csv"))
-    taxonomy: Path = Field(default_factory=lambda: Path(str(resources.files("reviewclf").joinpath("taxonomy.yaml"))))
-    candidates: Path = Field(default_factory=lambda: Path(str(resources.files("reviewclf").joinpath("candidates.yaml"))))
-    encoders: Path | None = None
-    seed: int = 42
+    home: Path = Field(Path("./var"), description="everything that runs leave behind: databases, logs, store, data docs")
+    store: str | None = Field(
+        None, description="tables and manifests: a folder or `s3://bucket/prefix`; default: `$HOME/store`"
+    )
+    source: str = Field(
+        default_factory=lambda: _bundled("sample/reviews.csv"),
+        description="file, folder, glob (local, `s3://`), SQLAlchemy URL, or `airflow://connection_id`",
+    )
+    gold: str | None = Field(
+        default_factory=lambda: _bundled("sample/gold.csv"),
+        description="reviews labelled by people; empty: none, nothing passes",
+    )
+    votes: str | None = Field(
+        default_factory=lambda: _bundled("sample/votes.csv"), description="recorded votes; empty: none, only stems label"
+    )
+    taxonomy: Path = Field(default_factory=lambda: Path(_bundled("taxonomy.yaml")), description="categories and stems")
+    candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
+    encoders: Path | None = Field(None, description="folder of local checkpoints; no candidate of this version reads it")
+    seed: int = Field(42, description="of splits and training")
 
     ingest: IngestSettings = IngestSettings()
     quality: QualitySettings = QualitySettings()
@@ -140,6 +159,7 @@ def load_settings(**overrides: Any) -> Settings:
     **overrides
         Values that win over environment and ``.env``; for tests and the command line.
     """
+    _warn_of_unknown()
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -148,3 +168,30 @@ def load_settings(**overrides: Any) -> Settings:
             variable = "REVIEWCLF_" + "__".join(str(part).upper() for part in item["loc"])
             lines.append(f"{variable}={item.get('input')!r}: {item['msg']}")
         raise SettingsError("Settings cannot be used:\n  " + "\n  ".join(lines)) from error
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """Variable, default and meaning of every setting, in order; what the README's table shows."""
+    return list(_describe(Settings, Settings.model_config["env_prefix"]))
+
+
+def _describe(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, _Group):
+            yield from _describe(field.annotation, f"{variable}__")
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        bundled = _bundled("")
+        shown = str(default).replace(bundled, "reviewclf") if default is not None else ""
+        yield variable, shown, field.description or ""
+
+
+def _warn_of_unknown() -> None:
+    known = [variable for variable, _, _ in describe_settings()]
+    for variable in sorted(os.environ):
+        # Inside a group pydantic refuses what it does not know.
+        if variable.startswith("REVIEWCLF_") and "__" not in variable and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            logger.warning("%s is no setting and changes nothing%s", variable, hint)

@@ -229,7 +229,12 @@ class Tracker:
 
     def _create_experiment(self) -> Any:
         try:
-            self.client.create_experiment(EXPERIMENT, artifact_location=self._artifact_location())
+            self.client.create_experiment(
+                EXPERIMENT,
+                artifact_location=self._artifact_location(),
+                # Opens in the UI's view for training models, not for language model applications.
+                tags={"mlflow.experimentKind": "custom_model_development"},
+            )
         except MlflowException as error:
             # Another process may have created it since we looked.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -17,8 +17,10 @@ from reviewclf.data.cleaning import CleanedPart, Cleaner
 from reviewclf.data.sources import SourceFile, SqlSource, list_source, read_chunks
 from reviewclf.errors import ConflictError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.settings import Settings
+from reviewclf.settings import QualitySettings, Settings
 from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.text import cyrillic_share
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ _SOURCES = "sources"
 _WATERMARKS = "watermarks"
 _VOLUMES = "volumes"
 _REMEMBERED_RUNS = 30
+_MOSTLY = 0.5
 
 
 def ingest(settings: Settings) -> Manifest:
@@ -204,16 +207,15 @@ def _validate(settings: Settings, table: tables.Checked, rows: Manifest) -> Mani
     store = Store(settings.store_uri)
     schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
     history = [int(volume) for volume in (store.snapshot().state.get(_VOLUMES) or [])]  # type: ignore[union-attr, arg-type]
-    inputs = {"rows": rows.keys(table), "limits": settings.quality, "history": history}
+    limits = _limits(settings)
+    inputs = {"rows": rows.keys(table), "limits": limits, "history": history}
     docs = settings.home.expanduser().resolve() / "data_docs"
 
     def work() -> StageResult:
         from reviewclf.data.quality import check_table, raise_for
 
         frame = store.read_table(rows.keys(table), schema=schema).to_pandas()
-        report = check_table(
-            table, frame, settings.quality, history=history, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}"
-        )
+        report = check_table(table, frame, limits, history=history, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
         # Before anything is committed: a batch that is refused today is checked again tomorrow.
         raise_for(report)
         failed = pa.table(
@@ -240,6 +242,14 @@ def _validate(settings: Settings, table: tables.Checked, rows: Manifest) -> Mani
         manifest.details["data_docs"],
     )
     return manifest
+
+
+def _limits(settings: Settings) -> QualitySettings:
+    """The limits of the settings; whoever brings a taxonomy in another script does not expect reviews in Cyrillic."""
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    if cyrillic_share(" ".join(f"{item.name} {item.description}" for item in taxonomy.categories)) >= _MOSTLY:
+        return settings.quality
+    return settings.quality.model_copy(update={"min_russian_rows": 0.0})
 
 
 # -- clean rows ------------------------------------------------------------------------------------------------------

@@ -324,7 +324,9 @@ def _train(
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
     parent = _retrain_run(tracker, dataset, store)
     with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
-        tracker.log(run_id, params={"candidate": spec.model_dump(mode="json"), "seed": settings.seed})
+        tracker.log(
+            run_id, params={**spec.model_dump(mode="json", exclude={"name", "description", "params"}), "seed": settings.seed}
+        )
         _log_dataset(tracker, run_id, dataset, store, rows)
         started = time.perf_counter()
         classifier = train_candidate(
@@ -471,7 +473,7 @@ def _metrics(prefix: str, result: Any) -> dict[str, float]:
 
 def _chosen(classifier: Any) -> dict[str, Any]:
     chosen = getattr(classifier, "chosen", None)
-    return {"chosen": chosen} if chosen else {}
+    return dict(chosen) if chosen else {}
 
 
 def _describe(result: dict[str, Any], report: GateReport, gold_rows: int) -> str:

@@ -374,6 +374,37 @@ def test_new_champion_makes_the_old_one_previous(make_settings: Callable[..., Se
     assert known == {"champion": second.details["champion"], "previous": first.details["champion"]}
 
 
+def test_other_classes_in_another_language_need_nothing_but_a_taxonomy(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    taxonomy = tmp_path / "taxonomy.yaml"
+    taxonomy.write_text(
+        "categories:\n"
+        "  - {id: 0, name: books, description: things to read, keywords: [book, novel, page]}\n"
+        "  - {id: 1, name: music, description: things to hear, keywords: [record, album, song]}\n"
+        "  - {id: 2, name: none, description: nothing named, no_product: true}\n",
+        encoding="utf-8",
+    )
+    things = ("novel", "book with torn pages", "record", "album with a scratch")
+    places = ("Leeds", "York", "Bath", "Derby", "Ely", "Truro")
+    rows = [(f"{thing} {place}", f"This {thing} reached me in {place} quite late") for thing in things for place in places]
+    gold = pd.DataFrame(
+        [(f"My {'novel' if n % 2 else 'record'} number {n} is fine", "books" if n % 2 else "music") for n in range(60)],
+        columns=["text", "label"],
+    )
+    gold.to_csv(tmp_path / "gold.csv", index=False)
+    settings = make_settings(
+        source=write_reviews(tmp_path / "reviews.csv", rows),
+        taxonomy=taxonomy,
+        votes=None,
+        gold=str(tmp_path / "gold.csv"),
+    )
+    run_ingest(settings)
+    run_label(settings)
+    _, _, promoted = run_retrain(settings)
+    assert promoted.details["promoted"] is True
+
+
 def test_missing_source_is_named(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     with pytest.raises(DataContractError, match=r"none\.csv"):
         run_ingest(make_settings(source=str(tmp_path / "none.csv")))

@@ -14,7 +14,12 @@ from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.manifest import digest_of
 
 _REQUIRED = ("annotator", "label")
-_OPTIONAL: dict[str, Any] = {"prompt": "recorded@1", "draw": 0, "confidence": 1.0, "raw": None, "tokens_in": 0,
+_OPTIONAL: dict[str, Any] = {
+    "prompt": "recorded@1",
+    "draw": 0,
+    "confidence": 1.0,
+    "raw": None,
+    "tokens_in": 0,
     "tokens_out": 0,
     "seconds": 0.0,
 }
