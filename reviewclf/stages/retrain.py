@@ -324,9 +324,7 @@ def _train(
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
     parent = _retrain_run(tracker, dataset, store)
     with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
-        tracker.log(
-            run_id, params={**spec.model_dump(mode="json", exclude={"name", "description", "params"}), "seed": settings.seed}
-        )
+        tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
         _log_dataset(tracker, run_id, dataset, store, rows)
         started = time.perf_counter()
         classifier = train_candidate(
