@@ -1,0 +1,103 @@
+"""Raw rows become clean rows, duplicates and quarantine; none is lost, none stands twice."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pandas as pd
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reviewclf import tables
+from reviewclf.data.cleaning import CleanedPart, Cleaner
+
+WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+def raw(*rows: tuple[str, str | None]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"review_id": key, "text": text, "source": "a.csv", "created_at": WHEN, "extra": "{}", "row_number": number}
+            for number, (key, text) in enumerate(rows, start=1)
+        ],
+        schema=tables.RAW_SCHEMA,
+    )
+
+
+def clean(*rows: tuple[str, str | None], failed: dict[int, str] | None = None) -> CleanedPart:
+    return Cleaner(similarity=0.7).clean(raw(*rows), failed or {})
+
+
+def ids(table: pa.Table) -> list[str]:
+    return table["review_id"].to_pylist()
+
+
+def test_clean_row_keeps_the_text_as_it_came_beside_the_clean_one() -> None:
+    (row,) = clean(("1", "Платье <b>супер</b> 👍  http://a.example.ru/x")).clean.to_pylist()
+    assert (row["text"], row["text_clean"]) == ("Платье <b>супер</b> 👍  http://a.example.ru/x", "Платье супер")
+    assert row["dt"] == "2026-01-02"
+
+
+def test_text_that_cleaning_empties_goes_to_quarantine_as_it_came() -> None:
+    part = clean(("1", "👍👍👍"), ("2", None), ("3", "норм"))
+    assert ids(part.clean) == ["3"]
+    assert part.quarantine["reason"].to_pylist() == ["text_empty_after_cleaning"] * 2
+    assert json.loads(part.quarantine["payload"][0].as_py())["text"] == "👍👍👍"
+
+
+def test_row_that_failed_a_check_goes_to_quarantine_with_the_rule() -> None:
+    part = clean(("1", "платье"), ("2", "туфли"), failed={1: "text_too_long"})
+    assert ids(part.clean) == ["1"]
+    assert part.quarantine.to_pylist()[0]["reason"] == "text_too_long"
+
+
+def test_copy_in_another_case_is_a_duplicate_of_the_first() -> None:
+    part = clean(("1", "Платье село отлично"), ("2", "ПЛАТЬЕ СЕЛО ОТЛИЧНО!!!"))
+    assert ids(part.clean) == ["1"]
+    assert part.duplicates.to_pylist()[0] | {"text_hash": ""} == {
+        "review_id": "2",
+        "source": "a.csv",
+        "row_number": 2,
+        "text_hash": "",
+        "duplicate_of": "1",
+    }
+
+
+def test_id_that_comes_again_with_another_text_goes_to_quarantine() -> None:
+    part = clean(("1", "Платье село отлично"), ("1", "Туфли жмут"))
+    assert ids(part.clean) == ["1"]
+    assert part.quarantine["reason"].to_pylist() == ["review_id_used_by_another_text"]
+
+
+def test_earlier_nights_are_remembered() -> None:
+    text = "Пуховик очень тёплый, капюшон глубокий, молния не заедает, доставили за неделю"
+    first = clean(("1", text))
+    cleaner = Cleaner(similarity=0.7)
+    cleaner.know(first.clean.to_pandas(), first.signatures)
+    cleaner.know_duplicates(pd.DataFrame({"review_id": ["7"], "text_hash": first.clean["text_hash"].to_pylist()}))
+    part = cleaner.clean(raw(("2", text + "!"), ("3", text.replace("тёплый", "тёплий")), ("7", "Совсем другое")), {})
+    assert ids(part.duplicates) == ["2"]
+    assert part.duplicates["duplicate_of"].to_pylist() == ["1"]
+    assert ids(part.clean) == ids(part.near_duplicates) == ["3"]
+    assert part.near_duplicates["near_duplicate_of"].to_pylist() == first.clean["text_hash"].to_pylist()
+    assert ids(part.quarantine) == ["7"]
+
+
+rows = st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.text("платье .!👍", max_size=12)), max_size=12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows, st.integers(0, 12))
+def test_every_row_ends_in_one_place_and_chunks_do_not_matter(given_rows: list, cut: int) -> None:
+    whole = clean(*given_rows)
+    assert whole.clean.num_rows + whole.duplicates.num_rows + whole.quarantine.num_rows == len(given_rows)
+    hashes = whole.clean["text_hash"].to_pylist()
+    assert len(set(hashes)) == len(hashes)
+    assert len(set(ids(whole.clean))) == whole.clean.num_rows
+    cleaner = Cleaner(similarity=0.7)
+    table = raw(*given_rows)
+    parts = [cleaner.clean(table.slice(0, cut), {}), cleaner.clean(table.slice(cut), {})]
+    for name in CleanedPart._fields:
+        assert pa.concat_tables([getattr(part, name) for part in parts]).equals(getattr(whole, name)), name
