@@ -65,6 +65,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={identities}"]
     command += [f"-{name}.port={port}" for name, port in ports.items()] + ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    # Two catalogues that would listen on fixed ports.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     endpoint = f"http://127.0.0.1:{ports['s3']}"
