@@ -113,7 +113,10 @@ def test_gzip_is_read(tmp_path: Path) -> None:
         ("review_id,отзыв\n1,a\n", "a.csv", r"a\.csv: no column 'text'; found review_id, отзыв.*REVIEWCLF_INGEST__TEXT_COLUMN"),
         ("review_id,texts\n1,a\n", "a.csv", r"Did you mean 'texts'"),
         ("", "a.csv", r"a\.csv: is empty"),
-        (b"review_id,text\n1,\x98\n", "a.csv", r"a\.csv: is neither UTF-8 nor cp1251 \(byte 17\)"),
+        (b"review_id,text\n1,\x98\n", "a.csv", r"a\.csv: is neither UTF-8 \(byte 17\) nor cp1251 \(byte 17\)"),
+        ("review_id,text\n1,плед\n2,туфли\n".encode()[:-2], "a.csv", r"a\.csv: is UTF-8 that is damaged at byte 36"),
+        ("review_id,text\n1,плед\n".encode("utf-16-le"), "a.csv", r"UTF-16 without its byte order mark.*utf-16-le"),
+        ('{"txet":"a"}\n{"stars":5}\n', "a.jsonl", r"a\.jsonl: no column 'text'; found txet, stars.*'txet'.*TEXT_COLUMN"),
         ("x", "a.docx", r"a\.docx: unknown kind of file"),
         ("[1]", "a.json", r"one JSON array"),
         (b"PAR1 broken", "a.parquet", r"a\.parquet: cannot be read as \.parquet"),
@@ -136,6 +139,57 @@ def test_wrong_encoding_setting_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "review_id,text\n1,Туфли\n".encode("cp1251"))
     with pytest.raises(DataContractError, match="REVIEWCLF_INGEST__ENCODING"):
         read(path, IngestSettings(encoding="utf-8"))
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column_whatever_the_setting_says(tmp_path: Path) -> None:
+    path = write(tmp_path, "text\nТуфли\n".encode("utf-8-sig"))
+    assert read(path, IngestSettings(encoding="utf-8"))[0]["text"].tolist() == ["Туфли"]
+
+
+def test_damage_beyond_the_first_block_is_named_by_its_byte(tmp_path: Path) -> None:
+    # An odd length before the Cyrillic letters lets the end of a block cut one of them in two.
+    head = b"review_id,text\n1," + "я".encode() * (1 << 20)
+    with pytest.raises(DataContractError, match=rf"damaged at byte {len(head)};"):
+        read(write(tmp_path, head + b"\xff\n"))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ('id;"note, and,\nmore";text\n1;x;Туфли\n', {"id": "1", "note, and,\nmore": "x"}),
+        ('"a,b,c\nd"|"e;f"|text\n1|2|Туфли\n', {"a,b,c\nd": "1", "e;f": "2"}),
+        ("id\ttext\ta,b,c,d\n1\tТуфли\tx\n", {"id": "1", "a,b,c,d": "x"}),
+    ],
+)
+def test_separator_is_not_guessed_from_what_the_header_quotes_or_names(tmp_path: Path, header: str, expected: dict) -> None:
+    rows, bad = read(write(tmp_path, header))
+    assert bad.empty
+    assert rows["text"].tolist() == ["Туфли"]
+    assert json.loads(rows["extra"][0]) == expected
+
+
+def test_error_about_a_missing_column_shows_the_columns_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(DataContractError, match="found id, a,b,c,d,e, отзыв"):
+        read(write(tmp_path, 'id;"a,b,c,d,e";отзыв\n1;x;Туфли\n'))
+
+
+def test_tab_can_be_written_in_the_separator_setting_and_words_cannot(tmp_path: Path) -> None:
+    path = write(tmp_path, 'review_id\ttext\n1\t"a"\n')
+    assert read(path, IngestSettings(separator=r"\t"))[0]["text"].tolist() == ["a"]
+    with pytest.raises(SettingsError, match="REVIEWCLF_INGEST__SEPARATOR='::'"):
+        read(path, IngestSettings(separator="::"))
+
+
+def test_columns_of_the_same_name_keep_their_values(tmp_path: Path) -> None:
+    rows, _ = read(write(tmp_path, "text,stars,stars,text\na,1,2,b\n"))
+    assert rows["text"].tolist() == ["a"]
+    assert json.loads(rows["extra"][0]) == {"stars": "1", "stars.1": "2", "text.1": "b"}
+
+
+@pytest.mark.parametrize("name", ["отзывы [2026].csv", "a*b.csv", "why?.csv"])
+def test_file_whose_name_looks_like_a_glob_is_read(tmp_path: Path, name: str) -> None:
+    rows, _ = read(write(tmp_path, "review_id,text\n1,a\n", name))
+    assert rows["source"].tolist() == [name]
 
 
 def test_folders_and_globs_are_read_in_order(tmp_path: Path) -> None:
@@ -182,24 +236,57 @@ def test_every_record_is_read_or_quarantined(tmp_path_factory: pytest.TempPathFa
         assert [text if isinstance(text, str) else "" for text in rows["text"]] == [text for _, text in records]
 
 
+# Words that stand once in a file, so that each can be looked for where it ended up.
+damage = st.sampled_from(
+    ["{},b,c,d", "{}", '{},"x"y', '{},"open', '{},"two\nlines"', '{},"open\n\n"more', '"{}', '{}"', '"', '""{}"']
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(field, field) | damage, min_size=1, max_size=12), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_nothing_of_a_dirty_file_is_lost_or_doubled(
+    tmp_path_factory: pytest.TempPathFactory, records: list, line_end: str
+) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator=line_end)
+    writer.writerow(["review_id", "text"])
+    tokens = [f"<{number}>" for number in range(len(records))]
+    for token, record in zip(tokens, records, strict=True):
+        if isinstance(record, str):
+            buffer.write(record.format(token) + line_end)
+        else:
+            writer.writerow([record[0], token + record[1]])
+    written = buffer.getvalue()
+    rows, bad = read(write(tmp_path_factory.mktemp("csv"), written), IngestSettings(encoding="utf-8"))
+    came_out = "\x00".join([*rows["review_id"], *rows["text"].fillna(""), *bad["payload"]])
+    for token in tokens:
+        assert came_out.count(token) == written.count(token), token
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    def peak(rows: int) -> int:
+    text = "Платье село отлично, но швы кривые, «и нитки» торчат; " * 40
+
+    def peak(rows: int) -> tuple[int, int]:
         path = tmp_path / f"{rows}.csv"
         with path.open("w", encoding="utf-8") as file:
             file.write("review_id,text\n")
-            for number in range(rows):
-                file.write(f'{number},"Отзыв номер {number}, довольно длинный, чтобы файл вышел большим"\n')
-        options = IngestSettings(chunk_rows=500)
+            file.writelines(f'{number},"{text}\nОтзыв {number}"\n' for number in range(rows))
+        options = IngestSettings(chunk_rows=200)
+        read_rows = 0
         tracemalloc.start()
         for source in list_source(str(path), options):
             for chunk in read_chunks(source, options):
+                read_rows += chunk.rows.num_rows
                 del chunk
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        assert read_rows == rows
+        return most, path.stat().st_size
 
-    small, large = peak(15_000), peak(75_000)
-    assert large < 1.5 * small
+    (small, _), (large, size) = peak(2_000), peak(16_000)
+    assert size > 60e6
+    assert large < 16e6
+    assert large < 1.2 * small
 
 
 # -- JSON Lines, Parquet ---------------------------------------------------------------------------------------------
@@ -224,6 +311,32 @@ def test_json_lines_quarantine_what_is_no_review(tmp_path: Path) -> None:
         "text_is_no_text",
     ]
     assert bad["payload"].tolist() == lines[1:5]
+
+
+def test_line_that_json_cannot_unfold_is_quarantined_and_the_rest_is_read(tmp_path: Path) -> None:
+    deep = '{"text":"a","x":' + "[" * 100_000
+    rows, bad = read(write(tmp_path, f'{{"text":"до"}}\n{deep}\n{{"text":"после"}}\n', "a.jsonl"))
+    assert rows["text"].tolist() == ["до", "после"]
+    assert bad[["row_number", "payload"]].to_numpy().tolist() == [[2, deep]]
+
+
+@pytest.mark.parametrize("depth", range(100, 1100, 50))
+def test_nested_values_are_read_or_quarantined_at_any_depth(tmp_path: Path, depth: int) -> None:
+    line = '{"text":"a","x":' + "[" * depth + "]" * depth + "}"
+    rows, bad = read(write(tmp_path, line, "a.jsonl"))
+    assert len(rows) + len(bad) == 1
+
+
+@pytest.mark.parametrize(
+    "line", [r'{"text":"a","x":"\ud83d"}', r'{"text":"a","\ud83d":1}', r'{"text":"a\ud83d","review_id":"\ud83d"}']
+)
+def test_half_of_a_surrogate_pair_does_not_stop_the_file(tmp_path: Path, line: str) -> None:
+    rows, bad = read(write(tmp_path, line + "\n" + r'{"\ud83d":1}' + "\n", "a.jsonl"))
+    assert rows["text"][0].startswith("a")
+    assert json.loads(rows["extra"][0]) == {
+        name: value for name, value in json.loads(line).items() if name not in ("text", "review_id")
+    }
+    assert bad["payload"].tolist() == [r'{"\ud83d":1}']
 
 
 def test_parquet_is_read_with_its_types(tmp_path: Path) -> None:
@@ -261,6 +374,11 @@ def test_parquet_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
 )
 def test_times_are_read_in_the_ways_people_write_them(value: object, expected: str) -> None:
     assert parse_when(value) == datetime.fromisoformat(expected)
+
+
+def test_truth_value_is_no_time() -> None:
+    with pytest.raises(ValueError, match="no time"):
+        parse_when(True)
 
 
 @pytest.mark.parametrize("value", [None, "", float("nan"), pd.NaT])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import hashlib
-import io
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from reviewclf.data.sources.decoding import open_file, text_lines
 from reviewclf.data.sources.rows import BadRow, GoodRow, check_columns
-from reviewclf.errors import DataContractError
+from reviewclf.errors import DataContractError, SettingsError
 from reviewclf.settings import IngestSettings
 
 DELIMITED = (".csv", ".tsv", ".txt")
@@ -34,6 +33,10 @@ _BLOCK = 1 << 20
 # broken at its first line, and reading goes on at the next.
 _MAX_RECORD_LINES = 500
 _MAX_RECORD_CHARACTERS = 200_000
+# Column names that are read or shown at most, where a header or a JSON object could hold any number of them.
+_NAMED_FIELDS = 50
+_HEADER_LINES = 20
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 Row = GoodRow | BadRow
 
@@ -68,7 +71,8 @@ def list_files(uri: str) -> list[SourceFile]:
     """
     try:
         fs, path = fsspec.core.url_to_fs(uri)
-        if any(sign in path for sign in "*?["):
+        # These signs may stand in the name of a file as well.
+        if any(sign in path for sign in "*?[") and not fs.exists(path):
             paths = [found for found in fs.glob(path) if suffix_of(found)]
         elif fs.isdir(path):
             paths = [found for found in fs.find(path) if suffix_of(found)]
@@ -114,52 +118,14 @@ def _describe(fs: Any, path: str) -> SourceFile:
     return SourceFile(fs.unstrip_protocol(path), int(info["size"]), f"{tag}:{info['size']}")
 
 
-def _open(file: SourceFile) -> BinaryIO:
-    raw: BinaryIO = fsspec.open(file.uri, "rb").open()
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if file.uri.lower().endswith(".gz") else raw
-
-
 # -- text ------------------------------------------------------------------------------------------------------------
-
-
-def _encoding(file: SourceFile, options: IngestSettings) -> str:
-    """UTF-8 when the whole file is, else UTF-16 when it says so, else cp1251."""
-    if options.encoding:
-        return options.encoding
-    for encoding in ("utf-8-sig", "cp1251"):
-        decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
-        position = 0
-        with _open(file) as stream:
-            start = True
-            try:
-                while block := stream.read(_BLOCK):
-                    if start and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                        return "utf-16"
-                    start = False
-                    decoder.decode(block)
-                    position += len(block)
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError as error:
-                offset = position + error.start
-            else:
-                return encoding
-    raise DataContractError(
-        f"{file.uri}: is neither UTF-8 nor cp1251 (byte {offset}); set REVIEWCLF_INGEST__ENCODING to what it is"
-    )
-
-
-def _text_lines(file: SourceFile, options: IngestSettings) -> Iterator[str]:
-    encoding = _encoding(file, options)
-    try:
-        with _open(file) as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
-            yield from text
-    except (UnicodeError, LookupError) as error:
-        raise DataContractError(f"{file.uri}: cannot be read as {encoding}: {error}; REVIEWCLF_INGEST__ENCODING") from error
 
 
 def _lines(file: SourceFile, options: IngestSettings) -> Iterator[Row]:
     number = 0
-    for line in _text_lines(file, options):
+    found: dict[str, None] = {}
+    has_text = False
+    for line in text_lines(file.uri, options):
         if not line.strip():
             continue
         if number == 0 and line.lstrip().startswith("["):
@@ -168,32 +134,43 @@ def _lines(file: SourceFile, options: IngestSettings) -> Iterator[Row]:
         payload = line.rstrip("\r\n")
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield BadRow(number, f"malformed_json: {error}", payload)
             continue
-        if isinstance(values, dict):
-            yield (
-                GoodRow(number, values, payload)
-                if options.text_column in values
-                else BadRow(number, f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}", payload)
-            )
-        else:
+        if not isinstance(values, dict):
             yield BadRow(number, f"malformed_json: expected an object, found {type(values).__name__}", payload)
+        elif options.text_column in values:
+            has_text = True
+            yield GoodRow(number, values, payload)
+        else:
+            if len(found) < _NAMED_FIELDS:
+                found.update(dict.fromkeys(itertools.islice(values, _NAMED_FIELDS)))
+            yield BadRow(number, f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}", payload)
     if number == 0:
         raise DataContractError(f"{file.uri}: is empty")
+    if found and not has_text:
+        # Not one row of the file has it: that is the wrong column, not a malformed row.
+        check_columns(file.uri, list(found)[:_NAMED_FIELDS], options)
 
 
 def _delimited(file: SourceFile, options: IngestSettings) -> Iterator[Row]:
-    lines = _text_lines(file, options)
+    lines = text_lines(file.uri, options)
     first = next((line for line in lines if line.strip()), None)
     if first is None:
         raise DataContractError(f"{file.uri}: is empty; expected a header with the column {options.text_column!r}")
-    separator = options.separator or ("\t" if suffix_of(file.uri) == ".tsv" else _separator(first, options))
-    header_records = _records(itertools.chain([first], lines), separator)
+    # A name in quotes may hold line breaks, so that the first line alone does not tell the separator.
+    start = [first]
+    while "".join(start).count('"') % 2 and len(start) < _HEADER_LINES and (line := next(lines, None)) is not None:
+        start.append(line)
+    if options.separator:
+        separator = _chosen_separator(options.separator)
+    else:
+        separator = "\t" if suffix_of(file.uri) == ".tsv" else _separator("".join(start), options)
+    header_records = _records(itertools.chain(start, lines), separator)
     header, payload = next(header_records)
     if header is None:
         raise DataContractError(f"{file.uri}: the header cannot be read: {payload!r:.200}")
-    columns = [name.strip() for name in header]
+    columns = _distinct([name.strip() for name in header])
     check_columns(file.uri, columns, options)
     number = 0
     for fields, record in header_records:
@@ -251,14 +228,32 @@ def _parse(record: str, separator: str) -> tuple[list[str] | None, bool]:
 def _separator(header: str, options: IngestSettings) -> str:
     parsed = {separator: _parse(header, separator)[0] or [header] for separator in _SEPARATORS}
     with_text = [sign for sign in _SEPARATORS if options.text_column in (field.strip() for field in parsed[sign])]
-    return max(with_text or _SEPARATORS, key=lambda sign: len(parsed[sign]))
+    # What stands in quotes separates nothing.
+    bare = _QUOTED.sub("", header)
+    return max(with_text or _SEPARATORS, key=bare.count)
+
+
+def _chosen_separator(setting: str) -> str:
+    separator = "\t" if setting == r"\t" else setting
+    if len(separator) != 1 or separator in '"\r\n':
+        raise SettingsError(f"REVIEWCLF_INGEST__SEPARATOR={setting!r}: expected one character, such as , ; | or \\t")
+    return separator
+
+
+def _distinct(columns: list[str]) -> list[str]:
+    """Column names without repetition: the second ``a`` becomes ``a.1``, so that neither hides the other's values."""
+    distinct: list[str] = []
+    for column in columns:
+        names = itertools.chain([column], (f"{column}.{number}" for number in itertools.count(1)))
+        distinct.append(next(name for name in names if name not in distinct))
+    return distinct
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------------
 
 
 def _parquet(file: SourceFile, options: IngestSettings) -> Iterator[Row]:
-    with _open(file) as stream:
+    with open_file(file.uri) as stream:
         parquet = pq.ParquetFile(stream)
         schema = parquet.schema_arrow
         check_columns(file.uri, schema.names, options)

@@ -79,7 +79,15 @@ def make_chunk(rows: Iterable[GoodRow | BadRow], *, source: str, options: Ingest
             except ValueError as error:
                 payload = row.payload if row.payload is not None else to_json(row.values)
                 row = BadRow(row.row_number, str(error), payload)
-        bad.append({"review_id": None, "source": source, **row._asdict()})
+        bad.append(
+            {
+                "review_id": None,
+                "row_number": row.row_number,
+                "reason": storable(row.reason),
+                "payload": storable(row.payload),
+                "source": storable(source),
+            }
+        )
     return Chunk(pa.Table.from_pylist(good, schema=RAW_SCHEMA), pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA), watermark)
 
 
@@ -93,6 +101,8 @@ def parse_when(value: Any) -> datetime | None:
     """
     if value is None or value == "" or value != value:
         return None
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no time")  # noqa: TRY004 - one kind of error for all that is no time
     if isinstance(value, datetime):
         when = value
     elif isinstance(value, date):
@@ -113,8 +123,25 @@ def parse_when(value: Any) -> datetime | None:
 
 
 def to_json(values: Mapping[str, Any]) -> str:
-    """Values as JSON, with what JSON does not know as text."""
-    return json.dumps({str(name): value for name, value in values.items()}, ensure_ascii=False, default=str)
+    """Values as JSON, with what JSON does not know as text.
+
+    Raises
+    ------
+    ValueError
+        The values are nested too deeply to be written.
+    """
+    named = {str(name): value for name, value in values.items()}
+    try:
+        text = json.dumps(named, ensure_ascii=False, default=str)
+        # Half of a surrogate pair cannot be stored as it is, but as its escape.
+        return text if storable(text) == text else json.dumps(named, default=str)
+    except RecursionError as error:
+        raise ValueError("nested_too_deeply: the values cannot be written as JSON") from error
+
+
+def storable(text: str) -> str:
+    """The text with ``?`` for halves of surrogate pairs: JSON and file names may hold them, no file of ours can."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _raw(row: GoodRow, source: str, options: IngestSettings) -> dict[str, Any]:
@@ -131,10 +158,9 @@ def _raw(row: GoodRow, source: str, options: IngestSettings) -> dict[str, Any]:
     if review_id is None or str(review_id).strip() == "":
         review_id = hashlib.blake2b(f"{source}\x00{text or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return {
-        "review_id": str(review_id).strip(),
-        # Half of a surrogate pair can stand in JSON, but not in any file of ours.
-        "text": None if text is None else text.encode("utf-8", "replace").decode(),
-        "source": source,
+        "review_id": storable(str(review_id).strip()),
+        "text": None if text is None else storable(text),
+        "source": storable(source),
         "created_at": created_at,
         "extra": to_json(values),
         "row_number": row.row_number,

@@ -13,6 +13,7 @@ from reviewclf.errors import DataContractError, SettingsError
 from reviewclf.settings import IngestSettings
 
 _DIALECTS = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
+_COLON = re.compile(r"(?<![:\w\\]):(?=\w)")
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)?$")
 
 
@@ -69,13 +70,16 @@ def read_rows(source: SqlSource, options: IngestSettings, newer_than: Any) -> It
     import sqlalchemy
 
     mark = options.watermark_column
-    statement, parameters = source.query, {}
+    # A colon in the user's own SELECT names no parameter.
+    statement, parameters = _COLON.sub(r"\:", source.query), {}
     if mark:
-        statement = f"SELECT * FROM ({source.query}) AS reviews"  # noqa: S608 - the user's own query
+        # On lines of their own, for a query may end in a comment.
+        statement = f"SELECT * FROM (\n{statement}\n) AS reviews"  # noqa: S608 - the user's own query
         if newer_than is not None:
             statement += f" WHERE {_quoted(mark)} > :newer_than"
             parameters["newer_than"] = _from_state(newer_than)
         statement += f" ORDER BY {_quoted(mark)}"
+    engine = None
     try:
         engine = sqlalchemy.create_engine(source.url)
         with engine.connect().execution_options(stream_results=True, yield_per=1000) as connection:
@@ -88,12 +92,14 @@ def read_rows(source: SqlSource, options: IngestSettings, newer_than: Any) -> It
                 )
             for number, row in enumerate(result.mappings(), start=1):
                 yield GoodRow(number, dict(row)), _to_state(row[mark]) if mark else None
-        engine.dispose()
     except sqlalchemy.exc.SQLAlchemyError as error:
         # SQLAlchemy's own message of a failed connection does not hold the URL; the statement holds no values.
         raise DataContractError(f"{source.uri}: the database refused: {getattr(error, 'orig', None) or error}") from error
     except ModuleNotFoundError as error:
         raise DataContractError(f"{source.uri}: needs the driver {error.name!r}: pip install it beside reviewclf") from error
+    finally:
+        if engine is not None:
+            engine.dispose()
 
 
 def _quoted(name: str) -> str:

@@ -1,0 +1,105 @@
+"""Bytes of a file, local or remote, plain or gzipped, as lines of text in the encoding that they are in."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple, cast
+
+import fsspec
+
+from reviewclf.errors import DataContractError
+from reviewclf.settings import IngestSettings
+
+_BLOCK = 1 << 20
+# What a remote file is fetched by; s3fs alone would read ahead 50 MiB and hold them twice.
+_REMOTE_BLOCK = 4 << 20
+# Text of these encodings holds next to no NUL bytes; Russian UTF-16 without its mark holds one in every ASCII character.
+_MAX_NUL_SHARE = 0.05
+
+
+class _Flaw(NamedTuple):
+    """Where bytes stop being text of an encoding, and how many of their non-ASCII characters say that it is that encoding."""
+
+    offset: int
+    valid: int
+    broken: int
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A file's bytes, unzipped where its name ends in ``.gz``."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    raw: BinaryIO = fs.open(path, "rb", block_size=_REMOTE_BLOCK)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if uri.lower().endswith(".gz") else raw
+
+
+def text_lines(uri: str, options: IngestSettings) -> Iterator[str]:
+    """Lines of a file with their line ends, in bounded memory.
+
+    Raises
+    ------
+    DataContractError
+        The file is in no known encoding, or not in the one that is set; names the file and the byte.
+    """
+    encoding = options.encoding or _recognised(uri)
+    try:
+        with open_file(uri) as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
+            # A mark is left over where the setting says utf-8 and not utf-8-sig.
+            yield from (line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(text))
+    except (UnicodeError, LookupError) as error:
+        raise DataContractError(f"{uri}: cannot be read as {encoding}: {error}; REVIEWCLF_INGEST__ENCODING") from error
+
+
+def _recognised(uri: str) -> str:
+    """UTF-8 when the whole file is, else UTF-16 when it says so, else cp1251."""
+    with open_file(uri) as stream:
+        start = stream.read(_BLOCK)
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if start.count(0) > len(start) * _MAX_NUL_SHARE:
+        raise DataContractError(
+            f"{uri}: is full of NUL bytes: no text, or UTF-16 without its byte order mark; "
+            "for the latter set REVIEWCLF_INGEST__ENCODING to utf-16-le or utf-16-be"
+        )
+    as_utf8 = _flaw(uri, "utf-8")
+    if as_utf8 is None:
+        return "utf-8-sig"
+    if as_utf8.valid > as_utf8.broken:
+        # Almost any bytes are cp1251, so one broken byte would turn a whole UTF-8 file into gibberish.
+        raise DataContractError(
+            f"{uri}: is UTF-8 that is damaged at byte {as_utf8.offset}; write the file anew, "
+            "or set REVIEWCLF_INGEST__ENCODING to what it is"
+        )
+    as_cp1251 = _flaw(uri, "cp1251")
+    if as_cp1251 is None:
+        return "cp1251"
+    raise DataContractError(
+        f"{uri}: is neither UTF-8 (byte {as_utf8.offset}) nor cp1251 (byte {as_cp1251.offset}); "
+        "set REVIEWCLF_INGEST__ENCODING to what it is"
+    )
+
+
+def _flaw(uri: str, encoding: str) -> _Flaw | None:
+    """The first byte that is not of `encoding`; None when there is none."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+    position = valid = 0
+    with open_file(uri) as stream:
+        while True:
+            block = stream.read(_BLOCK)
+            # A character that the last block cut in two counts from its first byte.
+            held = decoder.getstate()[0]
+            try:
+                valid += _non_ascii(decoder.decode(block, final=not block))
+            except UnicodeDecodeError as error:
+                text = (held + block).decode(encoding, "replace")
+                broken = text.count("\ufffd")
+                return _Flaw(position - len(held) + error.start, valid + _non_ascii(text) - broken, broken)
+            if not block:
+                return None
+            position += len(block)
+
+
+def _non_ascii(text: str) -> int:
+    return len(text) - len(text.encode("ascii", "ignore"))
