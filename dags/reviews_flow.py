@@ -14,7 +14,7 @@ from airflow.sdk import Asset, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic import JsonValue
 
-from reviewclf.errors import ConflictError, RegistryError, ReviewclfError, StoreError
+from reviewclf.errors import AnnotatorUnavailableError, ConflictError, RegistryError, ReviewclfError, StoreError
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf_alerts import report_failure
@@ -39,10 +39,21 @@ TASK_DEFAULTS: dict[str, Any] = {
 }
 
 # Another writer, a store or a tracking server that is away for a moment: these may pass by themselves.
-PASSING_ERRORS = (ConflictError, StoreError, RegistryError)
+PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, StoreError, RegistryError)
 
 # They log every metric and migration step at INFO, which would bury what a stage has to say.
-CHATTY_LOGGERS = ("alembic", "fsspec", "great_expectations", "httpx", "matplotlib", "mlflow", "s3fs", "urllib3")
+CHATTY_LOGGERS = (
+    "alembic",
+    "fsspec",
+    "great_expectations",
+    "httpx",
+    "httpx2",
+    "matplotlib",
+    "mlflow",
+    "openai",
+    "s3fs",
+    "urllib3",
+)
 
 
 def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: Any) -> Any:

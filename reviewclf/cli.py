@@ -74,6 +74,70 @@ def leaderboard(
         Console(width=None if sys.stdout.isatty() else 160).print(render(board))
 
 
+review = typer.Typer(help="The queue of doubtful labels for people.", no_args_is_help=True)
+app.add_typer(review, name="review")
+
+
+@review.command("export")
+def review_export(
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="CSV to fill in (column `answer`), or `.json` with tasks for Label Studio.")
+    ],
+    rows: Annotated[int | None, typer.Option(help="Reviews; default: REVIEWCLF_REVIEW__ROWS.")] = None,
+) -> None:
+    """Write the most doubtful labels, most useful first."""
+    from reviewclf.data.frames import write_frame
+    from reviewclf.labeling.review import label_studio_config, label_studio_tasks
+    from reviewclf.stages.people import make_queue
+    from reviewclf.taxonomy import Taxonomy
+
+    settings = load_settings()
+    if rows is not None:
+        settings = settings.model_copy(update={"review": settings.review.model_copy(update={"rows": rows})})
+    queue = make_queue(settings)
+    if target.suffix == ".json":
+        target.write_text(label_studio_tasks(queue), encoding="utf-8")
+        config = target.with_suffix(".xml")
+        config.write_text(label_studio_config(Taxonomy.load(settings.taxonomy).names), encoding="utf-8")
+        typer.echo(f"{len(queue)} tasks: {target}; labelling configuration for Label Studio: {config}")
+        return
+    write_frame(queue.assign(answer="", annotator=""), str(target))
+    typer.echo(f"{len(queue)} reviews: {target}; fill in the column `answer`, then run `reviewclf review import {target}`")
+
+
+@review.command("import")
+def review_import(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The filled-in CSV, or Label Studio's JSON export.")],
+) -> None:
+    """Take people's answers back; they win over every other vote."""
+    from reviewclf.data.frames import read_frame
+    from reviewclf.errors import LabelingError
+    from reviewclf.labeling.review import answers_from_frame, answers_from_label_studio
+    from reviewclf.stages.people import import_answers
+    from reviewclf.taxonomy import Taxonomy
+
+    settings = load_settings()
+    names = Taxonomy.load(settings.taxonomy).names
+    if source.suffix == ".json":
+        try:
+            content = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabelingError(f"{source}: cannot be read ({error})") from error
+        frame = answers_from_label_studio(content, name=str(source))
+    else:
+        frame = read_frame(str(source), setting="IN")
+    answers, refused = answers_from_frame(frame, names, name=str(source))
+    for line in refused:
+        typer.echo(f"refused: {line}", err=True)
+    result = import_answers(settings, answers, source=source.stem)
+    unmatched: list[str] = result.details["unmatched"]  # type: ignore[assignment]
+    for key in unmatched:
+        typer.echo(f"not found: {key} names no review of the store", err=True)
+    typer.echo(f"{result.details['answers']} answers taken in, {result.counts['changed']} labels changed")
+    if refused or unmatched:
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor() -> None:
     """Say what is missing here, and how to get it. Exits 1 when something needed is."""

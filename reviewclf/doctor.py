@@ -41,6 +41,7 @@ def examine() -> list[Finding]:
         ("source", _source),
         ("gold", _gold),
         ("votes", _votes),
+        ("labelling model", _model),
         ("candidates", _candidates),
         ("store", _store),
         ("registry", _registry),
@@ -114,6 +115,31 @@ def _votes(settings: Settings) -> Finding:
     recorded = RecordedAnnotator.load(settings.votes, Taxonomy.load(settings.taxonomy).names)
     refused = f", {len(recorded.refused)} row(s) refused" if recorded.refused else ""
     return Finding("note" if recorded.refused else "ok", "votes", f"{settings.votes}: {len(recorded)} votes{refused}")
+
+
+def _model(settings: Settings) -> Finding:
+    if settings.llm.backend == "recorded":
+        return Finding("ok", "labelling model", "none: votes are read from REVIEWCLF_VOTES")
+    from reviewclf.taxonomy import Taxonomy
+
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    if settings.llm.backend == "openai":
+        from reviewclf.labeling.annotators.openai import OpenAIAnnotator
+
+        annotator = OpenAIAnnotator(settings.llm, taxonomy)
+        annotator.check()
+        return Finding("ok", "labelling model", f"{settings.llm.model} at {annotator.server}")
+    import torch
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(settings.llm.model, revision=settings.llm.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        how = f"get it with `hf download {settings.llm.model}`, or set REVIEWCLF_LLM__MODEL to a local folder"
+        return Finding("missing", "labelling model", f"{settings.llm.model} cannot be found ({str(error)[:80]}); {how}")
+    if not torch.cuda.is_available():
+        return Finding("note", "labelling model", f"{settings.llm.model} will run on the CPU: no GPU here")
+    return Finding("ok", "labelling model", f"{settings.llm.model} on {torch.cuda.get_device_name()}")
 
 
 def _candidates(settings: Settings) -> Finding:

@@ -38,6 +38,10 @@ class LabelingError(ReviewclfError):
     """Votes cannot be read, requested or aggregated."""
 
 
+class AnnotatorUnavailableError(LabelingError):
+    """The server that votes is away for the moment; votes so far are kept, try again later."""
+
+
 class DatasetError(ReviewclfError):
     """No usable training set can be built from the labels at hand."""
 

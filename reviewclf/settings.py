@@ -60,20 +60,63 @@ class QualitySettings(_Group):
 class LLMSettings(_Group):
     """Who labels."""
 
-    backend: Literal["recorded"] = Field("recorded", description="`recorded`: votes are read from REVIEWCLF_VOTES")
-    model: str = Field("Qwen/Qwen2-7B-Instruct", description="for backends that ask a model; `recorded` asks none")
-    base_url: str | None = Field(None, description="for backends that ask a server; `recorded` asks none")
+    backend: Literal["recorded", "openai", "transformers"] = Field(
+        "recorded",
+        description="`recorded`: votes are read from REVIEWCLF_VOTES; `openai`: an OpenAI-compatible server; `transformers`: "
+        "a model in this process",
+    )
+    model: str = Field("Qwen/Qwen2-7B-Instruct", description="name on the server or the hub, or a local folder")
+    revision: str = Field("main", description="of the model; enters the votes, so another one asks again")
+    base_url: str | None = Field(
+        None, description="server for `openai`, such as `http://127.0.0.1:8000/v1`; key: OPENAI_API_KEY"
+    )
+    votes: Annotated[int, Field(ge=1, le=30)] = Field(
+        3, description="votes per review; prompts take turns, then category orders"
+    )
+    prompts: Path | None = Field(None, description="folder of prompt files; default: those of the package")
+    answer: Literal["probabilities", "text"] = Field(
+        "probabilities", description="read the category from the first token's probabilities, or from written text"
+    )
+    calibrate: bool = Field(True, description="divide out the model's prior towards categories, where probabilities are read")
+    stated_confidence: Share = Field(0.7, description="confidence of a written answer that states none")
+    structured_output: Literal["auto", "choice", "json_schema", "none"] = Field(
+        "auto", description="how `openai` holds the server to the categories; `auto`: the strictest that it accepts"
+    )
+    concurrency: PositiveInt = Field(16, description="requests in flight per task for `openai`")
+    timeout_seconds: PositiveFloat = Field(60.0, description="per request")
+    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="per request, with back-off, on 429, 5xx and time-outs")
+    max_characters: Annotated[int, Field(ge=100)] = Field(2000, description="longer reviews are shown by their two ends")
+    device: str = Field("auto", description="for `transformers`: auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, else float32"
+    )
+    quantization: Literal["none", "4bit"] = Field("none", description="`4bit` needs a GPU and the package bitsandbytes")
+    batch_tokens: PositiveInt = Field(1024, description="review tokens per forward pass for `transformers`")
+    max_reviews: PositiveInt | None = Field(None, description="budget of a run: reviews asked about")
+    max_tokens: PositiveInt | None = Field(None, description="budget of a run: tokens in and out")
+    max_cost: PositiveFloat | None = Field(None, description="budget of a run: money, by the two prices below")
+    max_seconds: PositiveFloat | None = Field(None, description="budget of a run: seconds of labelling, all tasks together")
+    price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens read")
+    price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens written")
     shard_rows: PositiveInt = Field(5_000, description="reviews per mapped annotation task")
 
 
 class VotesSettings(_Group):
     """How votes become labels."""
 
-    method: Literal["posterior", "majority", "mean_confidence"] = Field(
+    method: Literal["posterior", "majority", "mean_confidence", "dawid_skene"] = Field(
         "posterior", description="how votes become a label: see `aggregate_llm_votes`"
     )
     keyword_confidence: Share = Field(0.6, description="confidence of a vote of the keyword annotator")
     min_confidence: Share = Field(0.5, description="labels below it are not trained on")
+    drop_confidence: Share = Field(0.2, description="labels below it are not shown to people either")
+
+
+class ReviewSettings(_Group):
+    """The queue of doubtful labels for people."""
+
+    rows: PositiveInt = Field(200, description="reviews in the queue")
+    wait: bool = Field(False, description="reviews_label waits, ten hours at most, until people have been through the queue")
 
 
 class DatasetSettings(_Group):
@@ -132,6 +175,7 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     llm: LLMSettings = LLMSettings()
     aggregation: VotesSettings = VotesSettings()
+    review: ReviewSettings = ReviewSettings()
     dataset: DatasetSettings = DatasetSettings()
     gate: GateSettings = GateSettings()
 

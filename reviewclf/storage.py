@@ -5,6 +5,7 @@ Layout below the root::
     objects/ab/abcdef....parquet    immutable, named by the digest of their bytes
     stages/<stage>/<digest>.json    manifest of a finished stage, written last
     log/000000000007.json           snapshot: which objects make up each table, as of version 7
+    journal/<name>/...              lines on their way into a table, such as votes that were paid for
 
 Two rules carry everything. An object is complete before anything names it, so a killed writer leaves at most an unnamed
 file. Manifests and snapshots are created only where nothing lies yet: of two writers one wins and the other learns of it.
@@ -20,6 +21,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,11 @@ class Store:
         self._root = root.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self._local
+
     # -- objects ---------------------------------------------------------------------------------------------------
 
     def put_bytes(self, data: bytes, suffix: str) -> str:
@@ -123,7 +130,7 @@ class Store:
         """The tables under `keys` as one; with no keys an empty table of `schema` (required then)."""
         parts = list(self.iter_tables(keys, columns))
         if parts:
-            return pa.concat_tables(parts)
+            return pa.concat_tables(parts, promote_options="default")
         if schema is None:
             raise StoreError(f"{self.uri}: nothing to read and no schema given")
         empty = schema.empty_table()
@@ -246,6 +253,44 @@ class Store:
                 return new
         raise ConflictError(f"{self.uri}: another run published version {new.version} first; run this stage again")
 
+    # -- journals: lines that are safe as soon as they are written ------------------------------------------------------
+
+    def append_lines(self, key: str, lines: Sequence[str], part: int) -> None:
+        """Add lines to the journal `key`: in a folder one file that grows, under ``s3://`` an object a call."""
+        data = "".join(f"{line}\n" for line in lines).encode()
+        with self._errors("written", key):
+            if self._local:
+                path = Path(self._path(key))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # One write per call: a killed process leaves at most a last line without its end, which readers leave out.
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(handle, data)
+                finally:
+                    os.close(handle)
+            else:
+                self._fs.pipe_file(f"{self._path(key)}.{part:08d}", data)
+
+    def journals(self, prefix: str) -> dict[str, datetime]:
+        """Journals below `prefix` and when each was last written."""
+        with self._errors("read", prefix):
+            try:
+                found = self._fs.find(self._path(prefix), detail=True)
+            except FileNotFoundError:
+                return {}
+        files = {str(path).removeprefix(f"{self._root}/"): info for path, info in found.items()}
+        return {key: _written_at(info) for key, info in sorted(files.items())}
+
+    def read_lines(self, key: str) -> list[str]:
+        """Complete lines of a journal."""
+        text = self.read_bytes(key).decode(errors="replace")
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def remove_journal(self, key: str) -> None:
+        """Remove a journal whose lines are published."""
+        with self._errors("removed", key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(key))
+
     # -- plumbing --------------------------------------------------------------------------------------------------
 
     def _path(self, key: str) -> str:
@@ -273,6 +318,11 @@ class Store:
             raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}") from error
+
+
+def _written_at(info: Mapping[str, Any]) -> datetime:
+    when = info.get("LastModified", info.get("mtime"))
+    return when if isinstance(when, datetime) else datetime.fromtimestamp(float(when or 0.0), tz=UTC)
 
 
 def _is_taken(error: BaseException | None) -> bool:

@@ -64,6 +64,7 @@ NEAR_DUPLICATE_SCHEMA = pa.schema([("review_id", pa.string()), ("text_hash", pa.
 # What an annotator is shown.
 REVIEW_SCHEMA = pa.schema([("text_hash", pa.string()), ("text", pa.string()), ("review_ids", pa.list_(pa.string()))])
 
+# `reason` says why a vote has no label.
 VOTE_SCHEMA = pa.schema(
     [
         ("text_hash", pa.string()),
@@ -73,12 +74,14 @@ VOTE_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("confidence", pa.float64()),
         ("raw", pa.string()),
+        ("reason", pa.string()),
         ("tokens_in", pa.int64()),
         ("tokens_out", pa.int64()),
         ("seconds", pa.float64()),
     ]
 )
 
+# `decision`: kept (trained on), review (for people to decide) or dropped.
 LABEL_SCHEMA = pa.schema(
     [
         ("text_hash", pa.string()),
@@ -88,6 +91,21 @@ LABEL_SCHEMA = pa.schema(
         ("votes", pa.int64()),
         ("method", pa.string()),
         ("origin", pa.string()),
+        ("decision", pa.string()),
+    ]
+)
+
+# What people are asked about, most useful first.
+QUEUE_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_hash", pa.string()),
+        ("text", pa.string()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("agreement", pa.float64()),
+        ("suspicion", pa.float64()),
+        ("reason", pa.string()),
     ]
 )
 

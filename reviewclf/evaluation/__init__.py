@@ -1,9 +1,9 @@
 """Scores with their uncertainty: metrics, confusion matrix, calibration, comparison of two models, latency. No files."""
 
-from reviewclf.evaluation.calibration import Calibration, ReliabilityBin, expected_calibration_error
+from reviewclf.evaluation.calibration import Calibration, ReliabilityBin, expected_calibration_error, reliability
 from reviewclf.evaluation.latency import Latency, measure_latency
 from reviewclf.evaluation.metrics import ClassScore, Difference, Evaluation, Interval, evaluate, paired_bootstrap
-from reviewclf.evaluation.plots import plot_confusion_matrix
+from reviewclf.evaluation.plots import plot_confusion_matrix, plot_reliability
 
 __all__ = [
     "Calibration",
@@ -18,4 +18,6 @@ __all__ = [
     "measure_latency",
     "paired_bootstrap",
     "plot_confusion_matrix",
+    "plot_reliability",
+    "reliability",
 ]

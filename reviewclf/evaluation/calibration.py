@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reviewclf.errors import EvaluationError
 from reviewclf.evaluation.base import Floats, Result, encode
@@ -59,7 +60,25 @@ def expected_calibration_error(
     if wrong.any():
         row = int(wrong.argmax())
         raise EvaluationError(f"probabilities, row {row}: expected numbers >= 0 that sum to 1, found {p[row].tolist()}")
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == true
+    return reliability(p.argmax(axis=1) == true, p.max(axis=1), bins=bins)
+
+
+def reliability(right: NDArray[np.bool_], confidence: Floats, *, bins: int = 10) -> Calibration:
+    """Expected calibration error and reliability table of answers that state a confidence.
+
+    Parameters
+    ----------
+    right : array of bool, shape (n,), n > 0
+        Whether each answer is right.
+    confidence : array, shape (n,)
+        Its confidence in [0, 1].
+    bins : int
+        Bins of equal width over (0, 1].
+    """
+    if len(right) == 0 or len(right) != len(confidence):
+        raise EvaluationError(
+            f"a reliability table needs as many confidences as answers, and one at least: {len(right)} answers"
+        )
     edges = np.linspace(0.0, 1.0, bins + 1)
     member = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
     table, error = [], 0.0
@@ -68,8 +87,8 @@ def expected_calibration_error(
         rows = int(inside.sum())
         sure, accurate = (float(confidence[inside].mean()), float(right[inside].mean())) if rows else (None, None)
         if sure is not None and accurate is not None:
-            error += rows / len(true) * abs(accurate - sure)
+            error += rows / len(right) * abs(accurate - sure)
         table.append(
             ReliabilityBin(low=float(edges[i]), high=float(edges[i + 1]), rows=rows, confidence=sure, accuracy=accurate)
         )
-    return Calibration(value=error, n=len(true), bins=table)
+    return Calibration(value=error, n=len(right), bins=table)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reviewclf.evaluation.calibration import Calibration
 from reviewclf.evaluation.metrics import Evaluation
 
 if TYPE_CHECKING:
@@ -50,4 +51,34 @@ def plot_confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     interval = f"{evaluation.confidence:.0%} interval {f1.low:.3f} to {f1.high:.3f}"
     subtitle = f"weighted F1 {f1.value:.3f} ({interval}), n = {evaluation.n}"
     axes.set_title(f"{title}\n{subtitle}", fontsize=11, **font)
+    return figure
+
+
+def plot_reliability(calibration: Calibration, title: str) -> Figure:
+    """Draw how often answers are right by how sure they are: on the diagonal confidence is honest, dots grow with rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    font: dict[str, Any] = {"fontfamily": "DejaVu Sans"}
+    figure = Figure(figsize=(6.4, 6.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#9aa7b4", linewidth=1.0, linestyle="--")
+    for row in calibration.bins:
+        if row.confidence is None or row.accuracy is None:
+            continue
+        axes.plot([row.confidence] * 2, [row.confidence, row.accuracy], color="#c8553d", linewidth=1.2, zorder=1)
+        axes.scatter(row.confidence, row.accuracy, s=30 + 300 * row.rows / calibration.n, color="#2b6ca3", zorder=2)
+        axes.annotate(
+            str(row.rows), (row.confidence, row.accuracy), xytext=(9, -4), textcoords="offset points", fontsize=8, **font
+        )
+    axes.set_xlim(0.0, 1.03)
+    axes.set_ylim(0.0, 1.03)
+    axes.set_aspect("equal")
+    axes.grid(color="#e3e8ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_color("#d5dde5")
+    axes.set_xlabel("confidence", **font)
+    axes.set_ylabel("share that is right", **font)
+    axes.set_title(f"{title}\nexpected calibration error {calibration.value:.3f}, n = {calibration.n}", fontsize=11, **font)
     return figure

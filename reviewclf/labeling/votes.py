@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from reviewclf.errors import LabelingError
 
-Method = Literal["posterior", "majority", "mean_confidence"]
+Method = Literal["posterior", "majority", "mean_confidence", "dawid_skene"]
 
 LABEL_COLUMNS = ["text_hash", "label", "confidence", "agreement", "votes", "method"]
 
@@ -34,7 +35,7 @@ def aggregate_llm_votes(
         ``confidence`` in [0, 1]. The order of the rows does not matter.
     categories : sequence of str
         All labels, in the taxonomy's order.
-    method : {"posterior", "majority", "mean_confidence"}
+    method : {"posterior", "majority", "mean_confidence", "dawid_skene"}
         ``posterior``: each annotator is right with the probability that it states, wrong answers being spread evenly
         over the other categories, and annotators err independently (the naive Bayes vote model of Dawid and Skene, 1979,
         with stated instead of estimated reliabilities). Several draws of one annotator are not independent: their
@@ -42,6 +43,8 @@ def aggregate_llm_votes(
         ``majority``: most votes win; the confidence is the share of votes.
         ``mean_confidence``: the notebook's rule: sum of the confidences for a category over the number of votes,
         times ``rare_class_boost`` of the category.
+        ``dawid_skene``: how reliable each annotator is, class by class, is estimated from the votes themselves (Dawid and
+        Skene, 1979; crowd-kit's EM); stated confidences are not used. Needs many votes to estimate from.
     rare_class_boost : mapping of str to float, optional
         Factors for ``mean_confidence``; 1 where a category is not named.
 
@@ -72,6 +75,8 @@ def aggregate_llm_votes(
     if method == "posterior":
         annotator = votes["annotator"][readable].to_numpy(dtype=str)
         scores = _posterior(row, column, confidence, annotator, shape)
+    elif method == "dawid_skene":
+        scores = _dawid_skene(hashes[row], votes["annotator"][readable].to_numpy(dtype=str), column, hashes, shape)
     elif method == "majority":
         scores = counts / np.maximum(total, 1.0)[:, None]
     else:
@@ -115,6 +120,31 @@ def _posterior(
     posterior: np.ndarray = np.exp(likelihood)
     posterior /= posterior.sum(axis=1, keepdims=True)
     return posterior
+
+
+def _dawid_skene(
+    task: np.ndarray, worker: np.ndarray, column: np.ndarray, hashes: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    from crowdkit.aggregation import DawidSkene
+
+    scores = np.zeros(shape)
+    if not len(task):
+        return scores
+    # Draws and prompts of one annotator are answers of one worker.
+    frame = pd.DataFrame({"task": task, "worker": worker, "label": column})
+    with warnings.catch_warnings():
+        # Written for an older pandas, it warns some twenty times a call.
+        warnings.simplefilter("ignore")
+        estimated = DawidSkene(n_iter=100).fit_predict_proba(frame)
+    rows = np.searchsorted(hashes, estimated.index.to_numpy(dtype=str))
+    scores[np.ix_(rows, estimated.columns.to_numpy(dtype=np.intp))] = estimated.to_numpy()
+    # With few votes the estimate may drift to a label that nobody gave.
+    voted = np.zeros(shape, dtype=bool)
+    voted[np.searchsorted(hashes, task), column] = True
+    scores[~voted] = 0.0
+    scores = np.where(scores.sum(axis=1, keepdims=True) > 0, scores, voted.astype(float))
+    normalised: np.ndarray = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-300)
+    return normalised
 
 
 def _check(votes: pd.DataFrame, categories: Sequence[str], method: str) -> None:

@@ -119,6 +119,19 @@ class Tracker:
             )
         return str(run.info.run_id)
 
+    def open_run(self, key: str, *, kind: str, name: str, description: str) -> str:
+        """Id of a new run of some other kind; what a killed attempt with the same key left behind is deleted first."""
+        for leftover in self.find_runs({KEY_TAG: key, KIND_TAG: kind}):
+            with self.errors("delete what a killed attempt left"):
+                self.client.delete_run(leftover.info.run_id)
+        with self.errors(f"create the run {name}"):
+            run = self.client.create_run(
+                self.experiment_id,
+                run_name=name,
+                tags={KEY_TAG: key, KIND_TAG: kind, "mlflow.note.content": description, **_origin_tags()},
+            )
+        return str(run.info.run_id)
+
     @contextlib.contextmanager
     def candidate_run(self, key: str, *, parent: str, candidate: str, description: str) -> Iterator[str]:
         """Child run of a candidate; what a killed attempt with the same key left behind is deleted first.

@@ -6,14 +6,20 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import ConflictError
-from reviewclf.labeling.annotators import Annotator, RecordedAnnotator, Vote, make_annotators
-from reviewclf.labeling.annotators.base import Review
+from reviewclf.evaluation import reliability
+from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
+from reviewclf.labeling.annotators.base import Review, VoteIdentity
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.labeling.asking import ask_all
+from reviewclf.labeling.budget import costs_of
+from reviewclf.labeling.review import HUMAN
 from reviewclf.labeling.votes import aggregate_llm_votes
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
@@ -40,7 +46,7 @@ def select(settings: Settings) -> Manifest:
     snapshot = store.snapshot()
     taxonomy = Taxonomy.load(settings.taxonomy)
     annotators = make_annotators(settings, taxonomy)
-    reviews = _reviews(store, snapshot, settings, taxonomy)
+    reviews = all_reviews(store, snapshot, settings, taxonomy)
     inputs = {
         "reviews": digest_of([review.model_dump() for review in reviews]),
         "votes": snapshot.keys("votes"),
@@ -50,7 +56,7 @@ def select(settings: Settings) -> Manifest:
     }
 
     def work() -> StageResult:
-        known = _vote_identities(store, snapshot.keys("votes"))
+        known = vote_identities(store, snapshot.keys("votes"))
         pending = [
             review
             for review in reviews
@@ -124,6 +130,7 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
         "reviews": selected.keys("reviews"),
         "shard": [shard["shard"], shard["shards"]],
         "annotators": [annotator.version for annotator in annotators],
+        "budget": settings.llm.model_dump(mode="json", include={"max_reviews", "max_tokens", "max_cost", "max_seconds"}),
     }
 
     def work() -> StageResult:
@@ -133,13 +140,20 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             for row in pending
             if int(row["text_hash"][:8], 16) % shard["shards"] == shard["shard"]
         ]
-        votes = _vote(annotators, reviews, known=_vote_identities(store, selected.keys("votes_before")))
+        known = vote_identities(store, selected.keys("votes_before"))
+        votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=int(shard["shards"]))
+        rows = [vote.model_dump() for vote in votes]
+        table = pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)
+        details: dict[str, Any] = {"costs": costs_of(rows, settings.llm)}
+        if stopped is not None:
+            details["stopped"] = stopped
         return StageResult(
-            outputs={"votes": [store.put_table(votes)] if votes.num_rows else []},
-            counts={"reviews": len(reviews), "votes": votes.num_rows, "without_label": votes["label"].null_count},
+            outputs={"votes": [store.put_table(table)] if table.num_rows else []},
+            counts={"reviews": len(reviews), "votes": table.num_rows, "without_label": table["label"].null_count},
+            details=details,
         )
 
-    return store.run_stage("annotate", 1, inputs, work)
+    return store.run_stage("annotate", 2, inputs, work)
 
 
 def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
@@ -162,13 +176,27 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
         base = store.snapshot()
         manifest, append, replace = _aggregate_once(store, base, settings, taxonomy, selected, annotated)
         if not append and not replace:
-            return manifest
+            break
         try:
             store.commit(base, key=f"labels:{manifest.digest}", append=append, replace=replace)
         except ConflictError:
             continue
-        return manifest
-    raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+        break
+    else:
+        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+    _log(settings, manifest)
+    return manifest
+
+
+def _log(settings: Settings, labelled: Manifest) -> None:
+    from reviewclf.labeling.prompts import load_prompts
+    from reviewclf.registry.labelling import log_labelling, register_prompts
+    from reviewclf.registry.tracking import Tracker
+
+    tracker = Tracker(settings.tracking_uri)
+    if settings.llm.backend != "recorded":
+        register_prompts(tracker, load_prompts(settings.llm.prompts))
+    log_labelling(tracker, labelled, backend=settings.llm.backend, model=f"{settings.llm.model}@{settings.llm.revision}")
 
 
 def _aggregate_once(
@@ -187,41 +215,33 @@ def _aggregate_once(
         "votes": votes_keys,
         "labels_before": selected.keys("labels_before"),
         "taxonomy": digest_of(taxonomy),
-        "method": settings.aggregation.method,
+        "options": settings.aggregation,
         "annotators": current,
+        "new": [manifest.digest for manifest in annotated],
         "gold": None if gold is None else gold.digest,
     }
 
     def work() -> StageResult:
-        votes = store.read_table(votes_keys, schema=tables.VOTE_SCHEMA).to_pandas()
-        votes = votes.drop_duplicates(["text_hash", "annotator", "prompt", "draw"], keep="first")
-        by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
-        # Stems change with the taxonomy; what older stems said is history.
-        votes = votes[~by_stems | votes["annotator"].isin(current)]
-        votes = votes[votes["label"].isna() | votes["label"].isin(taxonomy.names)]
-        labels = aggregate_llm_votes(votes, taxonomy.names, method=settings.aggregation.method)
-        labels = labels[labels["label"].notna()]
-        readers = votes.loc[votes["label"].notna() & ~votes["annotator"].str.startswith(f"{KEYWORDS}@"), "text_hash"]
-        labels["method"] = labels["method"].where(labels["text_hash"].isin(set(readers)), KEYWORDS)
-        labels["origin"] = "llm"
+        votes = usable_votes(store, votes_keys, settings, taxonomy)
+        labels = decide_labels(votes, settings, taxonomy)
         table = pa.Table.from_pandas(labels[tables.LABEL_SCHEMA.names], schema=tables.LABEL_SCHEMA, preserve_index=False)
         before = store.read_table(
             selected.keys("labels_before"), ["text_hash", "label"], schema=tables.LABEL_SCHEMA
         ).to_pandas()
         both = labels.merge(before, on="text_hash", how="outer", suffixes=("", "_before"))
         changed = int((both["label"].fillna("") != both["label_before"].fillna("")).sum())
-        details: dict[str, Any] = {"labels_by_class": labels["label"].value_counts().to_dict()}
+        details: dict[str, Any] = {
+            "labels_by_class": labels["label"].value_counts().to_dict(),
+            "decisions": labels["decision"].value_counts().to_dict(),
+            "costs": total_costs(annotated),
+        }
         if gold is not None:
-            compared = gold.frame.merge(labels, on="text_hash", suffixes=("_gold", ""))
-            compared = compared[compared["method"] != KEYWORDS]
-            if len(compared):
-                share = float((compared["label"] == compared["label_gold"]).mean())
-                details["agreement_with_gold"] = {"share": round(share, 4), "n": len(compared)}
+            details.update(_against_gold(gold.frame, labels, votes, taxonomy.names))
         return StageResult(
             outputs={"labels": store.put_table(table)},
             counts={
                 "votes": len(votes),
-                "new_votes": sum(part.num_rows for part in store.iter_tables(new_keys, ["text_hash"])),
+                "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
                 "labels": len(labels),
                 "labels_by_stems_alone": int((labels["method"] == KEYWORDS).sum()),
                 "changed": changed,
@@ -229,7 +249,7 @@ def _aggregate_once(
             details=details,
         )
 
-    manifest = store.run_stage("aggregate", 1, inputs, work)
+    manifest = store.run_stage("aggregate", 2, inputs, work)
     append = {"votes": new_keys} if new_keys else {}
     quarantine = [key for key in selected.keys("quarantine") if key not in base.keys("quarantine")]
     if quarantine:
@@ -238,7 +258,7 @@ def _aggregate_once(
     return manifest, append, replace
 
 
-def _reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
+def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
     """Every text of the clean table and of gold, with all ids it came under, sorted by text hash."""
     texts: dict[str, str] = {}
     ids: dict[str, list[str]] = {}
@@ -264,20 +284,79 @@ def _to_table(reviews: Iterable[Review]) -> pa.Table:
     )
 
 
-def _vote_identities(store: Store, keys: Sequence[str]) -> set[tuple[str, str, str, int]]:
-    known: set[tuple[str, str, str, int]] = set()
+def vote_identities(store: Store, keys: Sequence[str]) -> set[VoteIdentity]:
+    """Which votes lie under `keys`."""
+    known: set[VoteIdentity] = set()
     columns = ["text_hash", "annotator", "prompt", "draw"]
     for part in store.iter_tables(keys, columns):
         known.update(zip(*(part[name].to_pylist() for name in columns), strict=True))
     return known
 
 
-def _vote(annotators: Sequence[Annotator], reviews: Sequence[Review], *, known: set[tuple[str, str, str, int]]) -> pa.Table:
-    votes: list[Vote] = []
-    for annotator in annotators:
-        todo = [
-            review for review in reviews if any((review.text_hash, *vote) not in known for vote in annotator.expected(review))
-        ]
-        votes += [vote for vote in annotator.annotate(todo) if vote.identity not in known]
-    rows = [vote.model_dump() for vote in sorted(votes, key=lambda vote: vote.identity)]
-    return pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)
+def usable_votes(store: Store, keys: Sequence[str], settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
+    """All votes that count: each once, those of other stems than today's and of categories that are gone left out."""
+    current = [annotator.version for annotator in make_annotators(settings, taxonomy)]
+    votes = store.read_table(keys, schema=tables.VOTE_SCHEMA).to_pandas()
+    votes = votes.drop_duplicates(["text_hash", "annotator", "prompt", "draw"], keep="first")
+    by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
+    # Stems change with the taxonomy; what older stems said is history.
+    votes = votes[~by_stems | votes["annotator"].isin(current)]
+    votes = votes[votes["label"].isna() | votes["label"].isin(taxonomy.names)]
+    # A person who answers again means the newer answer.
+    human = votes["annotator"].str.startswith(f"{HUMAN}/")
+    newest = votes[human].sort_values("draw", kind="stable").drop_duplicates(["text_hash", "annotator"], keep="last")
+    usable: pd.DataFrame = pd.concat([votes[~human], newest], ignore_index=True)
+    return usable
+
+
+def decide_labels(votes: pd.DataFrame, settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
+    """One label a text; where people have answered, theirs."""
+    options = settings.aggregation
+    is_human = votes["annotator"].str.startswith(f"{HUMAN}/")
+    labels = aggregate_llm_votes(votes[~is_human], taxonomy.names, method=options.method)
+    readers = votes.loc[votes["label"].notna() & ~votes["annotator"].str.startswith(f"{KEYWORDS}@"), "text_hash"]
+    labels["method"] = labels["method"].where(labels["text_hash"].isin(set(readers)), KEYWORDS)
+    labels["origin"] = "llm"
+    if is_human.any():
+        people = aggregate_llm_votes(votes[is_human], taxonomy.names, method="majority").assign(method=HUMAN, origin=HUMAN)
+        labels = pd.concat([labels[~labels["text_hash"].isin(set(people["text_hash"]))], people], ignore_index=True)
+    labels = labels[labels["label"].notna()].sort_values("text_hash", kind="stable").reset_index(drop=True)
+    confidence = labels["confidence"]
+    doubtful = np.where(confidence < options.drop_confidence, "dropped", "review")
+    labels["decision"] = np.where(confidence >= options.min_confidence, "kept", doubtful)
+    return labels
+
+
+def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    """How often, and how honestly, labels and annotators agree with people on gold reviews; empty without any in common."""
+    compared = gold.merge(labels, on="text_hash", suffixes=("_gold", ""))
+    compared = compared[~compared["method"].isin([KEYWORDS, HUMAN])]
+    if not len(compared):
+        return {}
+    right = (compared["label"] == compared["label_gold"]).to_numpy()
+    calibration = reliability(right, compared["confidence"].to_numpy(dtype=float))
+    by_annotator: dict[str, Any] = {}
+    for annotator, group in votes[votes["label"].notna()].groupby("annotator"):
+        pairs = gold.merge(group, on="text_hash", suffixes=("_gold", ""))
+        if len(pairs):
+            share = float((pairs["label"] == pairs["label_gold"]).mean())
+            by_annotator[str(annotator)] = {"agreement": round(share, 4), "n": len(pairs)}
+    return {
+        "agreement_with_gold": {"share": round(float(right.mean()), 4), "n": len(compared)},
+        "label_ece": round(calibration.value, 4),
+        "reliability": [bin_.model_dump() for bin_ in calibration.bins],
+        "annotators": by_annotator,
+    }
+
+
+def total_costs(annotated: Sequence[Manifest]) -> dict[str, float]:
+    """What all shards cost together; empty when nothing did."""
+    total: dict[str, float] = {}
+    for manifest in annotated:
+        costs: Any = manifest.details.get("costs") or {}
+        for name, value in costs.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    if total.get("reviews"):
+        total["cost_per_1000_reviews"] = 1000 * total["cost"] / total["reviews"]
+        total["tokens_per_review"] = (total["tokens_in"] + total["tokens_out"]) / total["reviews"]
+    return total

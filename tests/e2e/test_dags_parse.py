@@ -136,7 +136,10 @@ def test_label_maps_annotation_over_shards(parsed: dict[str, Any]) -> None:
         "select": [],
         "shards": ["select"],
         "annotate": ["select", "shards"],
-        "aggregate": ["annotate", "select"],
+        "collect": ["annotate", "select"],
+        "wait_for_people": ["collect"],
+        "ask_people": ["wait_for_people"],
+        "aggregate": ["annotate", "ask_people", "select"],
     }
     assert [name for name, task in tasks.items() if task["mapped"]] == ["annotate"]
     assert tasks["annotate"]["pool"] == "annotation"

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.errors import LabelingError
+from reviewclf.labeling.keywords import keyword_label
 from reviewclf.labeling.votes import Method, aggregate_llm_votes
+from reviewclf.settings import load_settings
+from reviewclf.taxonomy import Taxonomy
 
 CATEGORIES = ["обувь", "одежда", "нет товара"]
 METHODS = get_args(Method)
@@ -103,6 +107,7 @@ any_vote = st.tuples(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(any_vote, min_size=1, max_size=30), st.sampled_from(METHODS), st.randoms(use_true_random=False))
 def test_any_votes_in_any_order_give_one_honest_label_a_text(rows: list, method: Method, random: object) -> None:
     frame = votes(*rows)
@@ -131,3 +136,47 @@ def test_recorded_readers_agree_as_their_readme_says(shared_data: Path) -> None:
     labels = aggregate_llm_votes(recorded, sorted(recorded["label"].unique()))
     assert len(labels) == 839
     assert _agreement([labels.set_index("text_hash")["label"], by_reader["reader-2"]]) > 0.94
+
+
+def test_dawid_skene_learns_whom_to_believe() -> None:
+    rng = np.random.default_rng(7)
+    names = ["обувь", "одежда", "посуда"]
+    true = rng.integers(0, 3, 400)
+    rows = []
+    for who, right in (("good", 0.95), ("coin-1", 0.4), ("coin-2", 0.4)):
+        for i, label in enumerate(true):
+            said = label if rng.random() < right else rng.integers(0, 3)
+            rows.append(
+                {"text_hash": f"{i:03d}", "annotator": who, "prompt": "p", "draw": 0, "label": names[said], "confidence": 0.8}
+            )
+    votes = pd.DataFrame(rows)
+    shares = {
+        method: (aggregate_llm_votes(votes, names, method=method)["label"] == [names[k] for k in true]).mean()
+        for method in ("majority", "dawid_skene")
+    }
+    assert shares["dawid_skene"] > shares["majority"] + 0.05
+    estimated = aggregate_llm_votes(votes, names, method="dawid_skene")
+    assert estimated["confidence"].between(0, 1).all()
+
+
+def test_dawid_skene_is_not_worse_than_majority_on_real_votes(shared_data: Path) -> None:
+    # Judged by reader-2, whose own votes are therefore left out.
+    taxonomy = Taxonomy.load(load_settings(_env_file=None).taxonomy)
+    votes = pd.read_csv(shared_data / "votes.csv", dtype={"review_id": str}).rename(columns={"review_id": "text_hash"})
+    texts = pd.read_csv(shared_data / "reviews.csv", dtype=str).set_index("review_id")["text"]
+    careful = votes[votes["annotator"] == "reader-2"].set_index("text_hash")["label"]
+    quick = votes[votes["annotator"] == "reader-1"]
+    stems = quick.assign(
+        annotator="keywords", label=[keyword_label(texts[key], taxonomy) for key in quick["text_hash"]], confidence=0.6
+    )
+    shares = {}
+    for method in ("majority", "dawid_skene"):
+        decided = aggregate_llm_votes(pd.concat([quick, stems], ignore_index=True), taxonomy.names, method=method)
+        shares[method] = (decided["label"] == decided["text_hash"].map(careful)).mean()
+    assert shares["dawid_skene"] >= shares["majority"]
+
+
+def test_dawid_skene_of_nothing_readable_has_no_labels() -> None:
+    votes = pd.DataFrame([{"text_hash": "a", "annotator": "x", "prompt": "p", "draw": 0, "label": None, "confidence": 0.0}])
+    (row,) = aggregate_llm_votes(votes, ["обувь", "одежда"], method="dawid_skene").to_dict("records")
+    assert row["label"] is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Container, Iterable, Sequence
+from typing import Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reviewclf.settings import Settings
 from reviewclf.taxonomy import Taxonomy
+
+VoteIdentity: TypeAlias = tuple[str, str, str, int]
 
 
 class Review(BaseModel):
@@ -38,6 +40,8 @@ class Vote(BaseModel):
         Probability in [0, 1] that the annotator itself gives its answer.
     raw : str or None
         The answer as it came.
+    reason : str or None
+        Why there is no label.
     tokens_in, tokens_out : int
         Tokens read and written by a language model; 0 for other annotators.
     seconds : float
@@ -53,12 +57,13 @@ class Vote(BaseModel):
     label: str | None = None
     confidence: float = Field(0.0, ge=0.0, le=1.0)
     raw: str | None = None
+    reason: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
 
     @property
-    def identity(self) -> tuple[str, str, str, int]:
+    def identity(self) -> VoteIdentity:
         """Under which a vote is stored once: text, annotator, prompt, draw."""
         return (self.text_hash, self.annotator, self.prompt, self.draw)
 
@@ -70,11 +75,15 @@ class Annotator(Protocol):
     def version(self) -> str:
         """Changes whenever the same review could get another vote; enters the digest of the labelling stages."""
 
+    @property
+    def is_costly(self) -> bool:
+        """Whether a vote takes so long, or so much money, that it has to be kept the moment it exists."""
+
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """(annotator, prompt, draw) of every vote that :meth:`annotate` would give on `review`."""
 
-    def annotate(self, reviews: Sequence[Review]) -> Iterable[Vote]:
-        """Vote on `reviews`; any order, any number of votes a review."""
+    def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
+        """Vote on `reviews`, not again where `known` holds the vote; any order. Whoever stops iterating stops the asking."""
 
 
 def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:
@@ -83,7 +92,16 @@ def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:
     from reviewclf.labeling.annotators.recorded import RecordedAnnotator
 
     annotators: list[Annotator] = []
-    if settings.llm.backend == "recorded" and settings.votes is not None:
-        annotators.append(RecordedAnnotator.load(settings.votes, taxonomy.names))
+    if settings.llm.backend == "recorded":
+        if settings.votes is not None:
+            annotators.append(RecordedAnnotator.load(settings.votes, taxonomy.names))
+    elif settings.llm.backend == "openai":
+        from reviewclf.labeling.annotators.openai import OpenAIAnnotator
+
+        annotators.append(OpenAIAnnotator(settings.llm, taxonomy))
+    else:
+        from reviewclf.labeling.annotators.transformers import TransformersAnnotator
+
+        annotators.append(TransformersAnnotator(settings.llm, taxonomy, seed=settings.seed))
     annotators.append(KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence))
     return annotators

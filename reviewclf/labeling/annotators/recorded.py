@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from reviewclf.data.frames import read_frame
 from reviewclf.errors import LabelingError
-from reviewclf.labeling.annotators.base import Review, Vote
+from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.manifest import digest_of
 
 _REQUIRED = ("annotator", "label")
@@ -19,6 +19,7 @@ _OPTIONAL: dict[str, Any] = {
     "draw": 0,
     "confidence": 1.0,
     "raw": None,
+    "reason": None,
     "tokens_in": 0,
     "tokens_out": 0,
     "seconds": 0.0,
@@ -84,15 +85,22 @@ class RecordedAnnotator:
     def __len__(self) -> int:
         return sum(map(len, self._votes.values()))
 
+    @property
+    def is_costly(self) -> bool:
+        """No: asking again costs nothing."""
+        return False
+
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """The recorded votes on this review."""
         return [(vote.annotator, vote.prompt, vote.draw) for vote in self._of(review)]
 
-    def annotate(self, reviews: Sequence[Review]) -> Iterable[Vote]:
+    def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
         """Recorded votes on `reviews`; none for a review that the file does not name."""
         for review in reviews:
-            for vote in self._of(review):
-                yield vote.model_copy(update={"text_hash": review.text_hash})
+            for recorded in self._of(review):
+                vote = recorded.model_copy(update={"text_hash": review.text_hash})
+                if vote.identity not in known:
+                    yield vote
 
     def unmatched(self, reviews: Iterable[Review]) -> list[str]:
         """Keys of the file, sorted, that name none of `reviews`."""

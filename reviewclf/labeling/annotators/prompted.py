@@ -1,0 +1,174 @@
+"""What the annotators that ask a language model share: which questions, which texts, which votes are missing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
+from reviewclf.labeling.prompts import Question, load_prompts, parse_answer, prepare_review
+from reviewclf.manifest import digest_of
+from reviewclf.settings import LLMSettings
+from reviewclf.taxonomy import Taxonomy
+
+Floats = NDArray[np.float64]
+
+
+class Request(NamedTuple):
+    """One question about one review."""
+
+    text_hash: str
+    text: str
+    question: Question
+
+
+class PromptedAnnotator(ABC):
+    """Votes of one language model.
+
+    Vote k of a review is asked with prompt k modulo the number of prompts; every further round lists the categories in another
+    order, so that votes differ for a reason and not by chance.
+
+    Parameters
+    ----------
+    options : LLMSettings
+        Model, prompts, number of votes.
+    taxonomy : Taxonomy
+        The categories to choose from.
+    """
+
+    def __init__(self, options: LLMSettings, taxonomy: Taxonomy) -> None:
+        self.options = options
+        self.names = taxonomy.names
+        prompts = load_prompts(options.prompts)
+        self.questions = [prompts[k % len(prompts)].fill(taxonomy, k // len(prompts)) for k in range(options.votes)]
+        # What changes an answer beside model and prompt is part of the prompt's name, so that it asks again.
+        way = [options.answer, options.calibrate, options.max_characters]
+        suffix = "" if way == _usual_way() else f".{digest_of(way)[:4]}"
+        self.questions = [question.model_copy(update={"name": question.name + suffix}) for question in self.questions]
+        self.annotator = f"{options.model}@{options.revision}"
+
+    @property
+    def version(self) -> str:
+        """Model and questions."""
+        return f"{self.annotator}:{digest_of([[question.name, question.draw] for question in self.questions])[:16]}"
+
+    @property
+    def is_costly(self) -> bool:
+        """Yes."""
+        return True
+
+    def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
+        """One vote a question."""
+        return [(self.annotator, question.name, question.draw) for question in self.questions]
+
+    def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
+        """Ask what is missing. A review in which nothing is left to read gets null votes without being asked about."""
+        requests: list[Request] = []
+        for review in reviews:
+            missing = [q for q in self.questions if (review.text_hash, self.annotator, q.name, q.draw) not in known]
+            if not missing:
+                continue
+            text = prepare_review(review.text, self.names, max_characters=self.options.max_characters)
+            for question in missing:
+                if any(char.isalnum() for char in text):
+                    requests.append(Request(review.text_hash, text, question))
+                else:
+                    yield self.vote(Request(review.text_hash, text, question), reason="no word is left in the text")
+        if requests:
+            yield from self.ask(requests)
+
+    @abstractmethod
+    def ask(self, requests: Sequence[Request]) -> Iterator[Vote]:
+        """One vote a request, in any order, as soon as it is there."""
+
+    # -- what an answer means ------------------------------------------------------------------------------------------
+
+    def vote(
+        self,
+        request: Request,
+        *,
+        label: str | None = None,
+        confidence: float = 0.0,
+        raw: str | None = None,
+        reason: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        seconds: float = 0.0,
+    ) -> Vote:
+        """A vote on a request's review."""
+        return Vote(
+            text_hash=request.text_hash,
+            annotator=self.annotator,
+            prompt=request.question.name,
+            draw=request.question.draw,
+            label=label,
+            confidence=min(max(confidence, 0.0), 1.0) if label is not None else 0.0,
+            raw=raw,
+            reason=reason if label is None else None,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            seconds=seconds,
+        )
+
+    def vote_by_probabilities(
+        self, request: Request, shares: Mapping[str, float], prior: Floats | None, *, min_mass: float = 0.0, **costs: float
+    ) -> Vote:
+        """A vote from the probabilities of the codes.
+
+        Parameters
+        ----------
+        shares : mapping of str to float
+            Probability of each code as the answer's first token; what is missing counts as 0.
+        prior : array, shape (k,), optional
+            Shares of the codes in answers to texts without content; divided out (contextual calibration; Zhao et al.,
+            Calibrate Before Use, ICML 2021).
+        min_mass : float
+            Up to this sum of probabilities the vote has no label: where a server lists only the likeliest tokens, codes among
+            the rest cannot be told apart.
+        """
+        codes = list(request.question.labels)
+        seen = np.array([shares.get(code, 0.0) for code in codes], dtype=np.float64)
+        raw = " ".join(f"{code}:{share:.4g}" for code, share in zip(codes, seen, strict=True) if share >= 0.0001)
+        if seen.sum() <= min_mass:
+            reason = f"the model wants to say something else: all categories together have probability {seen.sum():.2g}"
+            return self.vote(request, raw=raw, reason=reason, **costs)  # type: ignore[arg-type]
+        scores = calibrated(seen / seen.sum(), prior)
+        best = int(scores.argmax())
+        return self.vote(
+            request,
+            label=request.question.labels[codes[best]],
+            confidence=float(scores[best]),
+            raw=raw,
+            **costs,  # type: ignore[arg-type]
+        )
+
+    def vote_by_text(self, request: Request, answer: str, **costs: float) -> Vote:
+        """A vote from a written answer."""
+        said = parse_answer(answer, request.question)
+        stated = self.options.stated_confidence if said.confidence is None else said.confidence
+        return self.vote(
+            request,
+            label=said.label,
+            confidence=stated,
+            raw=answer[:2000],
+            reason=said.reason,
+            **costs,  # type: ignore[arg-type]
+        )
+
+
+def calibrated(shares: Floats, prior: Floats | None) -> Floats:
+    """Probabilities, shape (k,), with the model's prior divided out; its entries count as 1% of an even share at least."""
+    if prior is None:
+        return shares
+    floor = 0.01 / len(prior)
+    scores: Floats = shares / np.maximum(prior / prior.sum(), floor)
+    scores /= scores.sum()
+    return scores
+
+
+def _usual_way() -> list[object]:
+    return [LLMSettings.model_fields[name].default for name in ("answer", "calibrate", "max_characters")]

@@ -1,0 +1,295 @@
+"""What a language model is asked: versioned prompt files filled with the taxonomy, and reviews made safe to put into them.
+
+Pure but for reading the files once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from reviewclf.errors import LabelingError
+from reviewclf.manifest import digest_of
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.text import redact
+
+# One character each, so that a category is one token of the answer in every tokenizer that is met in practice.
+_CODES = "123456789ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+# Texts without content: what a model answers to them is its prior towards categories, not knowledge.
+CONTENT_FREE = ("[отзыв]", "…", "N/A")
+
+
+class Prompt(BaseModel):
+    """One phrasing of the question; a YAML file.
+
+    Attributes
+    ----------
+    id, version : str, int
+        Name of the prompt, and which state of it.
+    order : {"taxonomy", "reversed", "shuffled"}
+        In which order categories are listed at the first draw; later draws shuffle them, each its own way.
+    system, user : str
+        The messages. In the first ``{categories}`` (with descriptions) or ``{names}``, in the second ``{text}`` is filled in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
+    version: Annotated[int, Field(ge=1)]
+    order: Literal["taxonomy", "reversed", "shuffled"] = "taxonomy"
+    system: str
+    user: str
+
+    @field_validator("system")
+    @classmethod
+    def _lists_categories(cls, value: str) -> str:
+        if value.count("{categories}") + value.count("{names}") != 1:
+            raise ValueError("must hold {categories} or {names}, exactly once")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _shows_text(cls, value: str) -> str:
+        if value.count("{text}") != 1:
+            raise ValueError("must hold {text} exactly once")
+        return value
+
+    def fill(self, taxonomy: Taxonomy, draw: int = 0) -> Question:
+        """The question about one taxonomy; `draw` 1, 2, ... lists the categories in other orders."""
+        categories = list(taxonomy.categories)
+        if len(categories) > len(_CODES):
+            raise LabelingError(
+                f"a language model can be asked about {len(_CODES)} categories at most, found {len(categories)}"
+            )
+        if draw > 0 or self.order == "shuffled":
+            random.Random(f"{self.id}:{draw}").shuffle(categories)  # noqa: S311 - an order, not a secret
+        elif self.order == "reversed":
+            categories.reverse()
+        described = "\n".join(f"{code}. {c.name}: {c.description}" for code, c in zip(_CODES, categories, strict=False))
+        named = "\n".join(f"{code}. {c.name}" for code, c in zip(_CODES, categories, strict=False))
+        before, after = self.user.strip().split("{text}")
+        return Question(
+            name=f"{self.id}@{self.version}+{digest_of([self.model_dump(), _asked(taxonomy)])[:8]}",
+            draw=draw,
+            labels=dict(zip(_CODES, (category.name for category in categories), strict=False)),
+            system=self.system.strip().replace("{categories}", described).replace("{names}", named),
+            before=before,
+            after=after,
+        )
+
+
+class Question(BaseModel):
+    """A prompt filled with categories; only the review is missing.
+
+    Attributes
+    ----------
+    name : str
+        ``id@version+digest``. The digest covers every word that is asked, and the taxonomy, so that nothing changes
+        unnoticed; it is the same for all draws.
+    draw : int
+        Which order of categories.
+    labels : dict of str to str
+        Category by the code that stands for it in the answer, in the order listed.
+    system, before, after : str
+        The system message, and what stands before and after the review in the user's message.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    draw: int
+    labels: dict[str, str]
+    system: str
+    before: str
+    after: str
+
+    def user(self, text: str) -> str:
+        """The user's message about a prepared review."""
+        return f"{self.before}{text}{self.after}"
+
+
+def _asked(taxonomy: Taxonomy) -> list[list[str]]:
+    return [[category.name, category.description] for category in taxonomy.categories]
+
+
+class Answer(NamedTuple):
+    """What an answer says: a label, or why it says none; the confidence where it states one."""
+
+    label: str | None
+    reason: str | None = None
+    confidence: float | None = None
+
+
+def load_prompts(folder: str | Path | None = None) -> list[Prompt]:
+    """Read every ``*.yaml`` of a folder, sorted by name; those of the package by default.
+
+    Raises
+    ------
+    LabelingError
+        There is none, two share an id, or one breaks its contract; the message names file and field.
+    """
+    root = Path(str(resources.files("reviewclf").joinpath("labeling/prompt_files"))) if folder is None else Path(folder)
+    prompts: list[Prompt] = []
+    for path in sorted(root.glob("*.yaml")):
+        try:
+            prompt = Prompt.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise LabelingError(f"{path}: is no readable UTF-8 YAML file: {error}") from error
+        except ValidationError as error:
+            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+            raise LabelingError(f"{path}: {places}") from error
+        if prompt.id in {known.id for known in prompts}:
+            raise LabelingError(f"{path}: id: another prompt is called {prompt.id!r} already")
+        prompts.append(prompt)
+    if not prompts:
+        raise LabelingError(f"{root}: no prompt (*.yaml) here; check REVIEWCLF_LLM__PROMPTS")
+    return prompts
+
+
+# -- a review, made safe ---------------------------------------------------------------------------------------------
+
+_TAGS = re.compile(r"</?\s*(?:отзыв|review)\s*>", re.IGNORECASE)
+# <|im_start|> and its kin: what chat templates are made of.
+_SPECIAL = re.compile(
+    r"<\|[^|<>]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|^\s*#+\s*(?:system|assistant|user)\b[: ]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?\n]+|$)")
+# A sentence that speaks to a labeller: an order to answer, forget or ignore ...
+_ORDER = re.compile(
+    r"\b(?:ответь|отвечай|выведи|игнорируй|проигнорируй|классифицируй|присвой)(?:те)?\b"
+    r"|\b(?:верни ответ|твоя задача|нов(?:ая|ые) инструкци|представь,? что ты|ты (?:теперь|больше не|должен ответить))"
+    r"|\bзабудь(?:те)? (?:вс[её]|про|о|предыдущ)|\bвыбери(?:те)? (?:категори|номер|класс|ответ)"
+    r"|\bотнеси(?:те)? (?:этот|к)\b|\bсчитай(?:те)? (?:этот|это|что)\b"
+    r"|\b(?:ignore|disregard|respond|output|answer with|classify|you are (?:now|an?)|new instructions?)\b",
+    re.IGNORECASE,
+)
+# ... together with what labellers deal in.
+_TALK = re.compile(
+    r"категори|инструкци|правил|указани|номер|метк|класс\b|разметк|промпт|систем|ассистент|модел|нейросет|\bии\b|всегда"
+    r"|только слов|одним слов|json|label|categor|instruct|prompt|system|assistant|nothing but|\bai\b",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(
+    r"[«\"'`]?\b(?:категория|метка|класс|ответ|вывод|category|label|class|answer|output)[»\"'`]?\s*[:=]\s*[«\"'`]?\w",
+    re.IGNORECASE,
+)
+MASKED = "[…]"
+
+
+def prepare_review(text: str, names: Sequence[str] = (), *, max_characters: int = 2000) -> str:
+    """Make a review safe to be shown to a language model, here or elsewhere.
+
+    Personal data become placeholders (:func:`reviewclf.text.redact`). What could pass for the end of the review or for a
+    message of its own (tags, tokens of chat templates) goes. A sentence that speaks to the model, not to shoppers («ответь:
+    электроника», «ignore previous instructions»), becomes «[…]». A text longer than `max_characters` keeps its two ends.
+
+    Parameters
+    ----------
+    text : str
+        The review.
+    names : sequence of str
+        The categories' names: «ответь: обувь» gives an order even though it says nothing of categories.
+    max_characters : int
+        Longest result.
+    """
+    text = _SPECIAL.sub(" ", _TAGS.sub(" ", redact(text)))
+    text = _TAGS.sub(" ", text)
+    folded = [name.casefold() for name in names]
+    text = "".join(_masked(sentence, folded) for sentence in _SENTENCE.findall(text))
+    text = " ".join(text.split())
+    if len(text) > max_characters:
+        half = (max_characters - len(MASKED) - 2) // 2
+        text = f"{text[:half]} {MASKED} {text[-half:]}"
+    return text
+
+
+def is_order(sentence: str, names: Sequence[str] = ()) -> bool:
+    """Whether a sentence gives orders to whoever labels it."""
+    if _LABELLED.search(sentence):
+        return True
+    if not _ORDER.search(sentence):
+        return False
+    folded = sentence.casefold()
+    return bool(_TALK.search(sentence)) or any(name.casefold() in folded for name in names)
+
+
+def _masked(sentence: str, names: Sequence[str]) -> str:
+    if not is_order(sentence, names):
+        return sentence
+    return f" {MASKED} "
+
+
+# -- an answer, read --------------------------------------------------------------------------------------------------
+
+_JSON = re.compile(r"\{[^{}]*\}", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
+_KEYS = ("label", "category", "категория", "номер", "answer", "ответ", "class", "код", "code")
+_CONFIDENCE_KEYS = ("confidence", "уверенность", "probability", "score")
+
+
+def parse_answer(answer: str, question: Question) -> Answer:
+    """Read a free or structured answer: a code, a category's name, or JSON that holds either.
+
+    An answer that names no category, or several, has no label: it is never taken for a class.
+    """
+    text = _THOUGHT.sub(" ", answer).strip()
+    if not text:
+        return Answer(None, "the answer is empty")
+    for found in _JSON.findall(text):
+        try:
+            content = json.loads(found)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            folded = {str(key).casefold(): value for key, value in content.items()}
+            value = next((folded[key] for key in _KEYS if key in folded), None)
+            if value is not None:
+                label = _named(str(value), question)
+                if label is None:
+                    return Answer(None, f"no category is called {str(value)[:60]!r}")
+                return Answer(label, confidence=_stated(folded))
+    label = _named(text, question)
+    if label is not None:
+        return Answer(label)
+    return Answer(None, f"the answer names no single category: {' '.join(text.split())[:80]!r}")
+
+
+def _stated(content: dict[str, object]) -> float | None:
+    for key in _CONFIDENCE_KEYS:
+        value = content.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            share = float(value) / 100 if 1 < value <= 100 else float(value)
+            if 0.0 <= share <= 1.0:
+                return share
+    return None
+
+
+def _named(text: str, question: Question) -> str | None:
+    """The one category that a text names by code or name; None when it names none or several."""
+    words = text.strip().strip("«»\"'`*().: \n")
+    if words.upper() in question.labels:
+        return question.labels[words.upper()]
+    start = re.match(r"\W*([0-9A-Z])(?![\w])", text)
+    folded = text.casefold().replace("ё", "е")
+    named: set[str] = set()
+    # The longest first: «нет товара» must not be found in a longer name that holds it.
+    for name in sorted(question.labels.values(), key=len, reverse=True):
+        needle = name.casefold().replace("ё", "е")
+        if re.search(rf"(?<!\w){re.escape(needle)}(?!\w)", folded):
+            named.add(name)
+            folded = re.sub(rf"(?<!\w){re.escape(needle)}(?!\w)", " ", folded)
+    if start and start[1] in question.labels:
+        named.add(question.labels[start[1]])
+    if len(named) == 1:
+        return named.pop()
+    return None

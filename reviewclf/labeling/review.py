@@ -1,0 +1,233 @@
+"""The queue of doubtful labels for people, and their answers. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reviewclf.errors import LabelingError
+
+HUMAN = "human"
+
+_FOLDS = 5
+# Rarer classes come forward, gently: a suspicion counts up to twice as much in the rarest.
+_RARE_POWER = 0.1
+_LABEL_STUDIO_CONTROL = "label"
+
+
+def review_queue(
+    labels: pd.DataFrame, texts: Mapping[str, str], stems: Mapping[str, list[str]], *, seed: int = 42
+) -> pd.DataFrame:
+    """Labels in the order in which a look at them is worth most.
+
+    Three signs of a wrong label are multiplied: how little a classifier that was trained without the review believes its label
+    (cleanlab's self-confidence; Northcutt, Jiang and Chuang, Confident Learning, JAIR 2021), the label's own confidence, and
+    the share of votes that chose it. Rare classes are moved forward.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        ``text_hash``, ``label``, ``confidence``, ``agreement``; one row a review.
+    texts : mapping of str to str
+        Cleaned text by text hash.
+    stems : mapping of str to list of str
+        The taxonomy's stems, which the classifier uses beside the words.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    DataFrame
+        The columns of ``labels`` with ``suspicion`` in [0, 1] (1: surely look at it) and ``reason``, most suspicious first.
+    """
+    rows = labels.sort_values("text_hash", kind="stable").reset_index(drop=True)
+    rows = rows[rows["text_hash"].isin(list(texts))].reset_index(drop=True)
+    if rows.empty:
+        return rows.assign(suspicion=pd.Series(dtype="float64"), reason=pd.Series(dtype="str"))
+    quality, other = _self_confidence([texts[key] for key in rows["text_hash"]], rows["label"].tolist(), stems, seed)
+    shares = rows["label"].map(rows["label"].value_counts(normalize=True)).to_numpy(dtype=float)
+    trust = quality * rows["confidence"].to_numpy(dtype=float) * rows["agreement"].to_numpy(dtype=float)
+    rows["suspicion"] = np.clip(1.0 - trust * shares**_RARE_POWER, 0.0, 1.0)
+    rows["reason"] = [
+        _reason(float(q), str(o), row)
+        for q, o, row in zip(quality, other, rows[["label", "confidence", "agreement"]].to_dict("records"), strict=True)
+    ]
+    return rows.sort_values(["suspicion", "text_hash"], ascending=[False, True], kind="stable").reset_index(drop=True)
+
+
+def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """People's answers from a table.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        ``text_hash`` or ``review_id``, ``answer`` (empty: no answer), optionally ``annotator`` (who).
+    categories : sequence of str
+        Allowed answers; letter case is not minded.
+    name : str
+        The file, for messages.
+
+    Returns
+    -------
+    (DataFrame, list of str)
+        ``key``, ``by`` (which id the key is), ``label``, ``annotator``; and a line for each row that cannot be used.
+    """
+    by = next((column for column in ("text_hash", "review_id") if column in frame.columns), None)
+    if by is None or "answer" not in frame.columns:
+        raise LabelingError(
+            f"{name}: answers need the columns answer and text_hash (or review_id); found {', '.join(map(str, frame.columns))}"
+        )
+    known = {category.casefold(): category for category in categories}
+    found: list[dict[str, str]] = []
+    refused: list[str] = []
+    for position, row in enumerate(frame.to_dict("records"), start=1):
+        answer = "" if pd.isna(row["answer"]) else " ".join(str(row["answer"]).split())
+        if not answer:
+            continue
+        if pd.isna(row[by]) or not str(row[by]).strip():
+            refused.append(f"{name}, row {position}: {by} is empty")
+        elif answer.casefold() not in known:
+            refused.append(f"{name}, row {position}: {answer!r} is not in the taxonomy ({', '.join(categories)})")
+        else:
+            who = row.get("annotator")
+            found.append(
+                {
+                    "key": str(row[by]).strip(),
+                    "by": by,
+                    "label": known[answer.casefold()],
+                    "annotator": "" if who is None or pd.isna(who) else str(who).strip(),
+                }
+            )
+    return pd.DataFrame(found, columns=["key", "by", "label", "annotator"]), refused
+
+
+def label_studio_tasks(queue: pd.DataFrame) -> str:
+    """The queue as Label Studio's JSON tasks, each with the present label as a prediction.
+
+    The labelling configuration that fits is :func:`label_studio_config`.
+    """
+    tasks = [
+        {
+            "data": {name: row[name] for name in ("review_id", "text_hash", "text", "reason")},
+            "predictions": [
+                {
+                    "score": row["confidence"],
+                    "result": [
+                        {
+                            "from_name": _LABEL_STUDIO_CONTROL,
+                            "to_name": "text",
+                            "type": "choices",
+                            "value": {"choices": [row["label"]]},
+                        }
+                    ],
+                }
+            ],
+        }
+        for row in queue.to_dict("records")
+    ]
+    return json.dumps(tasks, ensure_ascii=False, indent=1)
+
+
+def label_studio_config(categories: Sequence[str]) -> str:
+    """Label Studio's labelling configuration for these categories."""
+    from xml.sax.saxutils import quoteattr
+
+    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in categories)
+    return (
+        f'<View>\n  <Text name="text" value="$text"/>\n  <Choices name="{_LABEL_STUDIO_CONTROL}" toName="text" choice="single" '
+        f'showInLine="true">\n{choices}\n  </Choices>\n</View>\n'
+    )
+
+
+def answers_from_label_studio(content: str, *, name: str) -> pd.DataFrame:
+    """Label Studio's JSON export as ``text_hash``, ``answer``, ``annotator``; cancelled and empty ones are left out."""
+    try:
+        tasks = json.loads(content)
+        rows = [
+            {
+                "text_hash": task["data"]["text_hash"],
+                "answer": result["value"]["choices"][0],
+                "annotator": _who(annotation.get("completed_by")),
+            }
+            for task in tasks
+            for annotation in task.get("annotations", [])
+            if not annotation.get("was_cancelled")
+            for result in annotation.get("result", [])
+            if result.get("from_name") == _LABEL_STUDIO_CONTROL and result["value"].get("choices")
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabelingError(f"{name}: is no JSON export of Label Studio ({error!r:.120})") from error
+    return pd.DataFrame(rows, columns=["text_hash", "answer", "annotator"])
+
+
+def _who(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("email") or value.get("id")
+    return "" if value is None else str(value)
+
+
+def _reason(quality: float, other: str, row: Mapping[Any, Any]) -> str:
+    reasons = []
+    if quality < 0.5 and other != row["label"]:
+        reasons.append(f"reads like «{other}»")
+    if row["agreement"] < 1.0:
+        reasons.append(f"{1.0 - row['agreement']:.0%} of the votes say otherwise")
+    if row["confidence"] < 0.5:
+        reasons.append(f"confidence {row['confidence']:.2f}")
+    return "; ".join(reasons) or "least sure of the rest"
+
+
+def _self_confidence(
+    texts: Sequence[str], labels: Sequence[str], stems: Mapping[str, list[str]], seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """Out-of-fold probability of each row's own label, and the label that was likeliest."""
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+
+    from reviewclf.training.candidates import LinearSettings, Ngrams
+    from reviewclf.training.features import TextFeatures, prepare
+
+    classes, y = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    if len(classes) < 2 or len(y) < 2 * _FOLDS:
+        return np.ones(len(y)), list(labels)
+    settings = LinearSettings(
+        estimator="logistic_regression",
+        C=30.0,
+        word=Ngrams(ngram_range=(1, 2), min_df=2, max_features=30_000),
+        char=Ngrams(ngram_range=(2, 4), min_df=2, max_features=60_000, sublinear_tf=True),
+        stem_weight=0.5,
+        digits_as_zero=True,
+        calibration="none",
+    )
+    prepared = [prepare(text) for text in texts]
+    fold = _folds(y, seed)
+    probabilities = np.full((len(y), len(classes)), 1e-6)
+    for k in range(_FOLDS):
+        train, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        if len(np.unique(y[train])) < 2 or not len(held):
+            continue
+        features = TextFeatures(settings, stems)
+        model = LogisticRegression(C=settings.C, max_iter=settings.max_iter)
+        model.fit(features.fit_transform([prepared[i] for i in train]), y[train])
+        answers = model.predict_proba(features.transform([prepared[i] for i in held]))
+        probabilities[np.ix_(held, model.classes_)] = answers
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    quality = get_label_quality_scores(y, probabilities, method="self_confidence")
+    return np.asarray(quality, dtype=float), [str(classes[i]) for i in probabilities.argmax(axis=1)]
+
+
+def _folds(y: np.ndarray, seed: int) -> np.ndarray:
+    """Fold of each row, every class spread evenly; classes with a single row too."""
+    generator = np.random.default_rng(seed)
+    fold = np.zeros(len(y), dtype=np.intp)
+    start = 0
+    for k in range(int(y.max()) + 1):
+        members = np.flatnonzero(y == k)
+        generator.shuffle(members)
+        fold[members] = (start + np.arange(len(members))) % _FOLDS
+        start += len(members)
+    return fold

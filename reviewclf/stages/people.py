@@ -1,0 +1,159 @@
+"""People in the loop: the queue of doubtful labels, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import pyarrow as pa
+
+from reviewclf import tables
+from reviewclf.data.gold import load_gold
+from reviewclf.errors import ConflictError
+from reviewclf.labeling.annotators import Vote
+from reviewclf.labeling.annotators.base import VoteIdentity
+from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.labeling.journal import forget_published
+from reviewclf.labeling.review import HUMAN, review_queue
+from reviewclf.manifest import Manifest, digest_of
+from reviewclf.settings import Settings
+from reviewclf.stages.label import aggregate, all_reviews, decide_labels, total_costs, usable_votes, vote_identities
+from reviewclf.storage import StageResult, Store
+from reviewclf.taxonomy import Taxonomy
+
+_NAMED = 20
+
+
+def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
+    """Publish the new votes, and say what people should look at before they become labels.
+
+    Returns
+    -------
+    Manifest
+        ``outputs["queue"]``: the most doubtful labels first; ``counts``: votes that are new, labels by decision.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    new_keys = [key for manifest in annotated for key in manifest.keys("votes")]
+    quarantine = selected.keys("quarantine")
+    for _ in range(10):
+        base = store.snapshot()
+        votes = [key for key in new_keys if key not in base.keys("votes")]
+        refused = [key for key in quarantine if key not in base.keys("quarantine")]
+        if not votes and not refused:
+            break
+        append = {**({"votes": votes} if votes else {}), **({"quarantine": refused} if refused else {})}
+        try:
+            base = store.commit(base, key=f"votes:{digest_of([votes, refused])}", append=append)
+        except ConflictError:
+            continue
+        break
+    else:
+        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+    forget_published(store, vote_identities(store, base.keys("votes")))
+    queue = make_queue(settings)
+    inputs = {
+        "votes": base.keys("votes"),
+        "taxonomy": digest_of(taxonomy),
+        "review": settings.review,
+        "options": settings.aggregation,
+        "new": [manifest.digest for manifest in annotated],
+    }
+    total = total_costs(annotated)
+    return store.run_stage(
+        "collect",
+        1,
+        inputs,
+        lambda: StageResult(
+            outputs={"queue": store.put_table(pa.Table.from_pandas(queue, schema=tables.QUEUE_SCHEMA, preserve_index=False))},
+            counts={
+                "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
+                "without_label": sum(manifest.counts["without_label"] for manifest in annotated),
+                "queue": len(queue),
+            },
+            details={"costs": total, "stopped": [m.details["stopped"] for m in annotated if "stopped" in m.details]},
+        ),
+    )
+
+
+def make_queue(settings: Settings) -> pd.DataFrame:
+    """The queue for people as of now: doubtful labels that no person has decided and that are not gold, most useful first."""
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    snapshot = store.snapshot()
+    votes = usable_votes(store, snapshot.keys("votes"), settings, taxonomy)
+    labels = decide_labels(votes, settings, taxonomy)
+    # Labels by stems alone are hints: there are thousands, and what they lack is a reader, not a second opinion.
+    labels = labels[~labels["method"].isin([KEYWORDS, HUMAN]) & (labels["decision"] != "dropped")]
+    gold = load_gold(settings, taxonomy)
+    if gold is not None:
+        labels = labels[~labels["text_hash"].isin(set(gold.frame["text_hash"]))]
+    texts: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"]):
+        for row in part.to_pylist():
+            texts.setdefault(row["text_hash"], row["text_clean"])
+            ids.setdefault(row["text_hash"], row["review_id"])
+    queue = review_queue(labels, texts, taxonomy.keyword_stems, seed=settings.seed).head(settings.review.rows)
+    queue = queue.assign(review_id=queue["text_hash"].map(ids), text=queue["text_hash"].map(texts))
+    shown: pd.DataFrame = queue[tables.QUEUE_SCHEMA.names]
+    return shown
+
+
+def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) -> Manifest:
+    """Take people's answers in as votes that win, and relabel.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        From :func:`reviewclf.labeling.review.answers_from_frame`.
+    source : str
+        Name of the file; the annotator of rows that name none.
+
+    Returns
+    -------
+    Manifest
+        That of :func:`aggregate`; ``details["answers"]`` and ``details["unmatched"]`` say what became of the answers.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    snapshot = store.snapshot()
+    reviews = all_reviews(store, snapshot, settings, taxonomy)
+    hashes = {name: review.text_hash for review in reviews for name in (*review.review_ids, review.text_hash)}
+    unmatched = sorted({str(key) for key in answers["key"] if key not in hashes})
+    # What somebody says now counts, not what the same person said before.
+    draws = _human_draws(store, snapshot.keys("votes"))
+    votes: dict[VoteIdentity, Vote] = {}
+    for row in answers.to_dict("records"):
+        if row["key"] not in hashes:
+            continue
+        annotator = f"{HUMAN}/{row['annotator'] or source}"
+        text_hash = hashes[row["key"]]
+        latest = draws.get((text_hash, annotator))
+        if latest is not None and latest[1] == row["label"]:
+            continue
+        draw = 0 if latest is None else latest[0] + 1
+        vote = Vote(text_hash=text_hash, annotator=annotator, prompt="review@1", draw=draw, label=row["label"], confidence=1.0)
+        votes[vote.identity] = vote
+    table = pa.Table.from_pylist([vote.model_dump() for _, vote in sorted(votes.items())], schema=tables.VOTE_SCHEMA)
+    imported = Manifest(
+        stage="import",
+        digest=digest_of([vote.model_dump() for vote in votes.values()]),
+        outputs={"votes": [store.put_table(table)] if table.num_rows else []},
+        counts={"votes": table.num_rows, "without_label": 0},
+    )
+    selected = Manifest(stage="select", digest=imported.digest, outputs={"labels_before": snapshot.keys("labels")})
+    relabelled = aggregate(settings, selected, [imported])
+    details = {**relabelled.details, "answers": table.num_rows, "unmatched": list(unmatched[:_NAMED])}
+    return relabelled.model_copy(update={"details": details})
+
+
+def _human_draws(store: Store, keys: Sequence[str]) -> dict[tuple[str, str], tuple[int, str]]:
+    """The newest answer of each person on each text: draw and label."""
+    newest: dict[tuple[str, str], tuple[int, str]] = {}
+    for part in store.iter_tables(keys, ["text_hash", "annotator", "draw", "label"]):
+        for row in part.to_pylist():
+            if row["annotator"].startswith(f"{HUMAN}/"):
+                key = (row["text_hash"], row["annotator"])
+                newest[key] = max(newest.get(key, (-1, "")), (row["draw"], row["label"]))
+    return newest

