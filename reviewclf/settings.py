@@ -107,6 +107,9 @@ class VotesSettings(_Group):
     method: Literal["posterior", "majority", "mean_confidence", "dawid_skene"] = Field(
         "posterior", description="how votes become a label: see `aggregate_llm_votes`"
     )
+    rare_class_boost: dict[str, PositiveFloat] = Field(
+        {}, description='factors by category for `mean_confidence`, as JSON: `{"обувь": 1.2}`'
+    )
     keyword_confidence: Share = Field(0.6, description="confidence of a vote of the keyword annotator")
     min_confidence: Share = Field(0.5, description="labels below it are not trained on")
     drop_confidence: Share = Field(0.2, description="labels below it are not shown to people either")

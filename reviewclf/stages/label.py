@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
-from reviewclf.errors import ConflictError
+from reviewclf.errors import ConflictError, LabelingError
 from reviewclf.evaluation import reliability
 from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
 from reviewclf.labeling.annotators.base import Review, VoteIdentity
@@ -313,7 +313,11 @@ def decide_labels(votes: pd.DataFrame, settings: Settings, taxonomy: Taxonomy) -
     """One label a text; where people have answered, theirs."""
     options = settings.aggregation
     is_human = votes["annotator"].str.startswith(f"{HUMAN}/")
-    labels = aggregate_llm_votes(votes[~is_human], taxonomy.names, method=options.method)
+    unknown = sorted(set(options.rare_class_boost) - set(taxonomy.names))
+    if unknown:
+        raise LabelingError(f"REVIEWCLF_AGGREGATION__RARE_CLASS_BOOST: not in the taxonomy: {', '.join(unknown)}")
+    boost = options.rare_class_boost
+    labels = aggregate_llm_votes(votes[~is_human], taxonomy.names, method=options.method, rare_class_boost=boost)
     readers = votes.loc[votes["label"].notna() & ~votes["annotator"].str.startswith(f"{KEYWORDS}@"), "text_hash"]
     labels["method"] = labels["method"].where(labels["text_hash"].isin(set(readers)), KEYWORDS)
     labels["origin"] = "llm"

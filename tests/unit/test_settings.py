@@ -64,3 +64,19 @@ def test_misspelt_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setenv("REVIEWCLF_SUORCE", "reviews.csv")
     load_settings(_env_file=None)
     assert "REVIEWCLF_SUORCE is no setting and changes nothing; did you mean REVIEWCLF_SOURCE?" in caplog.text
+
+
+def test_boost_of_an_unknown_category_names_the_setting() -> None:
+    import pandas as pd
+
+    from reviewclf.errors import LabelingError
+    from reviewclf.stages.label import decide_labels
+    from reviewclf.taxonomy import Taxonomy
+
+    settings = load_settings(_env_file=None, aggregation={"method": "mean_confidence", "rare_class_boost": {"еда": 2.0}})
+    votes = pd.DataFrame([{"text_hash": "a", "annotator": "x", "prompt": "p", "draw": 0, "label": "обувь", "confidence": 0.4}])
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    with pytest.raises(LabelingError, match="REVIEWCLF_AGGREGATION__RARE_CLASS_BOOST: not in the taxonomy: еда"):
+        decide_labels(votes, settings, taxonomy)
+    boosted = load_settings(_env_file=None, aggregation={"method": "mean_confidence", "rare_class_boost": {"обувь": 2.0}})
+    assert decide_labels(votes, boosted, taxonomy)["confidence"].tolist() == [0.8]
