@@ -140,7 +140,7 @@ class Driver:
             said = f"attempt {task['try_number']} failed, will be tried again: {log_lines(self._log(task), 1)}"
         line = Text(f"{task['dag_id']:<15} {_name(task):<26} ")
         line.append(f"{word:<8}", style)
-        line.append(f" {_seconds(task):>6} s  {said}")
+        line.append(f" {_seconds(task):>8}  {said}")
         line.rstrip()
         self._console.print(line, soft_wrap=True)
 
@@ -260,4 +260,4 @@ def _name(task: Mapping[str, Any]) -> str:
 
 
 def _seconds(task: Mapping[str, Any]) -> str:
-    return f"{task['duration']:.1f}" if task.get("duration") is not None else ""
+    return f"{task['duration']:.1f} s" if task.get("duration") is not None else ""
