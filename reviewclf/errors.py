@@ -54,6 +54,10 @@ class TrainingError(ReviewclfError):
     """A candidate cannot be trained."""
 
 
+class EncoderUnavailableError(TrainingError):
+    """A pretrained encoder is neither on this machine nor to be had from the hub; other candidates can still be trained."""
+
+
 class EvaluationError(ReviewclfError):
     """Predictions cannot be scored: lengths differ, no gold rows, unknown labels."""
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reviewclf.errors import TrainingError
+from reviewclf.training.calibration import abstain_thresholds
 from reviewclf.training.candidates import LinearCandidate, LinearSettings
 from reviewclf.training.features import TextFeatures, prepare
 from reviewclf.training.linear_classifier import LinearClassifier
@@ -92,6 +93,9 @@ def train_linear(
         if not len(validation):
             break  # nothing to choose by
     assert best is not None  # noqa: S101 - there is always one combination
+    probabilities = best[1].validation_probabilities
+    if probabilities is not None:
+        best[1].abstain = abstain_thresholds(probabilities, validation["label"].tolist(), classes)
     logger.info("%s: weighted F1 %.3f on %d validation rows with %s", title, best[0], len(validation), best[1].chosen)
     return best[1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from reviewclf.errors import RegistryError, TaxonomyError
 from reviewclf.training.candidates import LinearSettings
@@ -19,6 +19,7 @@ from reviewclf.training.model import ModelCard, TextClassifier, package_versions
 Floats = NDArray[np.float64]
 
 _FILE = "model.skops"
+_NUMBERS = TypeAdapter(dict[str, float])
 # All that a saved file may hold beyond what skops trusts by itself; a file with any other type is not loaded.
 TRUSTED_TYPES = frozenset({"sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"})
 
@@ -92,6 +93,7 @@ class LinearClassifier(TextClassifier):
             extra={
                 "prior": self._prior.tolist(),
                 "seen": list(self._seen),
+                "abstain": dict(self.abstain),
                 "stems": {name: list(stems) for name, stems in self._features.stems.items()},
             },
         ).write(folder)
@@ -120,6 +122,7 @@ class LinearClassifier(TextClassifier):
                 prior=prior,
                 candidate=card.candidate,
             )
+            loaded.abstain = _NUMBERS.validate_python(card.extra.get("abstain", {}))
             # A model whose parts do not fit together fails here and not at the first request.
             answer = loaded.predict_proba(["проверка", ""])
         except (ValidationError, TaxonomyError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 _CARD = "model.json"
 _FORMAT = 1
+
+# The answer of a classifier that was asked to say so when it is not sure enough.
+UNSURE = "не уверен"
 
 
 class TextClassifier(ABC):
@@ -32,11 +36,26 @@ class TextClassifier(ABC):
         The settings that training ended with, where some were searched for; empty after loading an older file without them.
     validation_probabilities : array of shape (m, k) or None
         What the classifier answers on the validation rows it was trained with; not saved, so None after loading.
+    abstain : dict of str to float
+        By class: the probability below which :meth:`answers` says :data:`UNSURE`, if asked to; missing classes never do.
+    exported : dict
+        How the served file was made and checked, of the kinds that export one.
+    history : list of dict
+        Figures of each epoch, of the kinds that have epochs; not saved.
+    trials : list of dict
+        Settings and score of each trial of a search; not saved.
+    figures : dict of str to float
+        What else was measured in training, such as steps per second; not saved.
     """
 
     classes: list[str]
     chosen: dict[str, JsonValue]
     validation_probabilities: NDArray[np.float64] | None
+    abstain: Mapping[str, float] = MappingProxyType({})
+    exported: Mapping[str, JsonValue] = MappingProxyType({})
+    history: Sequence[Mapping[str, float]] = ()
+    trials: Sequence[Mapping[str, float]] = ()
+    figures: Mapping[str, float] = MappingProxyType({})
 
     @abstractmethod
     def predict_proba(self, texts: Sequence[str | None]) -> NDArray[np.float64]:
@@ -53,6 +72,24 @@ class TextClassifier(ABC):
         array of float64, shape (n, k)
             Columns in the order of `classes`; rows sum to 1. Categories never seen in training have probability 0.
         """
+
+    def predict(self, texts: Sequence[str | None], *, abstain: bool = False) -> list[str]:
+        """Label of each text; see :meth:`answers`."""
+        return self.answers(self.predict_proba(texts), abstain=abstain)
+
+    def answers(self, probabilities: NDArray[np.float64], *, abstain: bool = False) -> list[str]:
+        """Likeliest class of each row; :data:`UNSURE` where `abstain` and the class's threshold say so.
+
+        Parameters
+        ----------
+        probabilities : array, shape (n, k)
+            From :meth:`predict_proba`.
+        """
+        best = probabilities.argmax(axis=1) if len(probabilities) else []
+        return [
+            UNSURE if abstain and row[position] < self.abstain.get(self.classes[position], 0.0) else self.classes[position]
+            for row, position in zip(probabilities, best, strict=True)
+        ]
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -128,7 +165,15 @@ def load_model(folder: str | Path) -> TextClassifier:
         from reviewclf.training.linear_classifier import LinearClassifier
 
         return LinearClassifier.load(folder, card)
-    raise RegistryError(f"{folder / _CARD}: unknown kind {card.kind!r}; this version loads: linear")
+    if card.kind == "encoder":
+        from reviewclf.training.encoder_classifier import EncoderClassifier
+
+        return EncoderClassifier.load(folder, card)
+    if card.kind == "frozen-encoder":
+        from reviewclf.training.frozen import FrozenEncoderClassifier
+
+        return FrozenEncoderClassifier.load(folder, card)
+    raise RegistryError(f"{folder / _CARD}: unknown kind {card.kind!r}; this version loads: linear, encoder, frozen-encoder")
 
 
 def package_versions(*names: str) -> dict[str, str]:

@@ -23,10 +23,21 @@ def _file(folder: Path, *entries: object) -> Path:
     return path
 
 
-def test_bundled_file_holds_both_baselines() -> None:
+def test_bundled_file_holds_the_baselines_and_the_encoders() -> None:
     candidates = load_candidates(load_settings(_env_file=None).candidates)
-    assert [candidate.name for candidate in candidates] == ["logreg", "linear-svc"]
-    assert [candidate.params.estimator for candidate in candidates] == ["logistic_regression", "linear_svc"]
+    linear = {candidate.name: candidate.params.estimator for candidate in candidates if candidate.kind == "linear"}
+    assert linear == {"logreg": "logistic_regression", "linear-svc": "linear_svc"}
+    tuned = {candidate.name: candidate.params for candidate in candidates if candidate.kind == "encoder"}
+    assert {name: (params.checkpoint, params.loss) for name, params in tuned.items()} == {
+        "e5-small": ("intfloat/multilingual-e5-small", "weighted_ce"),
+        "rubert-tiny2": ("cointegrated/rubert-tiny2", "weighted_ce"),
+        "rubert-base": ("DeepPavlov/rubert-base-cased", "weighted_ce"),
+        "rubert-base-focal": ("DeepPavlov/rubert-base-cased", "focal"),
+    }
+    # Those of the notebook.
+    params = tuned["rubert-base"]
+    found = (params.learning_rate, params.batch_size, params.gradient_accumulation, params.epochs, params.weight_decay)
+    assert found == (2e-5, 8, 2, 7, 0.01)
 
 
 def test_settings_of_the_notebook_can_be_written_down(tmp_path: Path) -> None:
@@ -54,8 +65,8 @@ def test_duplicate_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kind": "forest"}, r"candidate 1 \(logreg\): kind: expected one of linear, found 'forest'"),
-        ({"kind": ["linear"]}, r"kind: expected one of linear, found \['linear'\]"),
+        ({"kind": "forest"}, r"candidate 1 \(logreg\): kind: expected one of linear, encoder, frozen-encoder, found 'forest'"),
+        ({"kind": ["linear"]}, r"kind: expected one of linear, encoder, frozen-encoder, found \['linear'\]"),
         ({"name": "Log reg"}, r"candidate 1 \(Log reg\): name: "),
         ({"colour": "red"}, r"colour: Extra inputs"),
         ({"params": {**PARAMS, "C": -1}}, r"params\.C: .*found -1"),

@@ -28,7 +28,7 @@ from reviewclf.training.model import load_model
 SETTINGS = load_settings(_env_file=None)
 TAXONOMY = Taxonomy.load(SETTINGS.taxonomy)
 CLASSES, STEMS = TAXONOMY.names, TAXONOMY.keyword_stems
-BUNDLED = {candidate.name: candidate for candidate in load_candidates(SETTINGS.candidates)}
+BUNDLED = {c.name: c for c in load_candidates(SETTINGS.candidates) if isinstance(c, LinearCandidate)}
 NOTEBOOK_WORDS = {"ngram_range": (1, 2), "min_df": 2, "max_features": 30_000}
 
 REVIEWS = {
@@ -438,3 +438,19 @@ def test_defaults_agree_with_votes_on_real_reviews_better_than_the_notebook(
     assert ours > 0.86
     assert ours > theirs + 0.05
     assert expected_calibration_error(true, probabilities, CLASSES).value < 0.08
+
+
+def test_doubtful_answers_are_marked_only_if_asked_for(tmp_path: Path) -> None:
+    texts = [f"платье {number}" for number in range(40)] + [f"чашка {number}" for number in range(40)]
+    labels = ["одежда"] * 40 + ["посуда"] * 40
+    train = pd.DataFrame({"text_clean": texts, "label": labels, "weight": 1.0})
+    # On validation «чашка» is wrong half of the time, so no probability is sure enough for «посуда».
+    validation = pd.DataFrame(
+        {"text_clean": ["платье 1"] * 10 + ["чашка 2"] * 10, "label": ["одежда"] * 15 + ["посуда"] * 5, "weight": 1.0}
+    )
+    candidate = next(iter(BUNDLED.values()))
+    classifier = train_candidate(candidate, train, validation, classes=["одежда", "посуда"], seed=0)
+    assert classifier.abstain["посуда"] == 1.0
+    assert classifier.predict(["платье 1", "чашка 2"]) == ["одежда", "посуда"]
+    classifier.save(tmp_path)
+    assert load_model(tmp_path).predict(["платье 1", "чашка 2"], abstain=True) == ["одежда", "не уверен"]

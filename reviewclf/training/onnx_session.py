@@ -1,0 +1,268 @@
+"""An exported encoder behind ONNX Runtime and its tokenizer: texts in, one row of numbers a text out. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from reviewclf.errors import RegistryError
+from reviewclf.text import clean_text
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model.onnx"
+TOKENIZER = "tokenizer.json"
+
+# Padded tokens of one batch: seen fastest here for encoders of 3 and of 12 layers, whose states then stay in the cache.
+_BATCH_TOKENS = 1024
+_MAX_THREADS = 4
+# Sum and layer normalisation as one operation: on the CPU it is not vectorised and takes five times as long as the two.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
+# The key under which a model names a file with its weights. Ours hold their weights themselves; one that names a file could
+# make the reader open any file of the machine.
+_EXTERNAL = b"location"
+
+
+class EncoderFiles(BaseModel):
+    """What the model card holds about ``model.onnx`` and ``tokenizer.json``.
+
+    Attributes
+    ----------
+    pad_id : int
+        Token that fills up the shorter texts of a batch.
+    max_length : int
+        Tokens after which a text is cut off.
+    sha256 : dict
+        Digest of either file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pad_id: int
+    max_length: PositiveInt
+    sha256: dict[str, str]
+
+
+class OnnxEncoder:
+    """Runs an exported encoder.
+
+    Parameters
+    ----------
+    model : bytes
+        ONNX file with inputs ``input_ids`` and ``attention_mask`` and one output of shape (n, width).
+    tokenizer : str
+        Content of ``tokenizer.json``.
+    pad_id, max_length : int
+        See :class:`EncoderFiles`.
+    threads : int, optional
+        Threads of one call; default: the physical cores, at most 4.
+
+    Raises
+    ------
+    ValueError
+        The model or the tokenizer is none; the message begins with the name of its file.
+    """
+
+    def __init__(self, model: bytes, tokenizer: str, *, pad_id: int, max_length: int, threads: int | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pad_id = pad_id
+        self.max_length = max_length
+        self._session = open_session(model, threads)
+        self._tokenizer = read_tokenizer(tokenizer, max_length)
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """Output rows of n texts: array of shape (n, width), in the order of `texts`."""
+        result: Floats | None = None
+        for rows, inputs in batches(self._tokenizer, texts, pad_id=self.pad_id):
+            answer = self._session.run(None, inputs)[0]
+            if result is None:
+                result = np.empty((len(texts), answer.shape[1]))
+            result[rows] = answer
+        if result is None:
+            width = self._session.get_outputs()[0].shape[1]
+            result = np.empty((0, width))
+        return result
+
+    def raw(self, input_ids: Integers, attention_mask: Integers) -> Floats:
+        """Output rows of one batch of token ids and their mask, both of shape (n, tokens)."""
+        answer = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        return answer.astype(np.float64)  # type: ignore[no-any-return]
+
+    def save(self, folder: Path) -> EncoderFiles:
+        """Write ``model.onnx`` and ``tokenizer.json``."""
+        contents = {MODEL: self.model, TOKENIZER: self.tokenizer.encode("utf-8")}
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        return EncoderFiles(pad_id=self.pad_id, max_length=self.max_length, sha256=digests)
+
+    @classmethod
+    def load(cls, folder: Path, files: object, *, threads: int | None = None) -> OnnxEncoder:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        files : object
+            The dump of what :meth:`save` returned.
+
+        Raises
+        ------
+        RegistryError
+            A file is missing, damaged or another one than was saved, or is no model of this kind; the message names it.
+        """
+        try:
+            known = EncoderFiles.model_validate(files)
+        except ValidationError as error:
+            raise RegistryError(f"{folder / 'model.json'}: extra.files: {error}; train the classifier anew") from error
+        contents = {}
+        for name in (MODEL, TOKENIZER):
+            path = folder / name
+            try:
+                contents[name] = path.read_bytes()
+            except OSError as error:
+                raise RegistryError(
+                    f"{path}: cannot be read ({error.strerror}); give the folder of a saved classifier"
+                ) from error
+            if hashlib.sha256(contents[name]).hexdigest() != known.sha256.get(name):
+                raise RegistryError(f"{path}: is damaged or was replaced (not the saved content); train the classifier anew")
+        try:
+            return cls(
+                contents[MODEL],
+                contents[TOKENIZER].decode("utf-8", errors="replace"),  # what is then no tokenizer is refused as such
+                pad_id=known.pad_id,
+                max_length=known.max_length,
+                threads=threads,
+            )
+        except ValueError as error:
+            raise RegistryError(f"{folder}/{error}; train the classifier anew") from error
+
+
+def encoder_text(text: str | None) -> str:
+    """Cleaned text, letter case and ё kept, as encoders are used to; empty for None and NaN."""
+    return clean_text(text) if isinstance(text, str) else ""
+
+
+def softmax(logits: Floats) -> Floats:
+    """Rows of logits, shape (n, k), to rows of probabilities."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use, at most 4: more gain little on short texts and hinder other processes."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, _MAX_THREADS))
+
+
+def multiplies_int8_exactly() -> bool:
+    """Whether the processor sums products of 8-bit numbers without overflow (VNNI on x86; all 64-bit Arm ones do).
+
+    Without it sums of two products are cut off at 16 bits; models for such machines have to use 7 bits of a weight.
+    """
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return os.uname().machine in {"arm64", "aarch64"} if hasattr(os, "uname") else False
+    return "vnni" in described or "asimd" in described
+
+
+def warn_of_other_processor(exported: Mapping[str, Any], folder: Path) -> None:
+    """Log when an 8-bit model that uses all bits of its weights is to run on a processor that cannot."""
+    if str(exported.get("served")).startswith("int8") and not exported.get("seven_bits") and not multiplies_int8_exactly():
+        logger.warning(
+            "%s: the 8-bit model was made for processors with VNNI, which this one lacks; answers will be worse. "
+            "Train on this machine, or with precision: fp32",
+            folder,
+        )
+
+
+def open_session(model: bytes, threads: int | None = None) -> Any:
+    """Start ONNX Runtime on a model that has the two inputs and one output of an encoder.
+
+    Raises
+    ------
+    ValueError
+        It has not, refers to other files, or is no model at all.
+    """
+    import onnxruntime  # type: ignore[import-untyped]
+
+    if _EXTERNAL in model:
+        raise ValueError(f"{MODEL}: refers to weights in other files, which no saved classifier does; it is not loaded")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    try:
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSIONS
+        )
+    except Exception as error:  # each fault of a model has its own exception there
+        raise ValueError(f"{MODEL}: is no model that ONNX Runtime reads ({error!r:.200})") from error
+    inputs = {(item.name, item.type, len(item.shape)) for item in session.get_inputs()}
+    wanted = {("input_ids", "tensor(int64)", 2), ("attention_mask", "tensor(int64)", 2)}
+    outputs = [(item.type, len(item.shape)) for item in session.get_outputs()]
+    if inputs != wanted or outputs != [("tensor(float)", 2)]:
+        raise ValueError(f"{MODEL}: is no encoder: inputs {sorted(inputs)}, outputs {outputs}")
+    return session
+
+
+def read_tokenizer(content: str, max_length: int) -> Any:
+    """Tokenizer that cuts off after `max_length` tokens and does not pad.
+
+    Raises
+    ------
+    ValueError
+        `content` is none.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the package raises bare Exception
+        raise ValueError(f"{TOKENIZER}: is no tokenizer ({error!r:.200})") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def batches(
+    tokenizer: Any, texts: Sequence[str], *, pad_id: int, tokens: int = _BATCH_TOKENS
+) -> Iterator[tuple[Integers, Mapping[str, Integers]]]:
+    """Texts of similar length together, so that little is padded.
+
+    Yields
+    ------
+    rows, inputs
+        Positions in `texts`, and the arrays ``input_ids`` and ``attention_mask`` of shape (rows, longest of them); `tokens`
+        numbers at most, or one text.
+    """
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
+            stop += 1
+        rows = order[start:stop]
+        ids = np.full((len(rows), max(1, int(lengths[rows[-1]]))), pad_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : lengths[row]] = encoded[row]
+            mask[place, : lengths[row]] = 1
+        yield rows, {"input_ids": ids, "attention_mask": mask}
+        start = stop

@@ -1,0 +1,86 @@
+"""Trials of encoders: the best wins, equal seeds ask the same, a killed search goes on behind its last trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from reviewclf.training.candidates import EncoderCandidate
+from reviewclf.training.search import search
+
+
+def _candidate(trials: int = 6, **space: Any) -> EncoderCandidate:
+    space = space or {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "layer_decay": [0.8, 0.9, 1.0]}
+    params = {"checkpoint": "tiny", "epochs": 3, "search": {"trials": trials, "space": space}}
+    return EncoderCandidate.model_validate({"name": "trial", "kind": "encoder", "params": params})
+
+
+class Killed(BaseException):
+    pass
+
+
+class Trainer:
+    """Scores a learning rate by how near it is to 1e-4."""
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.tried: list[dict[str, float]] = []
+        self._dies_after = dies_after
+
+    def __call__(self, candidate: EncoderCandidate, scratch: Path | None) -> tuple[float, str]:
+        if self._dies_after is not None and len(self.tried) == self._dies_after:
+            raise Killed
+        assert candidate.params.search is None
+        self.tried.append({"learning_rate": candidate.params.learning_rate, "layer_decay": candidate.params.layer_decay})
+        return -abs(candidate.params.learning_rate - 1e-4), f"{candidate.params.learning_rate}"
+
+
+def test_the_best_trial_wins() -> None:
+    train = Trainer()
+    chosen, trained, trials = search(_candidate(), train, seed=0, scratch=None)
+    best = min(train.tried, key=lambda tried: abs(tried["learning_rate"] - 1e-4))
+    assert chosen.params.learning_rate == best["learning_rate"]
+    assert trained == str(best["learning_rate"])
+    assert [trial["learning_rate"] for trial in trials] == [tried["learning_rate"] for tried in train.tried]
+    assert len({tried["learning_rate"] for tried in train.tried}) == 6
+    assert all(1e-5 <= tried["learning_rate"] <= 1e-3 for tried in train.tried)
+    assert (chosen.params.epochs, chosen.params.search) == (3, None)
+
+
+def test_equal_seeds_ask_the_same_and_others_do_not() -> None:
+    tried = []
+    for seed in (0, 0, 1):
+        train = Trainer()
+        search(_candidate(), train, seed=seed, scratch=None)
+        tried.append(train.tried)
+    assert tried[0] == tried[1] != tried[2]
+
+
+@pytest.mark.parametrize("done", [0, 2, 5])
+def test_killed_search_goes_on_behind_its_last_trial(tmp_path: Path, done: int) -> None:
+    whole = Trainer()
+    undisturbed = search(_candidate(), whole, seed=0, scratch=None)
+    first, second = Trainer(dies_after=done), Trainer()
+    with pytest.raises(Killed):
+        search(_candidate(), first, seed=0, scratch=tmp_path)
+    assert search(_candidate(), second, seed=0, scratch=tmp_path) == undisturbed
+    assert [*first.tried, *second.tried][:6] == whole.tried
+    assert len(second.tried) <= 6 - done + 1  # the best is trained once more if it is no longer at hand
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"checkpoint": ["a", "b"]}, "no setting checkpoint to vary"),
+        ({"speed": [1]}, "no setting speed to vary"),
+        ({"learning_rate": {"low": 1e-3, "high": 1e-5}}, "has to be below high"),
+        ({"learning_rate": {"low": 0, "high": 1e-5, "log": True}}, "above 0 with log"),
+        ({"learning_rate": []}, "learning_rate"),
+    ],
+)
+def test_space_that_makes_no_sense_is_refused(space: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        _candidate(**space)
