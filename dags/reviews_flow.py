@@ -123,6 +123,15 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
     return manifest  # type: ignore[no-any-return]
 
 
+def skip_if_told(manifest: Any) -> JsonValue:
+    """Hand a stage's answer on, and end as skipped where it says that there was no way to do its work."""
+    reason = manifest["details"].get("skipped")
+    if reason:
+        get_current_context()["ti"].xcom_push(key="return_value", value=manifest)
+        raise AirflowSkipException(reason)
+    return manifest  # type: ignore[no-any-return]
+
+
 def _rebuilt(value: Any) -> Any:
     if isinstance(value, dict):
         return Manifest.model_validate(value)

@@ -1,6 +1,6 @@
 """Train the candidates, compare them, promote the best.
 
-    asset reviews_labelled, or nightly → build_dataset → train (one task per candidate) → evaluate → gate → promote
+    asset reviews_labelled, or nightly → build_dataset → train, finetune (a task per candidate) → evaluate → gate → promote
                                                                                         → asset review_classifier
 
 Runs when labels changed, and every night at 04:00 in Moscow: build a training set that shares nothing with the gold
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule, dag, get_current_context, task
 from pydantic import JsonValue
 
+from reviewclf.settings import load_settings
 from reviewclf_alerts import report_failure
-from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, TIMEZONE, announce, run_stage
+from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, TIMEZONE, announce, run_stage, skip_if_told
 
 
 @dag(
@@ -35,11 +36,17 @@ def reviews_retrain() -> None:
 
     @task
     def candidates() -> JsonValue:
-        """Name the candidates, so that each is trained by a task of its own."""
-        from reviewclf.settings import load_settings
+        """Name the candidates that any worker can train, so that each is trained by a task of its own."""
         from reviewclf.stages import retrain as stages
 
-        return stages.candidate_names(load_settings())
+        return stages.candidate_names(load_settings(), encoders=False)
+
+    @task
+    def encoders() -> JsonValue:
+        """Name the candidates that fine-tune an encoder."""
+        from reviewclf.stages import retrain as stages
+
+        return stages.candidate_names(load_settings(), encoders=True)
 
     @task
     def build_dataset() -> JsonValue:
@@ -58,14 +65,28 @@ def reviews_retrain() -> None:
     def train(dataset: JsonValue, candidate: str) -> JsonValue:
         from reviewclf.stages import retrain as stages
 
-        return run_stage(stages.train, dataset, candidate=candidate)
+        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate))
 
-    @task
-    def evaluate(dataset: JsonValue, trained: JsonValue) -> JsonValue:
+    @task(
+        pool="gpu",
+        queue="gpu" if load_settings().training.gpu else "default",
+        execution_timeout=timedelta(hours=12),
+        map_index_template="{{ task.op_kwargs['candidate'] }}",
+        doc_md="Fine-tune one encoder and log it to MLflow as a child run of this retrain; a killed attempt goes on from its "
+        "last checkpoint. Skipped, with the reason, where the pretrained encoder cannot be had.",
+    )
+    def finetune(dataset: JsonValue, candidate: str) -> JsonValue:
+        from reviewclf.stages import retrain as stages
+
+        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate))
+
+    # A candidates file may name only linear classifiers, or only encoders.
+    @task(trigger_rule=TriggerRule.NONE_FAILED)
+    def evaluate(dataset: JsonValue, trained: JsonValue, finetuned: JsonValue) -> JsonValue:
         """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
         from reviewclf.stages import retrain as stages
 
-        return run_stage(stages.evaluate, dataset, trained)
+        return run_stage(stages.evaluate, dataset, [*(trained or []), *(finetuned or [])])  # type: ignore[misc]
 
     @task
     def gate(evaluated: JsonValue) -> JsonValue:
@@ -89,7 +110,9 @@ def reviews_retrain() -> None:
         )
 
     dataset = build_dataset()
-    promote(gate(evaluate(dataset, train.partial(dataset=dataset).expand(candidate=candidates()))))
+    trained = train.partial(dataset=dataset).expand(candidate=candidates())
+    finetuned = finetune.partial(dataset=dataset).expand(candidate=encoders())
+    promote(gate(evaluate(dataset, trained, finetuned)))
 
 
 reviews_retrain()

@@ -15,6 +15,7 @@ from airflow.plugins_manager import AirflowPlugin
 
 POOLS = {
     "annotation": (4, "Shards that are labelled at once; size it to what the LLM server takes."),
+    "gpu": (1, "Encoders that are fine-tuned at once: one per GPU."),
     "training": (2, "Candidates that are trained at once; one per GPU, or half the cores."),
 }
 

@@ -45,6 +45,7 @@ def predict(
     source: Annotated[str, typer.Argument(metavar="IN", help="CSV, TSV, JSON Lines or Parquet file with reviews.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="File to write; its ending says which kind.")],
     text_column: Annotated[str, typer.Option(help="Column that holds the reviews.")] = "text",
+    abstain: Annotated[bool, typer.Option("--abstain", help="Label doubtful reviews «не уверен».")] = False,
 ) -> None:
     """Label the reviews of a file with the champion: its columns, and predicted_label, confidence, model_version."""
     from reviewclf.data.frames import read_frame, write_frame
@@ -53,7 +54,7 @@ def predict(
 
     frame = read_frame(source, setting="IN")
     model = load_alias(_tracker())
-    write_frame(predict_frame(frame, model, text_column=text_column, name=source), target)
+    write_frame(predict_frame(frame, model, text_column=text_column, name=source, abstain=abstain), target)
     typer.echo(f"{len(frame)} reviews labelled by version {model.version}: {target}")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from reviewclf.errors import ReviewclfError
+from reviewclf.errors import EncoderUnavailableError, ReviewclfError
 from reviewclf.settings import Settings, load_settings
 
 Mark = Literal["ok", "note", "missing"]
@@ -43,6 +43,7 @@ def examine() -> list[Finding]:
         ("votes", _votes),
         ("labelling model", _model),
         ("candidates", _candidates),
+        ("encoders", _encoders),
         ("store", _store),
         ("registry", _registry),
     )
@@ -146,6 +147,24 @@ def _candidates(settings: Settings) -> Finding:
     from reviewclf.training.candidates import load_candidates
 
     return Finding("ok", "candidates", ", ".join(candidate.name for candidate in load_candidates(settings.candidates)))
+
+
+def _encoders(settings: Settings) -> Finding:
+    from reviewclf.training import check_available
+    from reviewclf.training.candidates import load_candidates
+
+    missing, found = {}, []
+    for candidate in load_candidates(settings.candidates):
+        try:
+            check_available(candidate, settings.encoders)
+        except EncoderUnavailableError as error:
+            missing[candidate.name] = str(error)
+        else:
+            found.append(candidate.name)
+    if missing:
+        text = "; ".join(f"{name} will be skipped ({reason})" for name, reason in missing.items())
+        return Finding("note", "encoders", text)
+    return Finding("ok", "encoders", f"all candidates can be trained: {', '.join(found)}")
 
 
 def _store(settings: Settings) -> Finding:

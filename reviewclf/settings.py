@@ -133,6 +133,12 @@ class DatasetSettings(_Group):
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
 
 
+class TrainingSettings(_Group):
+    """Where training runs."""
+
+    gpu: bool = Field(False, description="Airflow trains encoders on workers of the queue `gpu`")
+
+
 class GateSettings(_Group):
     """Limits of the gate."""
 
@@ -171,7 +177,7 @@ class Settings(BaseSettings):
     )
     taxonomy: Path = Field(default_factory=lambda: Path(_bundled("taxonomy.yaml")), description="categories and stems")
     candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
-    encoders: Path | None = Field(None, description="folder of local checkpoints; no candidate of this version reads it")
+    encoders: Path | None = Field(None, description="folder of local checkpoints that stand in for the hub, by name")
     seed: int = Field(42, description="of splits and training")
 
     ingest: IngestSettings = IngestSettings()
@@ -180,6 +186,7 @@ class Settings(BaseSettings):
     aggregation: VotesSettings = VotesSettings()
     review: ReviewSettings = ReviewSettings()
     dataset: DatasetSettings = DatasetSettings()
+    training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
 
     @field_validator("gold", "votes", "store", "encoders", mode="before")

@@ -3,7 +3,7 @@
 from reviewclf.evaluation.calibration import Calibration, ReliabilityBin, expected_calibration_error, reliability
 from reviewclf.evaluation.latency import Latency, measure_latency
 from reviewclf.evaluation.metrics import ClassScore, Difference, Evaluation, Interval, evaluate, paired_bootstrap
-from reviewclf.evaluation.plots import plot_confusion_matrix, plot_reliability
+from reviewclf.evaluation.plots import plot_confusion_matrix, plot_learning_curves, plot_reliability
 
 __all__ = [
     "Calibration",
@@ -18,6 +18,7 @@ __all__ = [
     "measure_latency",
     "paired_bootstrap",
     "plot_confusion_matrix",
+    "plot_learning_curves",
     "plot_reliability",
     "reliability",
 ]

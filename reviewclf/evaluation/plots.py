@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,4 +82,39 @@ def plot_reliability(calibration: Calibration, title: str) -> Figure:
     axes.set_xlabel("confidence", **font)
     axes.set_ylabel("share that is right", **font)
     axes.set_title(f"{title}\nexpected calibration error {calibration.value:.3f}, n = {calibration.n}", fontsize=11, **font)
+    return figure
+
+
+def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw loss, and where it was measured weighted F1 on validation, by epoch.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        One entry an epoch: ``epoch``, ``train_loss``, and with validation rows ``validation_loss`` and ``weighted_f1``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    font: dict[str, Any] = {"fontfamily": "DejaVu Sans"}
+    panels = [("loss", {"train_loss": ("training", "#c8553d"), "validation_loss": ("validation", "#2b6ca3")})]
+    if "weighted_f1" in history[0]:
+        scores = {"weighted_f1": ("weighted F1", "#2b6ca3"), "macro_f1": ("macro F1", "#9aa7b4")}
+        panels.append(("F1 on validation (agreement with votes)", scores))
+    figure = Figure(figsize=(4.8 * len(panels), 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    epochs = [entry["epoch"] for entry in history]
+    for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, (shown, color) in lines.items():
+            if name in history[0]:
+                axes.plot(epochs, [entry[name] for entry in history], color=color, marker="o", markersize=4, label=shown)
+        axes.set_xlabel("epoch", **font)
+        axes.set_ylabel(label, **font)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#e3e8ee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_color("#d5dde5")
+        axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11, **font)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -216,6 +217,9 @@ def summary(result: Any) -> str:
         return ", ".join(parts) if len(parts) == len(result) else f"{len(result)} parts"
     if not isinstance(result, dict):
         return ""
+    skipped = (result.get("details") or {}).get("skipped")
+    if isinstance(skipped, str):  # in full in the task's log and on the leaderboard
+        return textwrap.shorten(skipped, 110, placeholder=" …")
     shown = result.get("counts") or {
         name: value for name, value in (result.get("details") or {}).items() if isinstance(value, str | int | float)
     }

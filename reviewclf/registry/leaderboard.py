@@ -9,6 +9,8 @@ from reviewclf.registry import CHAMPION
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, PARENT_TAG, Tracker
 
+_SKIPPED = "reviewclf.skipped."
+
 
 class Row(BaseModel):
     """One candidate. Figures are None where they were not measured; seconds are per review, one at a time."""
@@ -31,7 +33,7 @@ class Row(BaseModel):
 
 
 class Leaderboard(BaseModel):
-    """Candidates of one retrain, best weighted F1 on gold first, and the version that production follows."""
+    """Candidates of one retrain, best weighted F1 on gold first, why others were skipped, and what production follows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,13 +41,14 @@ class Leaderboard(BaseModel):
     champion: str | None
     previous: str | None
     rows: tuple[Row, ...]
+    skipped: dict[str, str] = {}
 
 
 def leaderboard(tracker: Tracker) -> Leaderboard:
     """Read the newest retrain that has evaluated candidates; empty before the first one."""
     named = aliases(tracker)
     by_run = {str(version.run_id): str(version.version) for version in versions(tracker)}
-    retrain, rows = None, []
+    retrain, rows, skipped = None, [], {}
     for parent in tracker.find_runs({KIND_TAG: "retrain"}):
         children = tracker.find_runs({PARENT_TAG: parent.info.run_id})
         rows = [
@@ -55,9 +58,16 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
         ]
         if rows:
             retrain = str(parent.info.run_name)
+            trained = {row.candidate for row in rows}
+            reasons = {
+                name.removeprefix(_SKIPPED): text for name, text in parent.data.tags.items() if name.startswith(_SKIPPED)
+            }
+            skipped = {name: text for name, text in sorted(reasons.items()) if name not in trained}
             break
     rows.sort(key=lambda row: (-(row.weighted_f1 if row.weighted_f1 is not None else -1.0), row.candidate))
-    return Leaderboard(retrain=retrain, champion=named.get(CHAMPION), previous=named.get("previous"), rows=tuple(rows))
+    return Leaderboard(
+        retrain=retrain, champion=named.get(CHAMPION), previous=named.get("previous"), rows=tuple(rows), skipped=skipped
+    )
 
 
 def render(board: Leaderboard) -> Table:
@@ -90,6 +100,8 @@ def render(board: Leaderboard) -> Table:
             row.version or "",
             ", ".join(row.aliases),
         )
+    for name, reason in board.skipped.items():
+        table.add_row(name, "skipped", "", "", reason, "", "")
     return table
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Map
 
 import reviewclf
@@ -30,12 +30,16 @@ SIGNATURE = ModelSignature(
             ColSpec(Map(DataType.double), "probabilities"),
         ]
     ),
+    params=ParamSchema([ParamSpec("abstain", DataType.boolean, False)]),
 )
 
 # What serving a model needs beside the package itself, which travels with the model.
-_SERVING_PACKAGES = (
-    "mlflow", "numpy", "pandas", "phonenumberslite", "pydantic", "pyyaml", "scikit-learn", "scipy", "skops",
-)  # fmt: skip
+_SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "phonenumberslite", "pydantic", "pyyaml")
+_PACKAGES_OF_KIND = {
+    "linear": ("scikit-learn", "scipy", "skops"),
+    "encoder": ("onnxruntime", "psutil", "tokenizers"),
+    "frozen-encoder": ("onnxruntime", "psutil", "scipy", "tokenizers"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,23 @@ class LoadedModel:
     version: str
     pyfunc: Any
 
-    def predict(self, texts: Sequence[str | None]) -> pd.DataFrame:
-        """Columns ``label``, ``confidence`` and ``probabilities``, one row a text."""
-        frame: pd.DataFrame = self.pyfunc.predict(pd.DataFrame({"text": list(texts)}, dtype="object"))
+    def predict(self, texts: Sequence[str | None], *, abstain: bool = False) -> pd.DataFrame:
+        """Columns ``label``, ``confidence`` and ``probabilities``, one row a text; `abstain` allows the label «не уверен»."""
+        # Models of earlier versions know no parameters.
+        params = {"abstain": True} if abstain else None
+        frame: pd.DataFrame = self.pyfunc.predict(pd.DataFrame({"text": list(texts)}, dtype="object"), params)
         return frame
 
 
-def log_model(tracker: Tracker, run_id: str, folder: Path, *, example: str, metadata: Mapping[str, Any]) -> str:
+def log_model(tracker: Tracker, run_id: str, folder: Path, *, kind: str, example: str, metadata: Mapping[str, Any]) -> str:
     """Log the classifier saved in `folder` to a run and return the model's address.
 
     Parameters
     ----------
     folder : Path
         What :meth:`reviewclf.training.model.TextClassifier.save` wrote.
+    kind : str
+        Of the candidate; decides which packages serving needs.
     example : str
         A review for the input example.
     metadata : mapping
@@ -74,7 +82,9 @@ def log_model(tracker: Tracker, run_id: str, folder: Path, *, example: str, meta
                 code_paths=[str(Path(reviewclf.__file__).parent)],
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({"text": [example]}),
-                pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _SERVING_PACKAGES],
+                pip_requirements=[
+                    f"{name}=={importlib.metadata.version(name)}" for name in (*_SERVING_PACKAGES, *_PACKAGES_OF_KIND[kind])
+                ],
                 metadata=dict(metadata),
             )
         finally:

@@ -182,14 +182,15 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        step: int = 0,
     ) -> None:
-        """Log parameters, metrics (step 0) and tags in one call; nested parameters become ``outer.inner``."""
+        """Log parameters, metrics and tags in one call; nested parameters become ``outer.inner``."""
         now = int(time.time() * 1000)
         flat = _flatten(params or {})
         with self.errors(f"log to run {run_id}"):
             self.client.log_batch(
                 run_id,
-                metrics=[Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()],
+                metrics=[Metric(name, float(value), now, step) for name, value in (metrics or {}).items()],
                 params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in flat.items()],
                 tags=[RunTag(name, str(value)) for name, value in (tags or {}).items()],
             )
@@ -220,6 +221,21 @@ class Tracker:
                 dataset = from_pandas(frame, source=source, targets="label", name=name, digest=digest[:36])
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+
+    @contextlib.contextmanager
+    def hardware(self, run_id: str) -> Iterator[None]:
+        """Log the load of processor, memory, disk, network and GPU every ten seconds while something runs (``system/...``)."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            run_id, resume_logging=True, tracking_uri=self.tracking_uri
+        )
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_environment(self, run_id: str) -> None:
         """Store the interpreter, the platform and every installed package with its version."""

@@ -19,11 +19,13 @@ class Model(Protocol):
     def version(self) -> str:
         """Goes into the column ``model_version``."""
 
-    def predict(self, texts: Sequence[str | None]) -> pd.DataFrame:
-        """Columns ``label`` and ``confidence``, one row a text."""
+    def predict(self, texts: Sequence[str | None], *, abstain: bool = False) -> pd.DataFrame:
+        """Columns ``label`` and ``confidence``, one row a text; `abstain` allows the label «не уверен»."""
 
 
-def predict_frame(frame: pd.DataFrame, model: Model, *, text_column: str, name: str = "input") -> pd.DataFrame:
+def predict_frame(
+    frame: pd.DataFrame, model: Model, *, text_column: str, name: str = "input", abstain: bool = False
+) -> pd.DataFrame:
     """Score every row of `frame`.
 
     Parameters
@@ -36,6 +38,8 @@ def predict_frame(frame: pd.DataFrame, model: Model, *, text_column: str, name: 
         Where the reviews are.
     name : str
         File that the rows came from, for messages.
+    abstain : bool
+        Label what the model is not sure enough of «не уверен».
 
     Returns
     -------
@@ -55,7 +59,7 @@ def predict_frame(frame: pd.DataFrame, model: Model, *, text_column: str, name: 
     if taken:
         raise DataContractError(f"{name}: has the column(s) {', '.join(taken)} already; rename or drop them first")
     texts = ["" if pd.isna(text) else str(text) for text in frame[text_column]]
-    answers = model.predict(texts)
+    answers = model.predict(texts, abstain=abstain)
     return frame.assign(
         predicted_label=answers["label"].to_numpy(),
         confidence=answers["confidence"].round(6).to_numpy(),

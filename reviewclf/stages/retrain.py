@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ import pyarrow as pa
 from reviewclf import tables
 from reviewclf.data.dataset import build_dataset as split_and_check
 from reviewclf.data.gold import Gold, load_gold
-from reviewclf.errors import DatasetError, RegistryError, TrainingError
+from reviewclf.errors import DatasetError, EncoderUnavailableError, RegistryError, TrainingError
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.gate import Evidence, GateReport, judge, report_html
 from reviewclf.settings import Settings
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
+from reviewclf.training import check_available
 from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
 
 if TYPE_CHECKING:
@@ -33,9 +34,16 @@ logger = logging.getLogger(__name__)
 _LATENCY_TEXTS = 200
 
 
-def candidate_names(settings: Settings) -> list[str]:
-    """Names of the candidates that the settings list, in their order."""
-    return [candidate.name for candidate in load_candidates(settings.candidates)]
+def candidate_names(settings: Settings, *, encoders: bool | None = None) -> list[str]:
+    """Names of the candidates that the settings list, in their order.
+
+    Parameters
+    ----------
+    encoders : bool, optional
+        True: only those that fine-tune an encoder; False: only the others; None: all.
+    """
+    known = load_candidates(settings.candidates)
+    return [candidate.name for candidate in known if encoders is None or (candidate.kind == "encoder") == encoders]
 
 
 def build_dataset(settings: Settings) -> Manifest:
@@ -129,7 +137,8 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
     -------
     Manifest
         ``details``: ``candidate``, ``run_id``, ``model_uri`` and the metrics on validation, which are agreement with votes
-        and not accuracy.
+        and not accuracy. A candidate whose pretrained encoder cannot be had here has ``candidate`` and ``skipped``, the
+        reason, instead; the retrain goes on with the others.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
@@ -142,6 +151,10 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
         "seed": settings.seed,
         "tracking": tracker.identity,
     }
+    try:
+        check_available(spec, settings.encoders)
+    except EncoderUnavailableError as error:
+        return _skip(tracker, dataset, spec, store, str(error))
     for attempt in range(100):
         # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
         key = {**inputs, "attempt": attempt}
@@ -167,6 +180,11 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = _tracker(settings)
     gold = load_gold(settings, taxonomy)
+    skipped = [manifest for manifest in trained if "skipped" in manifest.details]
+    trained = [manifest for manifest in trained if "skipped" not in manifest.details]
+    if not trained:
+        reasons = "; ".join(f"{manifest.details['candidate']}: {manifest.details['skipped']}" for manifest in skipped)
+        raise TrainingError(f"no candidate could be trained here ({reasons})")
     inputs = {
         "dataset": dataset.digest,
         "trained": [manifest.digest for manifest in trained],
@@ -310,6 +328,15 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "") -> Manifest:
     )
 
 
+def _skip(tracker: Tracker, dataset: Manifest, spec: Candidate, store: Store, reason: str) -> Manifest:
+    """Say why a candidate is not trained; not a stage of the store, as the next attempt may find what is missing now."""
+    logger.warning("%s is skipped: %s", spec.name, reason)
+    parent = _retrain_run(tracker, dataset, store)
+    tracker.log(parent, tags={f"reviewclf.skipped.{spec.name}": reason})
+    details = {"candidate": spec.name, "skipped": reason}
+    return Manifest(stage="train", digest=digest_of([dataset.digest, details]), details=details)
+
+
 # -- one candidate ---------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +344,7 @@ def _train(
     settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate, key: str
 ) -> StageResult:
     from reviewclf.evaluation import evaluate as score
+    from reviewclf.evaluation import expected_calibration_error, plot_learning_curves, plot_reliability
     from reviewclf.registry.model import log_model
     from reviewclf.training import train_candidate
 
@@ -327,9 +355,26 @@ def _train(
         tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
         _log_dataset(tracker, run_id, dataset, store, rows)
         started = time.perf_counter()
-        classifier = train_candidate(
-            spec, train_rows, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
-        )
+        told: set[int] = set()
+
+        def on_epoch(epoch: int, figures: Mapping[str, float]) -> None:
+            told.add(epoch)
+            tracker.log(
+                run_id, metrics={f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}, step=epoch
+            )
+
+        with tracker.hardware(run_id):
+            classifier = train_candidate(
+                spec,
+                train_rows,
+                validation,
+                classes=taxonomy.names,
+                stems=taxonomy.keyword_stems,
+                seed=settings.seed,
+                encoders=settings.encoders,
+                checkpoints=settings.home.expanduser().resolve() / "checkpoints" / key,
+                on_epoch=on_epoch,
+            )
         seconds = time.perf_counter() - started
         metrics = {"train/seconds": seconds, "train/rows": len(train_rows), "validation/rows": len(validation)}
         weighted_f1 = 0.0
@@ -338,8 +383,25 @@ def _train(
             predicted = [classifier.classes[position] for position in probabilities.argmax(axis=1)]
             result = score(validation["label"].tolist(), predicted, taxonomy.names)
             weighted_f1 = result.weighted_f1.value
+            calibration = expected_calibration_error(validation["label"].tolist(), probabilities, taxonomy.names)
             metrics.update(_metrics("validation", result))
+            metrics["validation/ece"] = calibration.value
+            figure = plot_reliability(calibration, f"{spec.name} against votes on validation")
+            tracker.log_figure(run_id, figure, "validation/reliability.png")
+        metrics.update({f"train/{name}": value for name, value in classifier.figures.items()})
         tracker.log(run_id, metrics=metrics, params=_chosen(classifier))
+        tracker.log_json(run_id, dict(classifier.abstain), "abstain.json")
+        if classifier.exported:
+            tracker.log_json(run_id, dict(classifier.exported), "export.json")
+        if classifier.trials:
+            tracker.log_json(run_id, [dict(trial) for trial in classifier.trials], "trials.json")
+        for entry in classifier.history:
+            # What a killed attempt had told is told again: its run is gone.
+            if int(entry["epoch"]) not in told:
+                on_epoch(int(entry["epoch"]), entry)
+        if classifier.history:
+            tracker.log_json(run_id, [dict(epoch) for epoch in classifier.history], "epochs.json")
+            tracker.log_figure(run_id, plot_learning_curves(classifier.history, spec.name), "learning_curves.png")
         tracker.log_environment(run_id)
         with tempfile.TemporaryDirectory() as folder:
             classifier.save(Path(folder))
@@ -347,6 +409,7 @@ def _train(
                 tracker,
                 run_id,
                 Path(folder),
+                kind=spec.kind,
                 example="Платье красивое, но маломерит на размер",
                 metadata={"candidate": spec.name, "dataset": dataset.digest, "taxonomy": digest_of(taxonomy)},
             )
@@ -366,7 +429,12 @@ def _evaluate_one(
     store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold | None, dataset: Manifest, trained: Manifest
 ) -> dict[str, Any]:
     from reviewclf.evaluation import evaluate as score
-    from reviewclf.evaluation import expected_calibration_error, measure_latency, plot_confusion_matrix
+    from reviewclf.evaluation import (
+        expected_calibration_error,
+        measure_latency,
+        plot_confusion_matrix,
+        plot_reliability,
+    )
     from reviewclf.registry.model import load_model
 
     run_id, name = str(trained.details["run_id"]), str(trained.details["candidate"])
@@ -382,6 +450,7 @@ def _evaluate_one(
         tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
         title = f"{name} on {figures.n} gold reviews"
         tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
+        tracker.log_figure(run_id, plot_reliability(calibration, title), "evaluation/reliability.png")
         result.update(
             weighted_f1=figures.weighted_f1.value,
             weighted_f1_low=figures.weighted_f1.low,

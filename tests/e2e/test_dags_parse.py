@@ -150,13 +150,17 @@ def test_retrain_maps_training_over_candidates_and_gates_before_promotion(parsed
     tasks = tasks_of(parsed, "reviews_retrain")
     assert {name: task["upstream"] for name, task in tasks.items()} == {
         "candidates": [],
+        "encoders": [],
         "build_dataset": [],
         "train": ["build_dataset", "candidates"],
-        "evaluate": ["build_dataset", "train"],
+        "finetune": ["build_dataset", "encoders"],
+        "evaluate": ["build_dataset", "finetune", "train"],
         "gate": ["evaluate"],
         "promote": ["gate"],
     }
-    assert [name for name, task in tasks.items() if task["mapped"]] == ["train"]
+    assert sorted(name for name, task in tasks.items() if task["mapped"]) == ["finetune", "train"]
+    assert tasks["finetune"]["pool"] == "gpu"
+    assert tasks["evaluate"]["trigger_rule"] == "none_failed"
     assert tasks["train"]["pool"] == "training"
 
 

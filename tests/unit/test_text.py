@@ -278,9 +278,9 @@ HOSTILE = [
 def test_time_grows_linearly_on_hostile_text(piece: str, tail: str) -> None:
     def seconds(length: int) -> float:
         text = piece * (length // len(piece)) + tail
-        start = time.perf_counter()
+        start = time.process_time()  # what others do on this machine does not count
         clean_text(text)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     # Four times the text takes four times the time, sixteen times if it were quadratic; small times are noise.
     small, large = (min(seconds(length) for _ in range(2)) for length in (6_000, 24_000))
@@ -290,9 +290,9 @@ def test_time_grows_linearly_on_hostile_text(piece: str, tail: str) -> None:
 def test_a_megabyte_of_any_kind_is_cleaned_in_seconds() -> None:
     for piece in ("<a ", "a.", "89161234567 ", "❤️"):
         text = piece * (1_000_000 // len(piece))
-        start = time.perf_counter()
+        start = time.process_time()
         clean_text(text)
-        assert time.perf_counter() - start < 20, piece
+        assert time.process_time() - start < 20, piece
 
 
 def test_batch_cleans_each_text() -> None:
