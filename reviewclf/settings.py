@@ -137,6 +137,9 @@ class TrainingSettings(_Group):
     """Where training runs."""
 
     gpu: bool = Field(False, description="Airflow trains encoders on workers of the queue `gpu`")
+    max_memory_gib: PositiveFloat | None = Field(
+        None, description="main memory that training one candidate may take; more ends it with an error"
+    )
 
 
 class GateSettings(_Group):

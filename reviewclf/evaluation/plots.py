@@ -98,7 +98,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, float]], title: str) -> 
     from matplotlib.ticker import MaxNLocator
 
     font: dict[str, Any] = {"fontfamily": "DejaVu Sans"}
-    panels = [("loss", {"train_loss": ("training", "#c8553d"), "validation_loss": ("validation", "#2b6ca3")})]
+    panels = [("loss", {"train_loss": ("training, weighted", "#c8553d"), "validation_loss": ("validation", "#2b6ca3")})]
     if "weighted_f1" in history[0]:
         scores = {"weighted_f1": ("weighted F1", "#2b6ca3"), "macro_f1": ("macro F1", "#9aa7b4")}
         panels.append(("F1 on validation (agreement with votes)", scores))

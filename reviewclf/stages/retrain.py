@@ -25,6 +25,7 @@ from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import check_available
 from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
+from reviewclf.training.limits import memory_limit
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
@@ -363,7 +364,7 @@ def _train(
                 run_id, metrics={f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}, step=epoch
             )
 
-        with tracker.hardware(run_id):
+        with tracker.hardware(run_id), memory_limit(settings.training.max_memory_gib):
             classifier = train_candidate(
                 spec,
                 train_rows,
