@@ -74,7 +74,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _candidate(**params: Any) -> EncoderCandidate:
-    base: dict[str, Any] = {"checkpoint": "tiny", "learning_rate": 3e-3, "epochs": 4, "max_length": 64}
+    base: dict[str, Any] = {"checkpoint": "tiny", "learning_rate": 3e-3, "epochs": 4, "max_length": 64, "precision": "fp32"}
     return EncoderCandidate.model_validate({"name": "trial", "kind": "encoder", "params": {**base, **params}})
 
 
@@ -378,7 +378,7 @@ def test_processor_decides_the_precision(
     from reviewclf.training import encoder_tuner
 
     monkeypatch.setattr(encoder_tuner, "_cpu_has_bf16", lambda: capable)
-    assert _difference(_train(encoders, epochs=1), _train(encoders, epochs=1, precision=precision)) == 0
+    assert _difference(_train(encoders, epochs=1, precision="auto"), _train(encoders, epochs=1, precision=precision)) == 0
 
 
 def test_layers_below_learn_more_slowly(encoders: Path) -> None:
