@@ -22,6 +22,8 @@ _PASSES = 8
 
 # Printable ASCII without < & @, Cyrillic, and the punctuation of Russian keyboards: text made of these alone holds no
 # HTML, no e-mail address, no emoji and nothing to normalise.
+# Possessive quantifiers stand behind single characters and classes only: behind a group, CPython before 3.11.5 does not go
+# back to where a failed repetition began (gh-106052).
 _PLAIN = re.compile(r"[ !-%'-;=>?A-~\u0400-\u0482\u048a-\u052f«»—–…“”„’№°²³½€₽×]*+")
 
 # --- characters -------------------------------------------------------------------------------------------------------
@@ -52,7 +54,7 @@ _EMOJI = re.compile(
 _ENTITY = re.compile(
     r"&(?:#[0-9]{1,7}(?![0-9]);?|#[xX][0-9a-fA-F]{1,6}(?![0-9a-fA-F]);?|[A-Za-z][A-Za-z0-9]{1,31};|(?:nbsp|quot|amp|lt|gt)(?![A-Za-z0-9]))"
 )
-_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,5}26);)++")
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,5}26);)+")
 # Only names of real tags: «размер <XL и рост >170» is no HTML. Attributes are ASCII, values hold no «<», so a scan that
 # starts at one «<» ends before the next and all scans together read the text once.
 _TAG_NAMES = (
@@ -64,7 +66,7 @@ _TAG_NAMES = (
 )
 _TAG = re.compile(
     r"<(?:(?P<raw>script|style)\b[^<>]*+>[^<]*+</(?P=raw)\s*+>"
-    rf"|/?(?:{_TAG_NAMES})(?:\s*+/?>|\s++(?:(?:[a-z_:@][a-z0-9_:.@-]*+(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?+\s*+)*+)/?>)"
+    rf"|/?(?:{_TAG_NAMES})(?:\s*+/?>|\s++(?:(?:[a-z_:@][a-z0-9_:.@-]*+(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?\s*+)*)/?>)"
     r"|/[a-z][a-z0-9:-]*+\s*+>|!--[^<>]*+>|!doctype[^<>]*+>|!\[cdata\[|\?xml[^<>]*+>)",
     re.IGNORECASE,
 )
@@ -72,13 +74,13 @@ _TAG = re.compile(
 # --- links and addresses ----------------------------------------------------------------------------------------------
 # Punctuation belongs to a link only when the link goes on after it: «(https://ya.ru/a), отлично», «https://ya.ru.Пришло».
 _LINK_TAIL = r"(?:[^\s<>\"«»“”,;.!?()\[\]]|[,;!?()\[\]](?=[A-Za-z0-9/_%&=#+~-])|\.(?=[A-Za-zа-яё0-9/_%&=#+~-]))"
-_LINK = re.compile(rf"(?:(?i:https?|ftp)://|(?<![A-Za-z0-9])(?i:www)\.){_LINK_TAIL}++")
+_LINK = re.compile(rf"(?:(?i:https?|ftp)://|(?<![A-Za-z0-9])(?i:www)\.){_LINK_TAIL}+")
 # A bare host counts when its last label is a top-level domain that no typo ends in; the second list needs a path, because
 # «not.me», «good.shop» and the transliterated «podoshel.net» are a full stop without its space. So is «товар.Пришел»: of
 # Cyrillic names only those in .рф count.
 _HOST = re.compile(
-    rf"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9]\.)(?P<host>[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++)(?P<path>(?::[0-9]{{2,5}})?/{_LINK_TAIL}++|/)?"
-    rf"|(?<![\w.@-])[\w-]++(?:\.[\w-]++)*?\.(?i:рф)\b(?:/{_LINK_TAIL}*+)?"
+    rf"(?<![A-Za-z0-9@_-])(?<![A-Za-z0-9]\.)(?P<host>[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+)(?P<path>(?::[0-9]{{2,5}})?/{_LINK_TAIL}+|/)?"
+    rf"|(?<![\w.@-])[\w-]++(?:\.[\w-]++)*?\.(?i:рф)\b(?:/{_LINK_TAIL}*)?"
 )
 _DOMAINS = frozenset(["ru", "com", "org"])
 # fmt: off
@@ -89,7 +91,7 @@ _DOMAINS_WITH_PATH = _DOMAINS | {
 # fmt: on
 _HOST_HINT = re.compile(r"\.(?:[A-Za-z]|рф|РФ|(?<=[wW]\.))")
 _EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)++|[\w-]++\.рф\b)|(?<![\w.-])[\w.-]++@[\w-]++\.рф\b"
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+|[\w-]++\.рф\b)|(?<![\w.-])[\w.-]++@[\w-]++\.рф\b"
 )
 
 # --- phone numbers ----------------------------------------------------------------------------------------------------
