@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
@@ -101,7 +103,8 @@ def render(board: Leaderboard) -> Table:
             ", ".join(row.aliases),
         )
     for name, reason in board.skipped.items():
-        table.add_row(name, "skipped", "", "", reason, "", "")
+        # In full in the JSON, in the task's log, and from `reviewclf doctor`.
+        table.add_row(name, "skipped", "", "", textwrap.shorten(reason, 110, placeholder=" …"), "", "")
     return table
 
 
