@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import CronTriggerTimetable, dag, task
+from airflow.sdk import dag, task
 from pydantic import JsonValue
 
 from reviewclf_alerts import report_failure
-from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, TIMEZONE, announce, run_stage
+from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, nightly, run_stage
 
 
 @dag(
-    schedule=CronTriggerTimetable("0 2 * * *", timezone=TIMEZONE),
+    schedule=nightly("0 2 * * *"),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=4),

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule, dag, get_current_context, task
+from airflow.sdk import AssetOrTimeSchedule, TriggerRule, dag, get_current_context, task
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
 from reviewclf_alerts import report_failure
-from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, TIMEZONE, announce, run_stage, skip_if_told
+from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, announce, nightly, run_stage, skip_if_told
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 4 * * *", timezone=TIMEZONE), assets=[REVIEWS_LABELLED]),
+    schedule=AssetOrTimeSchedule(timetable=nightly("0 4 * * *"), assets=[REVIEWS_LABELLED]),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),

@@ -36,6 +36,7 @@ def timetable(value):
         "kind": type(value).__name__,
         "cron": getattr(inner, "expression", None),
         "timezone": str(getattr(inner, "timezone", None)),
+        "first": str(getattr(inner, "run_immediately", None)),
         "assets": [asset.name for asset in assets.objects] if assets else [],
     }
 
@@ -162,6 +163,12 @@ def test_retrain_maps_training_over_candidates_and_gates_before_promotion(parsed
     assert tasks["finetune"]["pool"] == "gpu"
     assert tasks["evaluate"]["trigger_rule"] == "none_failed"
     assert tasks["train"]["pool"] == "training"
+
+
+def test_new_nightly_dags_wait_for_the_next_night(parsed: dict[str, Any]) -> None:
+    # With the default, Airflow runs a DAG that it sees for the first time up to 2.4 hours after its hour at once.
+    for dag_id in ("reviews_ingest", "reviews_retrain"):
+        assert parsed["dags"][dag_id]["timetable"]["first"] == "0:00:01", dag_id
 
 
 def test_assets_link_the_dags_and_only_the_last_task_emits_one(parsed: dict[str, Any]) -> None:
