@@ -77,13 +77,15 @@ def airflow_environment(*, home: Path, dags: Path, plugins: Path, port: int, key
         From :func:`load_keys`.
     """
     address = f"http://127.0.0.1:{port}"
+    cores = os.cpu_count() or 2
+    parallelism = min(4, max(2, cores))
     sections: dict[str, dict[str, object]] = {
         "core": {
             "dags_folder": dags,
             "plugins_folder": plugins,
             "load_examples": False,
             "executor": "LocalExecutor",
-            "parallelism": min(4, max(2, os.cpu_count() or 2)),
+            "parallelism": parallelism,
             "fernet_key": keys["fernet_key"],
             "auth_manager": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
             "simple_auth_manager_users": f"{USER}:admin",
@@ -111,7 +113,10 @@ def airflow_environment(*, home: Path, dags: Path, plugins: Path, port: int, key
         for section, values in sections.items()
         for name, value in values.items()
     }
-    return {"AIRFLOW_HOME": str(home), **env}
+    # Tasks that train side by side with as many threads each as there are cores take many times as long: the threads of one
+    # wait, spinning, for those that the other keeps from running.
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // parallelism)), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"AIRFLOW_HOME": str(home), **env, **{name: os.environ.get(name, value) for name, value in threads.items()}}
 
 
 def load_keys(home: Path) -> tuple[dict[str, str], bool]:
