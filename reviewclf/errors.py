@@ -42,6 +42,10 @@ class AnnotatorUnavailableError(LabelingError):
     """The server that votes is away for the moment; votes so far are kept, try again later."""
 
 
+class AugmentationError(ReviewclfError):
+    """Synthetic reviews cannot be asked for or read."""
+
+
 class DatasetError(ReviewclfError):
     """No usable training set can be built from the labels at hand."""
 

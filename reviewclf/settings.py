@@ -131,6 +131,51 @@ class DatasetSettings(_Group):
     )
     hint_weight: Share = Field(0.1, description="weight factor of reviews that only keyword stems have labelled, beside others")
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
+    max_class_rows: PositiveInt | None = Field(None, description="training rows per class at most; the surest labels stay")
+    label_errors: Literal["off", "downweight", "remove"] = Field(
+        "off", description="what becomes of training rows whose label cleanlab suspects; validation and gold stay as they are"
+    )
+    label_error_weight: Share = Field(0.2, description="weight factor of suspected rows with `downweight`")
+
+
+class AugmentationSettings(_Group):
+    """Synthetic reviews for thin classes."""
+
+    backend: Literal["auto", "none", "recorded", "openai", "transformers"] = Field(
+        "auto", description="who writes: `auto` is REVIEWCLF_LLM__BACKEND, `none` writes nothing"
+    )
+    prompts: Path | None = Field(None, description="folder of prompt files for writing; default: those of the package")
+    thin_share: Share = Field(
+        0.5, description="classes with fewer training reviews than this share of the median class are thin"
+    )
+    amounts: Annotated[list[PositiveFloat], Field(min_length=1, max_length=10)] = Field(
+        [0.25, 0.5, 1.0, 2.0, 4.0], description="synthetic rows per real one that are tried, beside none at all"
+    )
+    max_rows: PositiveInt = Field(400, description="synthetic rows wanted per class at most")
+    max_candidates: Annotated[float, Field(ge=1.0)] = Field(
+        4.0, description="candidates written per row wanted, at most: what the filters refuse is written anew up to here"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=50)] = Field(8, description="reviews asked for in one request")
+    examples: Annotated[int, Field(ge=0, le=20)] = Field(4, description="real training reviews shown as examples of style")
+    temperature: PositiveFloat = Field(0.9, description="of writing")
+    tokens_per_review: PositiveInt = Field(160, description="room for one review in an answer")
+    min_vote_share: Share = Field(0.6, description="votes for the class wanted, of all votes on a candidate, that it needs")
+    min_characters: PositiveInt = Field(12, description="shorter candidates are refused")
+    max_characters: PositiveInt = Field(700, description="longer candidates are refused")
+    similarity: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Jaccard similarity from which a synthetic review repeats another, a real or a gold one"
+    )
+    max_same_opening: PositiveInt = Field(3, description="candidates that may begin with the same two words")
+    min_diversity: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.8, description="distinct word pairs, and spread, of synthetic reviews against those of as many real ones"
+    )
+    weight: Share = Field(0.5, description="weight factor of synthetic rows in training")
+    folds: Annotated[int, Field(ge=2, le=20)] = Field(
+        5, description="parts of the real rows on which amounts are compared in turn"
+    )
+    min_certainty: Share = Field(
+        0.8, description="share of bootstrap draws in which an amount has to beat none at all to be used"
+    )
 
 
 class TrainingSettings(_Group):
@@ -178,6 +223,13 @@ class Settings(BaseSettings):
     votes: str | None = Field(
         default_factory=lambda: _bundled("sample/votes.csv"), description="recorded votes; empty: none, only stems label"
     )
+    synthetic: str | None = Field(
+        default_factory=lambda: _bundled("sample/synthetic.csv"),
+        description="recorded candidates for thin classes, columns `category` and `text`; empty: none",
+    )
+    synthetic_votes: str | None = Field(
+        default_factory=lambda: _bundled("sample/synthetic_votes.csv"), description="recorded votes on them; empty: none"
+    )
     taxonomy: Path = Field(default_factory=lambda: Path(_bundled("taxonomy.yaml")), description="categories and stems")
     candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
     encoders: Path | None = Field(None, description="folder of local checkpoints that stand in for the hub, by name")
@@ -189,10 +241,11 @@ class Settings(BaseSettings):
     aggregation: VotesSettings = VotesSettings()
     review: ReviewSettings = ReviewSettings()
     dataset: DatasetSettings = DatasetSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
 
-    @field_validator("gold", "votes", "store", "encoders", mode="before")
+    @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", mode="before")
     @classmethod
     def _empty_means_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value

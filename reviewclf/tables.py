@@ -132,6 +132,48 @@ LEFT_OUT_SCHEMA = pa.schema(
 )
 
 
+# A review that was written, not received. `generator`, `prompt`, `seed`, `request` and `place` say where it came from,
+# `examples` (text hashes) which real reviews its writer was shown; `share` is that of the votes for `label`. Of rejected ones
+# `reason` is the filter's rule and `detail` what it found.
+SYNTHETIC_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text", pa.string()),
+        ("text_clean", pa.string()),
+        ("text_hash", pa.string()),
+        ("label", pa.string()),
+        ("generator", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("request", pa.int64()),
+        ("place", pa.int64()),
+        ("examples", pa.list_(pa.string())),
+        ("votes", pa.int64()),
+        ("share", pa.float64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+# Answers of those who write, as they came.
+WRITTEN_SCHEMA = pa.schema(
+    [
+        ("category", pa.string()),
+        ("number", pa.int64()),
+        ("seed", pa.int64()),
+        ("prompt", pa.string()),
+        ("generator", pa.string()),
+        ("examples", pa.list_(pa.string())),
+        ("texts", pa.list_(pa.string())),
+        ("raw", pa.string()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
 def signature_table(text_hashes: Sequence[str], signatures: np.ndarray) -> pa.Table:
     """MinHash signatures (uint32, shape (n, permutations)) as a table of fixed-size lists."""
     width = signatures.shape[1]

@@ -44,6 +44,11 @@ class Budget:
         self.tokens_out += vote.tokens_out
         self.votes += 1
 
+    def count(self, tokens_in: int, tokens_out: int) -> None:
+        """Count tokens that were no vote's."""
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+
     @property
     def reviews(self) -> int:
         """Reviews asked about."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
+from typing import Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reviewclf.labeling.annotators.base import Vote, VoteIdentity
 from reviewclf.storage import Store
@@ -18,31 +19,33 @@ _FOLDER = "journal/votes"
 # A journal that somebody may still be writing to is not removed.
 _IDLE = timedelta(hours=1)
 
+Row = TypeVar("Row", bound=BaseModel)
 
-class VoteJournal:
-    """One writer's file of votes below ``journal/votes`` of a store.
 
-    In a folder every vote is in the file when :meth:`add` returns; under ``s3://``, where each write is an object of its own,
-    at most `flush_seconds` later. A process that is killed loses no more than that.
+class Journal:
+    """One writer's file of rows below a folder of a store.
+
+    In a folder of this machine every row is in the file when :meth:`add` returns; under ``s3://``, where each write is an
+    object of its own, at most `flush_seconds` later. A process that is killed loses no more than that.
     """
 
-    def __init__(self, store: Store, *, flush_seconds: float = 1.0) -> None:
+    def __init__(self, store: Store, folder: str, *, flush_seconds: float = 1.0) -> None:
         self._store = store
-        self._key = f"{_FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._key = f"{folder}/{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.jsonl"
         self._wait = 0.0 if store.is_local else flush_seconds
         self._lines: list[str] = []
         self._part = 0
         self._flushed = time.monotonic()
 
-    def __enter__(self) -> VoteJournal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.flush()
 
-    def add(self, vote: Vote) -> None:
-        """Keep a vote."""
-        self._lines.append(vote.model_dump_json())
+    def add(self, row: BaseModel) -> None:
+        """Keep a row."""
+        self._lines.append(row.model_dump_json())
         if time.monotonic() - self._flushed >= self._wait:
             self.flush()
 
@@ -55,13 +58,35 @@ class VoteJournal:
         self._flushed = time.monotonic()
 
 
+class VoteJournal(Journal):
+    """The journal of votes."""
+
+    def __init__(self, store: Store, *, flush_seconds: float = 1.0) -> None:
+        super().__init__(store, _FOLDER, flush_seconds=flush_seconds)
+
+
 def journaled_votes(store: Store) -> dict[VoteIdentity, Vote]:
     """All votes in journals; of the same vote twice the earlier one."""
     votes: dict[VoteIdentity, Vote] = {}
-    for key in store.journals(_FOLDER):
-        for vote in _read(store, key):
-            votes.setdefault(vote.identity, vote)
+    for vote in read_journals(store, _FOLDER, Vote):
+        votes.setdefault(vote.identity, vote)
     return votes
+
+
+def read_journals(store: Store, folder: str, kind: type[Row]) -> Iterator[Row]:
+    """Rows of all journals of a folder, file by file."""
+    for key in store.journals(folder):
+        yield from _read(store, key, kind)
+
+
+def forget_journals(store: Store, folder: str, kind: type[Row], is_published: Callable[[Row], bool]) -> int:
+    """Remove journals whose rows are all published and that nobody has written to for an hour; how many."""
+    removed = 0
+    for key, written in store.journals(folder).items():
+        if datetime.now(UTC) - written >= _IDLE and all(map(is_published, _read(store, key, kind))):
+            store.remove_journal(key)
+            removed += 1
+    return removed
 
 
 def forget_published(store: Store, published: set[VoteIdentity], *, now: datetime | None = None) -> int:
@@ -70,14 +95,14 @@ def forget_published(store: Store, published: set[VoteIdentity], *, now: datetim
     for key, written in store.journals(_FOLDER).items():
         if (now or datetime.now(UTC)) - written < _IDLE:
             continue
-        if all(vote.identity in published for vote in _read(store, key)):
+        if all(vote.identity in published for vote in _read(store, key, Vote)):
             store.remove_journal(key)
             removed += 1
     return removed
 
 
-def _read(store: Store, key: str) -> Iterable[Vote]:
+def _read(store: Store, key: str, kind: type[Row]) -> Iterator[Row]:
     for line in store.read_lines(key):
-        # A line torn by a full disk is no vote; it will be asked for again.
+        # A line torn by a full disk is no row; what it held will be asked for again.
         with contextlib.suppress(ValidationError):
-            yield Vote.model_validate_json(line)
+            yield kind.model_validate_json(line)

@@ -91,11 +91,11 @@ class OpenAIAnnotator(PromptedAnnotator):
         import openai
 
         try:
-            listed = self._connect().with_options(max_retries=1, timeout=15.0).models.list().data
+            listed = self.connect().with_options(max_retries=1, timeout=15.0).models.list().data
         except (openai.NotFoundError, openai.PermissionDeniedError):
             return  # some servers do not list their models; a wrong name then shows at the first question
         except openai.OpenAIError as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
         if self.options.structured_output == "auto" and any(model.owned_by == "vllm" for model in listed):
             with self._lock:
                 self._modes = list(_LADDER)
@@ -142,7 +142,7 @@ class OpenAIAnnotator(PromptedAnnotator):
         """Find out how the server wants to be asked, without the patience that a busy one deserves."""
         import openai
 
-        patient = self._connect()
+        patient = self.connect()
         self._client = patient.with_options(max_retries=0)
         try:
             self._complete(question, CONTENT_FREE[0])
@@ -162,7 +162,7 @@ class OpenAIAnnotator(PromptedAnnotator):
             # This one review is what the server cannot take; others may be fine.
             return self.vote(request, reason=f"the server refused it: {_brief(error)}")
         except openai.OpenAIError as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
         costs: dict[str, Any] = {
             "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out, "seconds": reply.seconds,
         }  # fmt: skip
@@ -222,7 +222,7 @@ class OpenAIAnnotator(PromptedAnnotator):
         if logprobs:
             arguments.update(logprobs=True, top_logprobs=_TOP)
         started = time.perf_counter()
-        answer = self._connect().chat.completions.create(
+        answer = self.connect().chat.completions.create(
             model=self.options.model,
             messages=[{"role": "system", "content": question.system}, {"role": "user", "content": question.user(text)}],
             temperature=0.0,
@@ -253,14 +253,15 @@ class OpenAIAnnotator(PromptedAnnotator):
             try:
                 replies = [self._complete(question, text) for text in CONTENT_FREE]
             except openai.OpenAIError as error:
-                raise self._explained(error) from error
+                raise self.explained(error) from error
             shares = [[reply.shares.get(code, 0.0) for code in question.labels] for reply in replies if reply.shares]
             self._priors[key] = np.array(shares).mean(axis=0) if shares and np.sum(shares) > 0 else None
         return self._priors[key]
 
     # -- plumbing ------------------------------------------------------------------------------------------------------
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
+        """The client, made once."""
         import openai
 
         with self._lock:
@@ -274,7 +275,8 @@ class OpenAIAnnotator(PromptedAnnotator):
                 )
             return self._client
 
-    def _explained(self, error: Exception) -> LabelingError:
+    def explained(self, error: Exception) -> LabelingError:
+        """What an error of the client means to people."""
         import openai
 
         if isinstance(error, openai.NotFoundError):

@@ -276,11 +276,18 @@ class TransformersAnnotator(PromptedAnnotator):
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            self._loaded = _load(self.options)
+            self._loaded = load_model(self.options)
         return self._loaded
 
 
-def _load(options: LLMSettings) -> tuple[Any, Any]:
+def load_model(options: LLMSettings) -> tuple[Any, Any]:
+    """Model and tokenizer that the settings name, ready to be asked.
+
+    Raises
+    ------
+    LabelingError
+        They cannot be loaded; the message says how to get them.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

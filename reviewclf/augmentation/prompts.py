@@ -1,0 +1,246 @@
+"""What a language model is asked to write: versioned prompt files, varied by seed, and its answers read.
+
+Pure but for reading the files once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reviewclf.errors import AugmentationError
+from reviewclf.manifest import digest_of
+from reviewclf.taxonomy import Category
+
+_AXES = ("mood", "length", "style", "typos")
+_FIELDS = ("n", "category", "description", "products", "examples", *_AXES)
+_PLACE = re.compile(r"\{([a-z]+)\}")
+
+NonEmptyList = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class WritingPrompt(BaseModel):
+    """One way to ask for reviews; a YAML file.
+
+    Attributes
+    ----------
+    id, version : str, int
+        Name of the prompt, and which state of it.
+    products : int
+        How many products of the category a request names.
+    system, user : str
+        The messages. In the second ``{n}``, ``{category}``, ``{description}``, ``{products}``, ``{examples}`` and the four
+        axes ``{mood}``, ``{length}``, ``{style}``, ``{typos}`` are filled in.
+    examples : str
+        The line above the real reviews, where any are shown.
+    mood, length, style, typos : list of str
+        What is chosen from for a request.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
+    version: Annotated[int, Field(ge=1)]
+    products: Annotated[int, Field(ge=1)] = 3
+    system: str
+    user: str
+    examples: str
+    mood: NonEmptyList
+    length: NonEmptyList
+    style: NonEmptyList
+    typos: NonEmptyList
+
+    @model_validator(mode="after")
+    def _varies(self) -> WritingPrompt:
+        named = set(_PLACE.findall(self.user))
+        missing = sorted(set(_FIELDS) - named)
+        if missing:
+            raise ValueError(f"user: must hold {', '.join(f'{{{name}}}' for name in missing)}")
+        unknown = sorted(named - set(_FIELDS))
+        if unknown:
+            raise ValueError(f"user: nothing is known to fill into {', '.join(f'{{{name}}}' for name in unknown)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """``id@version+digest`` of every word in it."""
+        return f"{self.id}@{self.version}+{digest_of(self)[:8]}"
+
+    def fill(
+        self, category: Category, n: int, *, number: int, seed: int, examples: Mapping[str, str] | None = None
+    ) -> WritingRequest:
+        """Request `number` for `n` reviews of `category`.
+
+        Parameters
+        ----------
+        number, seed : int
+            Together they decide what is chosen from the lists: the same number and seed, the same request.
+        examples : mapping of str to str, optional
+            Real training reviews by text hash.
+        """
+        # A string as seed: random.Random then hashes it by a fixed rule, unlike hash().
+        generator = random.Random(f"{seed}\0{category.name}\0{self.id}\0{number}")  # noqa: S311 - variety, not a secret
+        filled: dict[str, str] = {axis: generator.choice(getattr(self, axis)) for axis in _AXES}
+        known = products_of(category)
+        filled["products"] = ", ".join(generator.sample(known, min(self.products, len(known))))
+        filled["n"] = str(n)
+        filled["category"] = category.name
+        filled["description"] = " ".join(category.description.split())
+        shown = [f"<пример>{text}</пример>" for text in (examples or {}).values()]
+        filled["examples"] = "\n".join([self.examples, *shown]) + "\n" if shown else ""
+        user = _PLACE.sub(lambda match: filled.get(match[1], match[0]), self.user.strip())
+        return WritingRequest(
+            category=category.name,
+            number=number,
+            seed=seed,
+            n=n,
+            prompt=self.name,
+            system=self.system.strip(),
+            user=re.sub(r"\n{3,}", "\n\n", user),
+            examples=tuple(examples or ()),
+        )
+
+
+class WritingRequest(BaseModel):
+    """One request for a few reviews.
+
+    Attributes
+    ----------
+    category : str
+        The class that the reviews shall be of.
+    number, seed : int
+        Which request of a series.
+    n : int
+        Reviews asked for.
+    prompt : str
+        Name of the prompt, with a digest of its words.
+    system, user : str
+        The messages.
+    examples : tuple of str
+        Text hashes of the real reviews that are shown.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    category: str
+    number: int
+    seed: int
+    n: int
+    prompt: str = "recorded@1"
+    system: str = ""
+    user: str = ""
+    examples: tuple[str, ...] = ()
+
+
+def products_of(category: Category) -> list[str]:
+    """Products that the description of a category lists; the whole description where it lists none."""
+    text = " ".join(category.description.split())
+    listed = text.partition(":")[2] or text
+    listed = re.split(r"[.;]", listed)[0]
+    return [part.strip() for part in listed.split(",") if part.strip()] or [text]
+
+
+def load_writing_prompts(folder: str | Path | None = None) -> list[WritingPrompt]:
+    """Read every ``*.yaml`` of a folder, sorted by name; those of the package by default.
+
+    Raises
+    ------
+    AugmentationError
+        There is none, two share an id, or one breaks its contract; the message names file and field.
+    """
+    root = Path(str(resources.files("reviewclf").joinpath("augmentation/prompt_files"))) if folder is None else Path(folder)
+    prompts: list[WritingPrompt] = []
+    for path in sorted(root.glob("*.yaml")):
+        try:
+            prompt = WritingPrompt.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise AugmentationError(f"{path}: is no readable UTF-8 YAML file: {error}") from error
+        except ValidationError as error:
+            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+            raise AugmentationError(f"{path}: {places}") from error
+        if prompt.id in {known.id for known in prompts}:
+            raise AugmentationError(f"{path}: id: another prompt is called {prompt.id!r} already")
+        prompts.append(prompt)
+    if not prompts:
+        raise AugmentationError(f"{root}: no prompt (*.yaml) here; check REVIEWCLF_AUGMENTATION__PROMPTS")
+    return prompts
+
+
+# -- an answer, read --------------------------------------------------------------------------------------------------
+
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?|```")
+_KEYS = ("reviews", "отзывы", "texts", "items")
+_TEXT_KEYS = ("text", "review", "отзыв", "текст")
+
+
+def parse_reviews(answer: str) -> list[str]:
+    """Read the reviews of an answer: JSON where it is some, whole items where it was cut off, else its lines as they are.
+
+    Nothing is mended here: numbering and quotation marks in lines are for the filters to find.
+    """
+    text = _FENCE.sub(" ", _THOUGHT.sub(" ", answer)).strip()
+    if not text:
+        return []
+    start = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
+    if start >= 0:
+        try:
+            content, _ = json.JSONDecoder().raw_decode(text[start:])
+        except ValueError:
+            pass
+        else:
+            found = _listed(content)
+            if found is not None:
+                return found
+        opening = text.find("[")
+        if opening >= 0:
+            return _whole_items(text[opening + 1 :])
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _listed(content: object) -> list[str] | None:
+    if isinstance(content, dict):
+        folded = {str(key).casefold(): value for key, value in content.items()}
+        content = next((folded[key] for key in _KEYS if key in folded), None)
+    if not isinstance(content, list):
+        return None
+    return [text for item in content if (text := _text_of(item))]
+
+
+def _text_of(item: object) -> str:
+    if isinstance(item, dict):
+        folded = {str(key).casefold(): value for key, value in item.items()}
+        item = next((folded[key] for key in _TEXT_KEYS if key in folded), "")
+    return item.strip() if isinstance(item, str) else ""
+
+
+def _whole_items(text: str) -> list[str]:
+    """Items of a JSON list that ends too early."""
+    decoder = json.JSONDecoder()
+    found: list[str] = []
+    place = 0
+    while place < len(text):
+        if text[place] in " \t\r\n,":
+            place += 1
+            continue
+        try:
+            item, place = decoder.raw_decode(text, place)
+        except ValueError:
+            break
+        if said := _text_of(item):
+            found.append(said)
+    return found
+
+
+def told_words(prompts: Sequence[WritingPrompt], category: Category) -> str:
+    """What writers are told whatever is chosen for a request, a line a piece, for finding echoes of it."""
+    pieces = [piece for prompt in prompts for text in (prompt.system, prompt.user) for piece in _PLACE.split(text)[::2]]
+    return "\n".join([*pieces, " ".join(category.description.split())])
