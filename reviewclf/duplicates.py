@@ -13,14 +13,14 @@ or the platform. So what one function calls near-duplicates, the others do too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from reviewclf.text import normal_form, text_hash
+from reviewclf.text import form_hash, normal_form
 
 _NGRAM = 3
 # With an edge the first and the last letters count as much as the others («юбка супер», «шубка супер»).
@@ -35,10 +35,20 @@ _PAIR_RECALL = 0.999
 _INDEX_RECALL = 0.985
 # A candidate whose estimated similarity is this many standard deviations below the threshold is not verified exactly.
 _DEVIATIONS = 5.0
+# Pairs looked at together: signatures of 16,384 pairs take 16 MiB; positions of a million 16 MiB.
+_CHUNK = 16_384
+_PAIRS = 1_000_000
+_STEPS = (1, 2, 3, 5, 8, 13)
+# 64 bits hold a trigram of such ranks and the number of a pair or of one of its two forms.
+_RANK_BITS = (64 - (2 * _CHUNK).bit_length()) // 3
 
 Signatures = npt.NDArray[np.uint32]
 Pairs = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.intp]
+Codes = npt.NDArray[np.int64]
+Codes64 = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+CodesT = TypeVar("CodesT", Codes, Codes64)
 
 
 def signatures(texts: Sequence[str], *, permutations: int = 64) -> Signatures:
@@ -75,14 +85,23 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Pa
     Candidates come from LSH over the distinct normal forms and are verified exactly: every pair returned is right, and of
     those exactly at the threshold 99.9% are found, of more similar ones more.
     """
-    forms = _forms(texts)
     members: dict[str, list[int]] = {}
-    for position, form in enumerate(forms):
+    for position, form in enumerate(_forms(texts)):
         members.setdefault(form, []).append(position)
-    found = [pair for same in members.values() for pair in _combinations(same)]
     groups = list(members.values())
-    for first, second in _similar_forms(list(members), similarity=similarity):
-        found.extend((min(i, j), max(i, j)) for i in groups[first] for j in groups[second])
+    search = _Search(list(members), similarity)
+    found = [pair for same in groups for pair in _combinations(same)]
+    known = np.empty(0, dtype=np.int64)
+    for bucketed in search.bands():
+        for first, second in bucketed.all_pairs():
+            codes = _sorted_distinct(search.coded(first, second))
+            first, second = search.decoded(codes[~_is_in(codes, known)])
+            is_near = search.is_near(first, second)
+            first, second = first[is_near], second[is_near]
+            known = _merged(known, search.coded(first, second))
+            is_similar = search.verify(first, second)
+            for i, j in zip(first[is_similar].tolist(), second[is_similar].tolist(), strict=True):
+                found.extend((min(a, b), max(a, b)) for a in groups[i] for b in groups[j])
     return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
 
@@ -94,46 +113,51 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
     list of str
         n group ids. The id is the smallest :func:`~reviewclf.text.text_hash` in the group, so it depends on what the group
         holds and not on the order of the texts.
+
+    Notes
+    -----
+    Memory: 0.5 KiB a distinct text beside the texts themselves. Pairs that are in one group already are not looked at, so
+    thousands of reviews made from one template do not cost their square.
     """
-    forms = _forms(texts)
-    originals = dict(zip(forms, texts, strict=True))
-    distinct = list(originals)
+    distinct, places = _distinct(_forms(texts))
+    search = _Search(distinct, similarity)
     labels = np.arange(len(distinct))
-    members = {label: [label] for label in range(len(distinct))}
-
-    def is_joined(first: int, others: Positions) -> npt.NDArray[np.bool_]:
-        same: npt.NDArray[np.bool_] = labels[others] == labels[first]
-        return same
-
-    for first, second in _similar_forms(distinct, similarity=similarity, is_settled=is_joined):
-        small, large = sorted((int(labels[first]), int(labels[second])), key=lambda label: len(members[label]))
-        if small != large:
-            labels[members[small]] = large
-            members[large] += members.pop(small)
-    smallest = {label: min(text_hash(originals[distinct[i]]) for i in inside) for label, inside in members.items()}
-    by_form = {form: smallest[label] for form, label in zip(distinct, labels.tolist(), strict=True)}
-    return [by_form[form] for form in forms]
+    failed = np.empty(0, dtype=np.int64)
+    for bucketed in search.bands():
+        for first, second in bucketed.joining_pairs(labels):
+            first, second, failed = search.similar(first, second, failed)
+            _join(labels, first, second)
+    hashes = np.array([form_hash(form) for form in distinct], dtype="S32")
+    order = np.lexsort((hashes, labels))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = labels[order][1:] != labels[order][:-1]
+    names = dict(zip(labels[order[is_first]].tolist(), map(bytes.decode, hashes[order[is_first]].tolist()), strict=True))
+    return [names[label] for label in labels[places].tolist()]
 
 
 def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, similarity: float = 0.7) -> list[int | None]:
     """For each text the position of the first reference that it is a near-duplicate of, None where there is none."""
-    positions: dict[str, int] = {}
-    for position, form in enumerate(_forms(references)):
-        positions.setdefault(form, position)
-    known = list(positions)
-    forms = _forms(texts)
-    others = list(dict.fromkeys(forms))
-    best = np.full(len(others), len(known))
+    known, reference_places = _distinct(_forms(references))
+    forms, places = _distinct(_forms(texts))
+    border = len(known)
+    # The position of a distinct form among all references; positions grow along `known`.
+    _, positions = np.unique(reference_places, return_index=True)
+    lookup = {form: place for place, form in enumerate(known)}
+    best = np.array([lookup.get(form, border) for form in forms], dtype=np.int64)
+    search = _Search([*known, *forms], similarity)
+    failed = np.empty(0, dtype=np.int64)
+    for bucketed in search.bands():
+        for first, second in bucketed.crossing_pairs(border, best):
+            first, second, failed = search.similar(first, second, failed)
+            np.minimum.at(best, second - border, first)
+    matches = [int(positions[place]) if place < border else None for place in best.tolist()]
+    return [matches[place] for place in places.tolist()]
 
-    def has_earlier(reference: int, rest: Positions) -> npt.NDArray[np.bool_]:
-        earlier: npt.NDArray[np.bool_] = best[rest - len(known)] <= reference
-        return earlier
 
-    for reference, other in _similar_forms(known, others, similarity=similarity, is_settled=has_earlier):
-        best[other] = min(best[other], reference)
-    # Positions grow along `known`, so the first of the distinct references is the first of all.
-    matches = {form: positions[known[i]] for form, i in zip(others, best.tolist(), strict=True) if i < len(known)}
-    return [matches.get(form) for form in forms]
+def jaccard(first: str, second: str) -> float:
+    """Similarity of two texts in [0, 1], exactly; what the functions above compare with their threshold."""
+    left, right = (frozenset(_flat_shingles([form])[0].tolist()) for form in _forms([first, second]))
+    return len(left & right) / len(left | right)
 
 
 class NearDuplicateIndex:
@@ -253,62 +277,236 @@ def _bands(similarity: float, permutations: int, *, recall: float) -> tuple[int,
     return permutations, 1
 
 
-def _similar_forms(
-    forms: Sequence[str],
-    others: Sequence[str] | None = None,
-    *,
-    similarity: float,
-    is_settled: Callable[[int, Positions], npt.NDArray[np.bool_]] | None = None,
-) -> Iterator[tuple[int, int]]:
-    """Pairs (i, j) of similar forms: i < j within `forms`, or i of `forms` and j of `others`.
+class _Search:
+    """Candidate pairs of forms by LSH, and the exact verdict on them. Positions are those of `forms`, which are distinct."""
 
-    `is_settled` says of a position and an array of later ones (those of `others` counted on from the end of `forms`) which
-    pairs the caller needs no more. It is asked again and again, so that thousands of reviews made from one template do not
-    cost their square.
-    """
-    bands, rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
-    every = [*forms, *(others or ())]
-    border = None if others is None else len(forms)
-    array = _signed(every, _PAIR_PERMUTATIONS)
-    least = similarity - _DEVIATIONS * (similarity * (1.0 - similarity) / _PAIR_PERMUTATIONS) ** 0.5
-    sets: dict[int, frozenset[int]] = {}
-    seen: set[tuple[int, int]] = set()
+    def __init__(self, forms: Sequence[str], similarity: float) -> None:
+        self._bands, self._rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
+        self._forms = forms
+        self._similarity = similarity
+        self._signatures = _signed(forms, _PAIR_PERMUTATIONS)
+        self._least = similarity - _DEVIATIONS * (similarity * (1.0 - similarity) / _PAIR_PERMUTATIONS) ** 0.5
 
-    def shingles(position: int) -> frozenset[int]:
-        if position not in sets:
-            sets[position] = frozenset(_flat_shingles([every[position]])[0].tolist())
-        return sets[position]
+    def bands(self) -> Iterator[_Buckets]:
+        """The buckets of each band in turn."""
+        for band in range(self._bands):
+            part = self._signatures[:, band * self._rows : (band + 1) * self._rows]
+            keys = np.zeros(len(part), dtype=np.uint64)
+            for column in range(self._rows):
+                keys = _mixed((keys << np.uint64(1)) ^ part[:, column])
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.intp)
+            yield _Buckets(order, starts)
 
-    for bucket in _buckets(array, bands=bands, rows=rows):
-        for place, first in enumerate(bucket.tolist()[:-1]):
-            if border is not None and first >= border:
-                break
-            rest = bucket[place + 1 :]
-            if border is not None:
-                rest = rest[rest >= border]
-            if is_settled is not None:
-                rest = rest[~is_settled(first, rest)]
-            estimates = np.mean(array[rest] == array[first], axis=1)
-            for second in rest[estimates >= least].tolist():
-                if (first, second) in seen:
-                    continue
-                seen.add((first, second))
-                left, right = shingles(first), shingles(second)
-                common = len(left & right)
-                if common >= similarity * (len(left) + len(right) - common) - 1e-9:
-                    yield first, second - (border or 0)
+    def coded(self, first: Positions, second: Positions) -> Codes:
+        """One number a pair."""
+        return first.astype(np.int64) * len(self._forms) + second
+
+    def decoded(self, codes: Codes) -> tuple[Positions, Positions]:
+        """The pairs that the numbers stand for."""
+        return codes // len(self._forms), codes % len(self._forms)
+
+    def similar(self, first: Positions, second: Positions, failed: Codes) -> tuple[Positions, Positions, Codes]:
+        """The pairs that are similar enough; and `failed`, pairs not to be verified again, with those that were not."""
+        is_near = self.is_near(first, second)
+        first, second = first[is_near], second[is_near]
+        codes = self.coded(first, second)
+        is_new = ~_is_in(codes, failed)
+        first, second, codes = first[is_new], second[is_new], codes[is_new]
+        is_similar = self.verify(first, second)
+        return first[is_similar], second[is_similar], _merged(failed, codes[~is_similar])
+
+    def is_near(self, first: Positions, second: Positions) -> Mask:
+        """Whether the signatures let a pair pass; if not, telling so again costs less than remembering it."""
+        result = np.empty(len(first), dtype=bool)
+        for start in range(0, len(first), _CHUNK):
+            here = slice(start, start + _CHUNK)
+            agreeing = np.count_nonzero(self._signatures[first[here]] == self._signatures[second[here]], axis=1)
+            result[here] = agreeing >= self._least * _PAIR_PERMUTATIONS
+        return result
+
+    def verify(self, first: Positions, second: Positions) -> Mask:
+        """Whether each pair is similar enough, exactly."""
+        result = np.empty(len(first), dtype=bool)
+        for start in range(0, len(first), _CHUNK):
+            here = slice(start, start + _CHUNK)
+            result[here] = self._is_similar(first[here], second[here])
+        return result
+
+    def _is_similar(self, first: Positions, second: Positions) -> Mask:
+        involved, pairs = np.unique(np.stack([first, second]), return_inverse=True)
+        left, right = pairs.reshape(2, -1)
+        trigrams, bounds = _flat_shingles([self._forms[i] for i in involved.tolist()])
+        # Ranks instead of code points make a trigram short enough to carry the number of its owner in the same 64 bits.
+        ranks, bits = _short(trigrams)
+        owners = np.repeat(np.arange(len(bounds)), np.diff(np.append(bounds, len(trigrams))))
+        owned = _sorted_distinct((owners.astype(np.uint64) << bits) | ranks)
+        owners = (owned >> bits).astype(np.intp)
+        ranks = owned & ((np.uint64(1) << bits) - np.uint64(1))
+        sizes = np.bincount(owners, minlength=len(bounds))
+        begins = np.cumsum(sizes) - sizes
+        both = np.concatenate([_runs_of(ranks, begins, sizes, side, bits) for side in (left, right)])
+        both.sort()
+        twice = both[1:][both[1:] == both[:-1]]
+        common = np.bincount((twice >> bits).astype(np.intp), minlength=len(first))
+        result: Mask = common >= self._similarity * (sizes[left] + sizes[right] - common) - 1e-9
+        return result
 
 
-def _buckets(array: Signatures, *, bands: int, rows: int) -> Iterator[Positions]:
-    """Positions, ascending, of the signatures that agree in all rows of a band; bands one after another."""
-    for band in range(bands):
-        part = np.ascontiguousarray(array[:, band * rows : (band + 1) * rows])
-        keys = part.view(np.dtype((np.void, part.dtype.itemsize * rows))).ravel()
-        order = np.argsort(keys, kind="stable")
-        cuts = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-        for bucket in np.split(order, cuts):
-            if len(bucket) > 1:
-                yield bucket
+class _Buckets:
+    """Signatures that agree in all rows of one band: positions, ascending within each bucket."""
+
+    def __init__(self, order: Positions, starts: Positions) -> None:
+        sizes = np.diff(np.append(starts, len(order)))
+        shared = sizes > 1
+        self._members = order[np.repeat(shared, sizes)]
+        self._sizes = sizes[shared]
+        self._starts = np.cumsum(self._sizes) - self._sizes
+
+    def all_pairs(self) -> Iterator[tuple[Positions, Positions]]:
+        """Every pair within a bucket, the smaller position first, in chunks."""
+        for left, right in _enumerated(*self._later(np.ones(len(self._sizes), dtype=bool))):
+            yield self._members[left], self._members[right]
+
+    def joining_pairs(self, labels: Positions) -> Iterator[tuple[Positions, Positions]]:
+        """Pairs within a bucket whose `labels`, which the caller changes meanwhile, differ, in chunks."""
+        if not len(self._sizes):
+            return
+        # First everything with the bucket's first member: mostly that joins the whole bucket.
+        heads = np.repeat(self._starts, self._sizes - 1)
+        others = np.delete(np.arange(len(self._members)), self._starts)
+        for start in range(0, len(heads), _PAIRS):
+            yield self._apart(heads[start : start + _PAIRS], others[start : start + _PAIRS], labels)
+        # Then each with its neighbours, which joins most of the rest without looking at all pairs.
+        bucket = np.repeat(np.arange(len(self._starts)), self._sizes)
+        for step in _STEPS:
+            near = np.flatnonzero(bucket[step:] == bucket[:-step])
+            yield self._apart(near, near + step, labels)
+        inside = labels[self._members]
+        is_open = np.minimum.reduceat(inside, self._starts) != np.maximum.reduceat(inside, self._starts)
+        for left, right in _enumerated(*self._later(is_open, skip_heads=True)):
+            yield self._apart(left, right, labels)
+
+    def crossing_pairs(self, border: int, best: Positions) -> Iterator[tuple[Positions, Positions]]:
+        """Pairs of a position below `border` and one from there on, where `best` of the latter is still larger, in chunks."""
+        if not len(self._sizes):
+            return
+        below = np.add.reduceat(self._members < border, self._starts)
+        crossing = (below > 0) & (below < self._sizes)
+        starts, below, sizes = self._starts[crossing], below[crossing], self._sizes[crossing]
+        above = sizes - below
+        for heads_only in (True, False):
+            counts = np.ones(len(starts), dtype=np.intp) if heads_only else below - 1
+            places = np.repeat(starts + (0 if heads_only else 1), counts) + _within(counts)
+            for left, right in _enumerated(places, np.repeat(starts + below, counts), np.repeat(above, counts)):
+                first, second = self._members[left], self._members[right]
+                is_open = best[second - border] > first
+                yield first[is_open], second[is_open]
+
+    def _later(self, wanted: Mask, *, skip_heads: bool = False) -> tuple[Positions, Positions, Positions]:
+        """For each member of the wanted buckets: its place, the place after it, and how many come from there on."""
+        starts, sizes = self._starts[wanted], self._sizes[wanted]
+        if skip_heads:
+            starts, sizes = starts + 1, sizes - 1
+        within = _within(sizes)
+        places = np.repeat(starts, sizes) + within
+        return places, places + 1, np.repeat(sizes, sizes) - within - 1
+
+    def _apart(self, left: Positions, right: Positions, labels: Positions) -> tuple[Positions, Positions]:
+        first, second = self._members[left], self._members[right]
+        apart = labels[first] != labels[second]
+        return first[apart], second[apart]
+
+
+def _enumerated(places: Positions, begins: Positions, counts: Positions) -> Iterator[tuple[Positions, Positions]]:
+    """Pairs of each place with the `counts` places from its `begins` on, about ``_PAIRS`` at a time."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(places):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, side="right")))
+        here = slice(start, stop)
+        yield np.repeat(places[here], counts[here]), np.repeat(begins[here], counts[here]) + _within(counts[here])
+        start = stop
+
+
+def _within(counts: Positions) -> Positions:
+    """0, 1, ... up to each count, one after another."""
+    total = int(counts.sum())
+    result: Positions = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    return result
+
+
+def _runs_of(ranks: Codes64, begins: Positions, sizes: Positions, side: Positions, bits: np.uint64) -> Codes64:
+    """The trigrams of the forms of one side of all pairs, each with the number of its pair above it."""
+    counts = sizes[side]
+    places = np.repeat(begins[side], counts) + _within(counts)
+    pair = np.repeat(np.arange(len(side)), counts).astype(np.uint64)
+    result: Codes64 = (pair << bits) | ranks[places]
+    return result
+
+
+def _short(trigrams: Codes64) -> tuple[Codes64, np.uint64]:
+    """The trigrams with each code point replaced by its rank among those that occur, and the bits that they take."""
+    mask = np.uint64((1 << _BITS) - 1)
+    shifts = [np.uint64(2 * _BITS), np.uint64(_BITS), np.uint64(0)]
+    parts = [(trigrams >> shift) & mask for shift in shifts]
+    occurs = np.zeros(max(int(part.max(initial=0)) for part in parts) + 1, dtype=bool)
+    for part in parts:
+        occurs[part] = True
+    rank = np.cumsum(occurs, dtype=np.uint64) - np.uint64(1)
+    width = np.uint64(int(occurs.sum()).bit_length())
+    if width > _RANK_BITS:  # text in no alphabet: the distinct trigrams themselves are fewer than their owners leave room for
+        distinct, ranks = np.unique(trigrams, return_inverse=True)
+        return ranks.astype(np.uint64), np.uint64(len(distinct).bit_length())
+    first, second, third = (rank[part] for part in parts)
+    return (((first << width) | second) << width) | third, np.uint64(3) * width
+
+
+def _join(labels: Positions, first: Positions, second: Positions) -> None:
+    """Give the components that the pairs connect one label each, in place."""
+    if not len(first):
+        return
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    old, ends = np.unique(np.stack([labels[first], labels[second]]), return_inverse=True)
+    left, right = ends.reshape(2, -1)
+    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(old), len(old)))
+    _, component = connected_components(graph, directed=False)
+    smallest = np.full(component.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(smallest, component, old)
+    renamed = np.arange(len(labels))
+    renamed[old] = smallest[component]
+    labels[:] = renamed[labels]
+
+
+def _distinct(forms: Sequence[str]) -> tuple[list[str], Positions]:
+    """The distinct forms in order of appearance, and the place of each form among them."""
+    known: dict[str, int] = {}
+    places = np.fromiter((known.setdefault(form, len(known)) for form in forms), dtype=np.intp, count=len(forms))
+    return list(known), places
+
+
+def _is_in(codes: Codes, known: Codes) -> Mask:
+    """Whether each code stands in the sorted `known`."""
+    if not len(known):
+        return np.zeros(len(codes), dtype=bool)
+    result: Mask = known[np.minimum(np.searchsorted(known, codes), len(known) - 1)] == codes
+    return result
+
+
+def _merged(known: Codes, more: Codes) -> Codes:
+    return _sorted_distinct(np.concatenate([known, more])) if len(more) else known
+
+
+def _sorted_distinct(codes: CodesT) -> CodesT:
+    """Sorted distinct codes; several times faster here than ``np.unique``, which hashes where no inverse is asked for."""
+    codes = np.sort(codes)
+    is_first = np.ones(len(codes), dtype=bool)
+    is_first[1:] = codes[1:] != codes[:-1]
+    return codes[is_first]
 
 
 def _combinations(positions: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -177,7 +177,12 @@ def normal_form(text: str) -> str:
 
 def text_hash(text: str) -> str:
     """32 hexadecimal characters of BLAKE2b over the :func:`normal_form`; of the stripped text where that is empty."""
-    return hashlib.blake2b((normal_form(text) or text.strip()).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return form_hash(normal_form(text) or text.strip())
+
+
+def form_hash(form: str) -> str:
+    """The :func:`text_hash` of a text whose :func:`normal_form` is known."""
+    return hashlib.blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def cyrillic_share(text: str) -> float:

@@ -1,24 +1,34 @@
 """The training set: who is in which split, and why anyone is left out. Pure functions over data frames.
 
 Rules that never bend: gold is the test split and nothing else; no near-duplicate of a gold review is in train or
-validation; near-duplicates of each other (a group) stay on one side; synthetic rows are for training only.
+validation; near-duplicates of each other (a group) stay on one side; synthetic rows are for training only, and repeat
+neither gold nor validation rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from reviewclf.data.leaks import check_leaks
+from reviewclf.data.weights import over_cap, row_weights, suspected_errors
 from reviewclf.duplicates import match_near_duplicates, near_duplicate_groups
-from reviewclf.errors import DataContractError, DatasetError, LeakError
-from reviewclf.settings import DatasetSettings
+from reviewclf.errors import DataContractError, DatasetError
+from reviewclf.settings import AugmentationSettings, DatasetSettings
 from reviewclf.text import clean_text, text_hash
+
+__all__ = ["DATASET_COLUMNS", "LEFT_OUT_COLUMNS", "build_dataset", "check_leaks", "prepare_gold", "split_groups"]
 
 DATASET_COLUMNS = ["review_id", "text_clean", "label", "weight", "origin", "group", "split"]
 LEFT_OUT_COLUMNS = ["review_id", "text_clean", "label", "origin", "reason"]
+
+# The most trusted first.
+_ORIGINS = {"human": 0, "llm": 1, "synthetic": 2}
 
 
 def prepare_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> pd.DataFrame:
@@ -66,16 +76,26 @@ def prepare_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "
 
 
 def build_dataset(
-    labelled: pd.DataFrame, gold: pd.DataFrame | None, options: DatasetSettings, *, min_confidence: float, seed: int
+    labelled: pd.DataFrame,
+    gold: pd.DataFrame | None,
+    options: DatasetSettings,
+    *,
+    min_confidence: float,
+    seed: int,
+    synthetic: AugmentationSettings | None = None,
+    stems: Mapping[str, list[str]] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split labelled reviews into train and validation, gold into test.
+
+    Synthetic rows never move real ones: real rows are split as if there were no others, then those synthetic rows train that
+    repeat nothing.
 
     Parameters
     ----------
     labelled : DataFrame
-        One row a text: ``review_id``, ``text_clean``, ``text_hash``, ``label`` (nullable), ``confidence`` in [0, 1],
-        ``origin``, ``method`` (how the label came about) and ``hint`` (True where only keyword stems speak for it: such rows
-        train, with a lower weight, but do not validate as long as there are better ones).
+        ``review_id``, ``text_clean``, ``text_hash``, ``label`` (nullable), ``confidence`` in [0, 1], ``origin``, ``method``
+        (how the label came about) and ``hint`` (True where only keyword stems speak for it: such rows train, with a lower
+        weight, but do not validate as long as there are better ones).
     gold : DataFrame or None
         From :func:`prepare_gold`.
     options : DatasetSettings
@@ -84,6 +104,10 @@ def build_dataset(
         Labels below it are left out.
     seed : int
         Same rows and seed, same splits, whatever the order of the rows.
+    synthetic : AugmentationSettings, optional
+        Weight of synthetic rows, and the similarity from which one repeats a gold or a validation row.
+    stems : mapping of str to list of str, optional
+        Keyword stems by category, for finding label errors where `options` ask for it.
 
     Returns
     -------
@@ -99,47 +123,95 @@ def build_dataset(
     LeakError
         The result breaks a rule above (a defect of this module, caught before anything is trained).
     """
-    rows = labelled.sort_values("text_hash", kind="stable").reset_index(drop=True)
-    reasons = pd.Series("", index=rows.index, dtype=object)
+    synthetic = synthetic or AugmentationSettings()
+    # People's labels first, so that of one text under two ids theirs stays.
+    rows = labelled.assign(_rank=labelled["origin"].map(_ORIGINS).fillna(len(_ORIGINS)))
+    rows = rows.sort_values(["text_hash", "_rank", "review_id"], kind="stable").drop(columns="_rank").reset_index(drop=True)
+    reasons = _Reasons(len(rows))
+    reasons.add(rows["text_hash"].duplicated(), "same_text_under_another_id")
+    reasons.add(rows["label"].isna(), "no_label")
+    reasons.add(rows["confidence"] < min_confidence, "low_confidence")
+    written = (rows["origin"] == "synthetic").to_numpy()
+    judged = pd.DataFrame({"text_clean": [], "text_hash": []}) if gold is None else gold
+    groups = near_duplicate_groups(
+        [*rows.loc[~written, "text_clean"], *judged["text_clean"]], similarity=options.near_duplicate_similarity
+    )
+    rows["group"] = rows["text_hash"]
+    rows.loc[~written, "group"] = groups[: int((~written).sum())]
+    reasons.add(rows["text_hash"].isin(set(judged["text_hash"])), "same_text_as_gold")
+    # The whole group: what repeats a review that repeats gold is too near as well.
+    reasons.add(rows["group"].isin(set(groups[int((~written).sum()) :])), "near_duplicate_of_gold")
+    reasons.add_near(rows, written, judged["text_clean"].tolist(), synthetic.similarity, "near_duplicate_of_gold")
+    # Classes that only synthetic rows speak for could not be validated.
+    class_rows = rows["label"][reasons.none & ~written].value_counts()
+    large = set(class_rows.index[class_rows >= options.min_class_rows])
+    reasons.add(~rows["label"].isin(large), "class_too_small")
 
-    def leave_out(mask: pd.Series | np.ndarray, reason: str) -> None:
-        reasons[np.asarray(mask, dtype=bool) & (reasons == "").to_numpy()] = reason
-
-    leave_out(rows["label"].isna(), "no_label")
-    leave_out(rows["confidence"] < min_confidence, "low_confidence")
-    if gold is not None and len(gold):
-        leave_out(rows["text_hash"].isin(set(gold["text_hash"])), "same_text_as_gold")
-        candidates = np.flatnonzero(reasons == "")
-        matches = match_near_duplicates(
-            rows["text_clean"].iloc[candidates].tolist(),
-            gold["text_clean"].tolist(),
-            similarity=options.near_duplicate_similarity,
-        )
-        near = np.zeros(len(rows), dtype=bool)
-        near[candidates[[match is not None for match in matches]]] = True
-        leave_out(near, "near_duplicate_of_gold")
-    class_rows = rows["label"][reasons == ""].value_counts()
-    leave_out(rows["label"].isin(class_rows.index[class_rows < options.min_class_rows]), "class_too_small")
-
-    kept = rows[(reasons == "").to_numpy()].reset_index(drop=True)
+    kept = rows[reasons.none & ~written].copy()
     if kept["label"].nunique() < 2:
         raise DatasetError(
             f"nothing to train on: {len(kept)} of {len(rows)} labelled reviews can be used, with "
-            f"{kept['label'].nunique()} class(es); reasons: {reasons[reasons != ''].value_counts().to_dict()}. "
+            f"{kept['label'].nunique()} class(es); reasons: {reasons.counts()}. "
             "Give votes (REVIEWCLF_VOTES), lower REVIEWCLF_AGGREGATION__MIN_CONFIDENCE or bring more reviews"
         )
-    kept["group"] = near_duplicate_groups(kept["text_clean"].tolist(), similarity=options.near_duplicate_similarity)
     kept["split"] = split_groups(kept, share=options.validation_share, seed=seed)
-    # Beside labels by readers hints weigh little; where they are all there is, they are what the others are elsewhere.
-    factor = 1.0 if kept["hint"].all() else options.hint_weight
-    kept["weight"] = np.where(kept["hint"], kept["confidence"] * factor, kept["confidence"])
-    parts = [kept[DATASET_COLUMNS]]
+    reasons.add_at(over_cap(kept, options.max_class_rows, seed=seed), "over_class_cap")
+    kept = kept[reasons.none[kept.index]]
+    kept["weight"] = row_weights(kept, hint_weight=options.hint_weight)
+    if options.label_errors != "off":
+        suspected = suspected_errors(kept, stems or {}, seed=seed)
+        if options.label_errors == "remove":
+            reasons.add_at(suspected, "suspected_label_error")
+            kept = kept.drop(index=suspected)
+        else:
+            kept.loc[suspected, "weight"] *= options.label_error_weight
+    validation = kept.loc[kept["split"] == "validation", "text_clean"].tolist()
+    reasons.add_near(rows, written, validation, synthetic.similarity, "near_duplicate_of_validation")
+    training = kept.loc[kept["split"] == "train", "text_clean"].tolist()
+    reasons.add_near(rows, written, training, options.near_duplicate_similarity, "near_duplicate_of_real")
+    made = rows[reasons.none & written].copy()
+    made["group"] = near_duplicate_groups(made["text_clean"].tolist(), similarity=options.near_duplicate_similarity)
+    made["split"] = "train"
+    made["weight"] = made["confidence"] * synthetic.weight
+    parts = [kept[DATASET_COLUMNS], made[DATASET_COLUMNS]] if len(made) else [kept[DATASET_COLUMNS]]
     if gold is not None and len(gold):
         parts.append(_test_rows(gold))
     dataset = pd.concat(parts, ignore_index=True).sort_values(["split", "review_id"], kind="stable", ignore_index=True)
-    check_leaks(dataset, similarity=options.near_duplicate_similarity)
-    left_out = rows.assign(reason=reasons)[(reasons != "").to_numpy()][LEFT_OUT_COLUMNS].reset_index(drop=True)
+    check_leaks(dataset, similarity=options.near_duplicate_similarity, synthetic_similarity=synthetic.similarity)
+    left_out = rows.assign(reason=reasons.values)[~reasons.none][LEFT_OUT_COLUMNS].reset_index(drop=True)
     return dataset, left_out
+
+
+class _Reasons:
+    """Why rows are left out: the first reason counts."""
+
+    def __init__(self, rows: int) -> None:
+        self.values = np.full(rows, "", dtype=object)
+
+    @property
+    def none(self) -> npt.NDArray[np.bool_]:
+        """Rows that nothing speaks against so far."""
+        result: npt.NDArray[np.bool_] = self.values == ""
+        return result
+
+    def add(self, mask: pd.Series | npt.NDArray[np.bool_], reason: str) -> None:
+        self.values[np.asarray(mask, dtype=bool) & self.none] = reason
+
+    def add_at(self, places: Iterable[int], reason: str) -> None:
+        self.values[list(places)] = reason
+
+    def add_near(
+        self, rows: pd.DataFrame, mask: npt.NDArray[np.bool_], references: Sequence[str], similarity: float, reason: str
+    ) -> None:
+        """Rows of `mask` that are near-duplicates of one of `references`."""
+        places = np.flatnonzero(self.none & mask)
+        if not len(places) or not references:
+            return
+        matches = match_near_duplicates(rows["text_clean"].iloc[places].tolist(), references, similarity=similarity)
+        self.add_at(places[[match is not None for match in matches]], reason)
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(self.values[~self.none].tolist()).most_common())
 
 
 def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
@@ -163,76 +235,40 @@ def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
     -------
     ndarray of str, shape (n_rows,)
     """
-    groups = (
-        rows.assign(barred=rows["hint"] | (rows["origin"] == "synthetic"))
-        .groupby("group", sort=True)
-        .agg(
-            label=("label", lambda labels: labels.value_counts(sort=False).sort_index(kind="stable").idxmax()),
-            size=("label", "size"),
-            barred=("barred", "any"),
-        )
+    of_group = pd.DataFrame(
+        {
+            "group": rows["group"].to_numpy(),
+            "label": rows["label"].to_numpy(),
+            "barred": (rows["hint"] | (rows["origin"] == "synthetic")).to_numpy(),
+            "synthetic": (rows["origin"] == "synthetic").to_numpy(),
+        }
     )
+    groups = of_group.groupby("group", sort=True).agg(
+        size=("label", "size"), barred=("barred", "any"), synthetic=("synthetic", "any")
+    )
+    # The most frequent label; of several the first by name.
+    frequent = of_group.groupby(["group", "label"], sort=True).size().reset_index(name="rows")
+    frequent = frequent.sort_values(["group", "rows", "label"], ascending=[True, False, True], kind="stable")
+    groups["label"] = frequent.drop_duplicates("group").set_index("group")["label"]
     groups["order"] = [_seeded_hash(seed, str(group)) for group in groups.index]
     if groups["barred"].all():
-        groups["barred"] = groups.index.isin(rows.loc[rows["origin"] == "synthetic", "group"])
+        groups["barred"] = groups["synthetic"]
     validation: set[str] = set()
     for _, of_class in groups.groupby("label"):
         eligible = of_class[~of_class["barred"]].sort_values("order")
         if len(eligible) == len(of_class):
             eligible = eligible.iloc[:-1]
         target = share * of_class.loc[~of_class["barred"], "size"].sum()
+        total = of_class["size"].sum()
         taken = 0
         for group, size in zip(eligible.index, eligible["size"], strict=True):
             if taken >= target:
                 break
             # A group that is most of its class trains: the class could not be learned without it.
-            if 2 * size <= of_class["size"].sum():
+            if 2 * size <= total:
                 validation.add(str(group))
                 taken += size
     return np.where(rows["group"].isin(validation), "validation", "train")
-
-
-def check_leaks(dataset: pd.DataFrame, *, similarity: float) -> None:
-    """Refuse a dataset whose splits share texts.
-
-    Parameters
-    ----------
-    dataset : DataFrame
-        ``DATASET_COLUMNS``.
-    similarity : float
-        Jaccard similarity of character n-grams from which two texts count as near-duplicates.
-
-    Raises
-    ------
-    LeakError
-        Names the first rows of each kind of leak: a near-duplicate of a test row in train or validation, a
-        near-duplicate across train and validation, a test row that no person labelled, a synthetic row outside train.
-    """
-    problems = []
-    test = dataset[dataset["split"] == "test"]
-    train = dataset[dataset["split"] == "train"]
-    validation = dataset[dataset["split"] == "validation"]
-    for seen, judged, names in (
-        (train, test, ("train", "test")),
-        (validation, test, ("validation", "test")),
-        (train, validation, ("train", "validation")),
-    ):
-        matches = match_near_duplicates(seen["text_clean"].tolist(), judged["text_clean"].tolist(), similarity=similarity)
-        pairs = [
-            f"{seen['review_id'].iloc[row]} ~ {judged['review_id'].iloc[match]}"
-            for row, match in enumerate(matches)
-            if match is not None
-        ]
-        if pairs:
-            problems.append(f"{len(pairs)} row(s) of {names[0]} repeat a row of {names[1]}: {', '.join(pairs[:5])}")
-    not_human = test[test["origin"] != "human"]
-    if len(not_human):
-        problems.append(f"{len(not_human)} test row(s) not labelled by people: {', '.join(not_human['review_id'][:5])}")
-    stray = dataset[(dataset["origin"] == "synthetic") & (dataset["split"] != "train")]
-    if len(stray):
-        problems.append(f"{len(stray)} synthetic row(s) outside train: {', '.join(stray['review_id'][:5])}")
-    if problems:
-        raise LeakError("the dataset leaks: " + "; ".join(problems))
 
 
 def _test_rows(gold: pd.DataFrame) -> pd.DataFrame:

@@ -186,6 +186,26 @@ def _self_confidence(
 ) -> tuple[np.ndarray, list[str]]:
     """Out-of-fold probability of each row's own label, and the label that was likeliest."""
     from cleanlab.rank import get_label_quality_scores
+
+    held_out = out_of_fold(texts, labels, stems, seed=seed)
+    if held_out is None:
+        return np.ones(len(labels)), list(labels)
+    classes, y, probabilities = held_out
+    quality = get_label_quality_scores(y, probabilities, method="self_confidence")
+    return np.asarray(quality, dtype=float), [str(classes[i]) for i in probabilities.argmax(axis=1)]
+
+
+def out_of_fold(
+    texts: Sequence[str], labels: Sequence[str], stems: Mapping[str, list[str]], *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What a linear classifier says of each text when it was trained without it.
+
+    Returns
+    -------
+    tuple of arrays, or None
+        The k classes that occur, sorted; each row's class among them, shape (n,); probabilities, shape (n, k), rows summing
+        to 1. None where there are too few rows or classes to hold any out.
+    """
     from sklearn.linear_model import LogisticRegression
 
     from reviewclf.training.candidates import LinearSettings, Ngrams
@@ -193,7 +213,7 @@ def _self_confidence(
 
     classes, y = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     if len(classes) < 2 or len(y) < 2 * _FOLDS:
-        return np.ones(len(y)), list(labels)
+        return None
     settings = LinearSettings(
         estimator="logistic_regression",
         C=30.0,
@@ -216,8 +236,7 @@ def _self_confidence(
         answers = model.predict_proba(features.transform([prepared[i] for i in held]))
         probabilities[np.ix_(held, model.classes_)] = answers
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    quality = get_label_quality_scores(y, probabilities, method="self_confidence")
-    return np.asarray(quality, dtype=float), [str(classes[i]) for i in probabilities.argmax(axis=1)]
+    return classes, y, probabilities
 
 
 def _folds(y: np.ndarray, seed: int) -> np.ndarray:

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
+from reviewclf.duplicates import near_duplicate_groups
 from reviewclf.errors import DataContractError, DatasetError, LeakError
+from reviewclf.manifest import digest_of
 from reviewclf.settings import DatasetSettings
 from reviewclf.text import text_hash
 
@@ -142,6 +144,110 @@ def test_synthetic_rows_train_only() -> None:
         assert set(dataset.loc[dataset["origin"] == "synthetic", "split"]) == {"train"}
 
 
+# -- caps, weights, label errors --------------------------------------------------------------------------------------
+
+
+def test_same_text_under_two_ids_stays_once_with_the_label_of_people() -> None:
+    rows = labelled()
+    twin = rows.iloc[[0]].assign(review_id="twin", text_clean=rows["text_clean"].iloc[0].upper() + "!", origin="human")
+    dataset, left_out = build(pd.concat([rows, twin], ignore_index=True))
+    assert left_out[["review_id", "reason"]].to_numpy().tolist() == [["об0", "same_text_under_another_id"]]
+    assert "twin" in set(dataset["review_id"])
+
+
+def test_review_that_repeats_a_repetition_of_gold_is_left_out_too() -> None:
+    words = ["синее", "платье", "пришло", "быстро", "ткань", "приятная", "швы", "ровные", "сидит", "хорошо", "цвет", "яркий"]
+    words += ["рукав", "длинный", "воротник"]
+    chain = [" ".join(words[i : i + 11]) for i in range(5)]
+    rows = labelled({**TEXTS, "одежда": [*TEXTS["одежда"], *chain[1:]]})
+    _, left_out = build(rows, gold((chain[0], "одежда")))
+    assert set(left_out["text_clean"]) == set(chain[1:])
+    assert set(left_out["reason"]) == {"near_duplicate_of_gold"}
+
+
+def test_cap_keeps_the_surest_training_rows_and_no_validation_row_goes() -> None:
+    rows = labelled()
+    rows["confidence"] = [0.6 + 0.05 * (number % 6) for number in range(len(rows))]
+    free, _ = build(rows)
+    capped, left_out = build_dataset(rows, None, DatasetSettings(max_class_rows=2), min_confidence=0.5, seed=42)
+    assert capped[capped["split"] == "train"].groupby("label").size().tolist() == [2, 2, 2]
+    assert (capped["split"] == "validation").sum() == (free["split"] == "validation").sum()
+    assert set(left_out["reason"]) == {"over_class_cap"}
+    assert len(capped) + len(left_out) == len(rows)
+    for label, train in capped[capped["split"] == "train"].groupby("label"):
+        gone = left_out[left_out["label"] == label].merge(rows, on="review_id")
+        assert train["weight"].min() >= gone["confidence"].max()
+
+
+@pytest.mark.parametrize("treatment", ["remove", "downweight"])
+def test_suspected_label_errors_are_treated_on_the_train_side_alone(treatment: str) -> None:
+    shoes = [
+        f"Ботинки {word} на зиму" for word in ("тёплые", "жмут", "скользят", "лёгкие", "кожаные", "на меху", "высокие", "узкие")
+    ]
+    dresses = [
+        f"Платье {word} на лето" for word in ("лёгкое", "тесное", "длинное", "синее", "мятое", "узкое", "белое", "новое")
+    ]
+    rows = labelled({"обувь": [*shoes, "Платье широкое на лето"], "одежда": dresses})
+    options = DatasetSettings.model_validate({"label_errors": treatment, "label_error_weight": 0.25})
+    wrong = "об8"
+    for seed in range(4):
+        plain, _ = build(rows, seed=seed)
+        dataset, left_out = build_dataset(rows, None, options, min_confidence=0.5, seed=seed)
+        side = plain.set_index("review_id").loc[wrong, "split"]
+        treated = set(left_out["review_id"]) | set(dataset.loc[dataset["weight"] < 0.9, "review_id"])
+        assert (wrong in treated) == (side == "train")
+        held = [frame[frame["split"] == "validation"].reset_index(drop=True) for frame in (dataset, plain)]
+        pd.testing.assert_frame_equal(*held)
+        assert len(dataset) + len(left_out) == len(rows)
+
+
+def test_labels_by_people_are_never_suspected() -> None:
+    dresses = [f"Платье {n} на лето" for n in range(8)]
+    rows = labelled({"обувь": [f"Ботинки {n} на зиму" for n in range(8)] + ["Платье широкое на лето"], "одежда": dresses})
+    rows["origin"] = "human"
+    _, left_out = build_dataset(rows, None, DatasetSettings(label_errors="remove"), min_confidence=0.5, seed=1)
+    assert left_out.empty
+
+
+def written(*texts: str, label: str = "обувь", confidence: float = 1.0) -> pd.DataFrame:
+    return labelled({label: list(texts)}, origin="synthetic", confidence=confidence).assign(
+        review_id=[f"s{number}" for number in range(len(texts))]
+    )
+
+
+def test_synthetic_rows_train_with_their_weight_and_move_no_real_row() -> None:
+    plain, _ = build(labelled())
+    rows = pd.concat([labelled(), written("Галоши блестят, нога в них не потеет", confidence=0.8)], ignore_index=True)
+    dataset, left_out = build(rows)
+    assert left_out.empty
+    added = dataset[dataset["origin"] == "synthetic"]
+    assert added[["split", "weight"]].to_numpy().tolist() == [["train", 0.4]]
+    pd.testing.assert_frame_equal(dataset[dataset["origin"] != "synthetic"].reset_index(drop=True), plain)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_synthetic_row_that_repeats_a_real_one_is_left_out(split: str) -> None:
+    plain, _ = build(labelled())
+    victim = plain.loc[(plain["split"] == split), "text_clean"].iloc[0]
+    rows = pd.concat([labelled(), written(victim.replace("а", "о", 2))], ignore_index=True)
+    _, left_out = build(rows)
+    reason = {"train": "near_duplicate_of_real", "validation": "near_duplicate_of_validation"}[split]
+    assert left_out[["review_id", "reason"]].to_numpy().tolist() == [["s0", reason]]
+
+
+def test_synthetic_paraphrase_of_gold_is_left_out() -> None:
+    judged = gold(("Шлёпанцы скользкие на мокрой плитке в бассейне", "обувь"))
+    rows = pd.concat([labelled(), written("На мокрой плитке бассейна шлёпанцы очень скользкие")], ignore_index=True)
+    _, left_out = build(rows, judged)
+    assert left_out[["review_id", "reason"]].to_numpy().tolist() == [["s0", "near_duplicate_of_gold"]]
+
+
+def test_class_of_synthetic_rows_alone_is_left_out() -> None:
+    rows = pd.concat([labelled(), written("Пароварка гудит", "Утюг течёт", "Фен пахнет", label="техника")], ignore_index=True)
+    _, left_out = build(rows)
+    assert left_out["reason"].tolist() == ["class_too_small"] * 3
+
+
 def test_one_class_is_not_enough_and_the_message_says_what_to_do() -> None:
     with pytest.raises(DatasetError, match="REVIEWCLF_VOTES"):
         build(labelled({"обувь": TEXTS["обувь"]}))
@@ -152,20 +258,21 @@ row = st.tuples(
     st.sampled_from(CATEGORIES),
     st.floats(0, 1),
     st.booleans(),
+    st.sampled_from(["llm", "llm", "human", "synthetic"]),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(row, min_size=8, max_size=40, unique_by=lambda r: text_hash(r[0])),
+    st.lists(row, min_size=8, max_size=40),
     st.integers(0, 9),
     st.randoms(use_true_random=False),
 )
 def test_any_rows_in_any_order_split_the_same_without_loss_or_leak(rows: list, seed: int, random: object) -> None:
-    frame = pd.DataFrame(rows, columns=["text_clean", "label", "confidence", "hint"])
+    frame = pd.DataFrame(rows, columns=["text_clean", "label", "confidence", "hint", "origin"])
     frame["text_hash"] = frame["text_clean"].map(text_hash)
     frame["review_id"] = [f"r{number}" for number in range(len(frame))]
-    frame = frame.assign(origin="llm", method="posterior")
+    frame = frame.assign(method="posterior", hint=frame["hint"] & (frame["origin"] == "llm"))
     judged = gold(("абв где ёж", "обувь"), ("ёж ёж ёж ёж", "одежда"))
     try:
         dataset, left_out = build(frame, judged, seed=seed)
@@ -175,6 +282,14 @@ def test_any_rows_in_any_order_split_the_same_without_loss_or_leak(rows: list, s
     again, left_out_again = build(shuffled, judged, seed=seed)
     pd.testing.assert_frame_equal(dataset, again)
     pd.testing.assert_frame_equal(left_out, left_out_again)
+    assert digest_of(dataset.to_dict("records")) == digest_of(again.to_dict("records"))
+    of_gold = set(near_duplicate_groups(judged["text_clean"].tolist()))
+    together = near_duplicate_groups([*judged["text_clean"], *frame["text_clean"]])
+    in_gold_groups = {text_hash(t) for t, g in zip(frame["text_clean"], together[2:], strict=True) if g in set(together[:2])}
+    real = dataset[dataset["origin"].isin(["llm"]) & (dataset["split"] != "test")]
+    assert not in_gold_groups & set(real["text_clean"].map(text_hash))
+    assert of_gold
+    assert set(dataset.loc[dataset["origin"] == "synthetic", "split"]) <= {"train"}
     assert sorted([*dataset["review_id"], *left_out["review_id"]]) == sorted([*frame["review_id"], "g0", "g1"])
     assert set(dataset.loc[dataset["split"] == "train", "label"]) == set(dataset.loc[dataset["split"] != "test", "label"])
 
@@ -193,17 +308,38 @@ def planted(text: str, split: str, origin: str = "llm") -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "how"),
     [
-        "Шлёпанцы скользкие на мокрой плитке в бассейне",
-        "шлепанцы, скользкие на мокрой плитке в бассейне!",
-        "Шлёпанцы скользские на мокрой плитке в бассейне",
+        ("Шлёпанцы скользкие на мокрой плитке в бассейне", "the same text under two ids"),
+        ("шлепанцы, скользкие на мокрой плитке в бассейне!", "the same but for case and punctuation"),
+        ("Шлёпанцы скользские на мокрой плитке в бассейне", "near-duplicate, similarity 0.90"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_planted_copy_of_gold_is_caught_and_named(text: str, split: str) -> None:
-    with pytest.raises(LeakError, match=f"of {split} repeat a row of test: planted ~ g0"):
+def test_planted_copy_of_gold_is_caught_and_named(text: str, how: str, split: str) -> None:
+    with pytest.raises(LeakError, match=f"of {split} repeat a row of test: planted ~ g0 \\({how}"):
         check_leaks(planted(text, split), similarity=OPTIONS.near_duplicate_similarity)
+
+
+def test_planted_synthetic_paraphrase_of_gold_is_caught_and_named() -> None:
+    # Less alike than a copy with a typo: as a real review it would pass for another one.
+    text = "На мокрой плитке бассейна шлёпанцы очень скользкие"
+    check_leaks(planted(text, "train"), similarity=0.7, synthetic_similarity=0.5)
+    with pytest.raises(LeakError, match=r"planted ~ g0 \(synthetic: near-duplicate, similarity 0\.[56]"):
+        check_leaks(planted(text, "train", "synthetic"), similarity=0.7, synthetic_similarity=0.5)
+
+
+def test_group_in_two_splits_is_caught_and_named() -> None:
+    leaky = planted("Совсем другой отзыв о совсем другом", "validation")
+    leaky.loc[leaky["review_id"] == "planted", "group"] = leaky.loc[leaky["split"] == "train", "group"].iloc[0]
+    with pytest.raises(LeakError, match=r"1 group\(s\) in two splits: \w+ in train and validation"):
+        check_leaks(leaky, similarity=0.7)
+
+
+def test_equal_ids_of_two_sources_are_no_leak() -> None:
+    judged = gold(("Шлёпанцы скользкие на мокрой плитке", "обувь")).assign(review_id="об0")
+    dataset, _ = build(labelled(), judged)
+    assert (dataset["review_id"] == "об0").sum() == 2
 
 
 def test_planted_copy_across_train_and_validation_is_caught_and_named() -> None:
