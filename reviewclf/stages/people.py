@@ -50,7 +50,7 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
         break
     else:
         raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
-    forget_published(store, vote_identities(store, base.keys("votes")))
+    forget_published(store, vote_identities(store, [*base.keys("votes"), *base.keys("synthetic_votes")]))
     queue = make_queue(settings)
     inputs = {
         "votes": base.keys("votes"),

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.data.dataset import build_dataset as split_and_check
+from reviewclf.augmentation.amounts import cheapest, curve_table, recall_on
+from reviewclf.data.card import card_markdown
 from reviewclf.data.gold import Gold, load_gold
-from reviewclf.errors import DatasetError, EncoderUnavailableError, RegistryError, TrainingError
-from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.errors import EncoderUnavailableError, RegistryError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.gate import Evidence, GateReport, judge, report_html
 from reviewclf.settings import Settings
+from reviewclf.stages.dataset import build, choices_of, filter_table
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training import check_available
+from reviewclf.training import check_available, train_candidate
 from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
 from reviewclf.training.limits import memory_limit
 
@@ -47,80 +47,16 @@ def candidate_names(settings: Settings, *, encoders: bool | None = None) -> list
     return [candidate.name for candidate in known if encoders is None or (candidate.kind == "encoder") == encoders]
 
 
-def build_dataset(settings: Settings) -> Manifest:
-    """Split labelled reviews into train and validation, gold into test, and open the retrain's MLflow run.
+def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> Manifest:
+    """Build the training set (:func:`reviewclf.stages.dataset.build`) and open the retrain's MLflow run.
 
-    Returns
-    -------
-    Manifest
-        ``outputs``: ``dataset`` and ``left_out`` (with reasons); ``counts``: rows by split and origin, and by reason left out.
-
-    Raises
-    ------
-    DatasetError
-        Nothing is labelled yet, or fewer than two classes are left.
-    LeakError
-        The splits share texts.
+    Parameters
+    ----------
+    synthesized : sequence of Manifest
+        From :func:`reviewclf.stages.dataset.synthesize`, one a thin class.
     """
-    store = Store(settings.store_uri)
-    taxonomy = Taxonomy.load(settings.taxonomy)
-    snapshot = store.snapshot()
-    gold = load_gold(settings, taxonomy)
-    if not snapshot.keys("labels"):
-        raise DatasetError(f"{settings.store_uri}: no labels yet; run the DAGs reviews_ingest and reviews_label first")
-    inputs = {
-        "clean": snapshot.keys("clean"),
-        "labels": snapshot.keys("labels"),
-        "gold": None if gold is None else gold.digest,
-        "taxonomy": digest_of(taxonomy),
-        "options": settings.dataset,
-        "min_confidence": settings.aggregation.min_confidence,
-        "seed": settings.seed,
-        # Fixed here for the whole retrain: the file may change while its candidates are trained.
-        "candidates": [candidate.model_dump(mode="json") for candidate in load_candidates(settings.candidates)],
-    }
-
-    def work() -> StageResult:
-        clean = store.read_table(
-            snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"], schema=tables.CLEAN_SCHEMA
-        ).to_pandas()
-        labels = store.read_table(snapshot.keys("labels"), schema=tables.LABEL_SCHEMA).to_pandas()
-        labels = labels[labels["label"].isin(taxonomy.names)]
-        labelled = clean.merge(labels, on="text_hash", how="inner")
-        labelled["hint"] = labelled["method"] == KEYWORDS
-        dataset, left_out = split_and_check(
-            labelled,
-            None if gold is None else gold.frame,
-            settings.dataset,
-            min_confidence=settings.aggregation.min_confidence,
-            seed=settings.seed,
-        )
-        counts = {
-            "clean": len(clean),
-            "labelled": len(labelled),
-            "unlabelled": len(clean) - len(labelled),
-            **{f"{split}_rows": int(count) for split, count in dataset["split"].value_counts().sort_index().items()},
-            **{f"left_out_{reason}": int(count) for reason, count in left_out["reason"].value_counts().sort_index().items()},
-        }
-        by_class = dataset.groupby(["label", "split"]).size().unstack(fill_value=0)
-        return StageResult(
-            outputs={
-                "dataset": store.put_table(_table(dataset, tables.DATASET_SCHEMA)),
-                "left_out": store.put_table(_table(left_out, tables.LEFT_OUT_SCHEMA)),
-            },
-            counts=counts,
-            details={
-                "rows_by_class": {
-                    str(label): {str(split): int(count) for split, count in row.items()} for label, row in by_class.iterrows()
-                },
-                "rows_by_origin": {str(name): int(n) for name, n in dataset["origin"].value_counts().items()},
-                "leak_check": "passed",
-                "gold": None if gold is None else {"file": Path(gold.uri).name, "rows": len(gold.frame)},
-            },
-        )
-
-    manifest = store.run_stage("dataset", 1, inputs, work)
-    _retrain_run(_tracker(settings), manifest, store)
+    manifest = build(settings, synthesized)
+    _retrain_run(_tracker(settings), manifest, Store(settings.store_uri))
     return manifest
 
 
@@ -194,16 +130,18 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
 
     def work() -> StageResult:
         results = [_evaluate_one(store, taxonomy, tracker, gold, dataset, manifest) for manifest in trained]
+        effect = {} if gold is None else _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset)
         return StageResult(
             counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
             details={
                 "dataset": dataset.digest,
                 "leak_check": dataset.details.get("leak_check"),
                 "candidates": results,
+                "augmentation_on_gold": effect,
             },
         )
 
-    return store.run_stage("evaluate", 1, inputs, work)
+    return store.run_stage("evaluate", 2, inputs, work)
 
 
 def gate(settings: Settings, evaluated: Manifest) -> Manifest:
@@ -347,7 +285,6 @@ def _train(
     from reviewclf.evaluation import evaluate as score
     from reviewclf.evaluation import expected_calibration_error, plot_learning_curves, plot_reliability
     from reviewclf.registry.model import log_model
-    from reviewclf.training import train_candidate
 
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
@@ -476,6 +413,46 @@ def _evaluate_one(
     return result
 
 
+def _effect_on_gold(
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, dataset: Manifest
+) -> dict[str, Any]:
+    """Recall on gold of each class that got synthetic rows, with and without them; for the record, it decides nothing."""
+    used = [choice for choice in choices_of(dataset) if choice.rows]
+    if not used:
+        return {}
+    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    train_rows = rows[rows["split"] == "train"].reset_index(drop=True)
+    validation = rows[rows["split"] == "validation"].reset_index(drop=True)
+    entries: Any = dataset.inputs["candidates"]
+    spec = cheapest([parse_candidate(entry) for entry in entries])
+    answers: list[list[str]] = []
+    for part in (train_rows, train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)):
+        classifier: Any = train_candidate(
+            spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
+        )
+        probabilities = classifier.predict_proba(gold.frame["text_clean"].tolist())
+        answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
+    effect: dict[str, Any] = {}
+    parent = _parent_of(tracker, dataset.digest)
+    for choice in used:
+        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[1], choice.category)
+        effect[choice.category] = figures
+        tracker.log(
+            parent,
+            metrics={f"augmentation/class_{choice.id}/gold_recall/{name}": value for name, value in figures.items()},
+        )
+        if figures:
+            logger.info(
+                "%s on %d gold reviews, %s: recall %.3f with synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",
+                choice.category,
+                figures["n"],
+                spec.name,
+                *(figures[name] for name in ("with", "without", "difference", "difference_low", "difference_high")),
+            )
+    tracker.log_json(parent, effect, "augmentation/gold.json")
+    return effect
+
+
 # -- small parts -----------------------------------------------------------------------------------------------------
 
 
@@ -500,10 +477,30 @@ def _retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     _log_dataset(tracker, run_id, dataset, store, rows)
     tracker.log(run_id, metrics={f"dataset/{name}": count for name, count in dataset.counts.items()})
-    tracker.log_json(run_id, dataset.model_dump(mode="json"), "dataset.json")
+    tracker.log_json(run_id, dataset.model_dump(mode="json"), "dataset/card.json")
+    tracker.log_text(run_id, card_markdown(dataset), "dataset/card.md")
+    _log_augmentation(tracker, run_id, dataset)
     tracker.log_environment(run_id)
     tracker.finish(run_id)
     return run_id
+
+
+def _log_augmentation(tracker: Tracker, run_id: str, dataset: Manifest) -> None:
+    """What the filters refused, and the curve of each class: metrics whose steps are numbers of synthetic rows."""
+    card: Any = dataset.details["card"]
+    if card["filters"]:
+        tracker.log_text(run_id, filter_table(card["filters"]), "augmentation/filters.md")
+    choices = choices_of(dataset)
+    if not choices:
+        return
+    tracker.log_text(run_id, curve_table(choices), "augmentation/curve.md")
+    tracker.log_json(run_id, [choice.model_dump(mode="json") for choice in choices], "augmentation/curve.json")
+    for choice in choices:
+        prefix = f"augmentation/class_{choice.id}"
+        tracker.log(run_id, metrics={f"{prefix}/chosen_rows": choice.rows, f"{prefix}/chosen_amount": choice.amount})
+        for figure in choice.curve:
+            values = figure.model_dump(exclude={"amount", "rows", "n"})
+            tracker.log(run_id, metrics={f"{prefix}/{name}": value for name, value in values.items()}, step=figure.rows)
 
 
 def _parent_of(tracker: Tracker, key: str) -> str:
@@ -553,7 +550,3 @@ def _describe(result: dict[str, Any], report: GateReport, gold_rows: int) -> str
             f"{result['weighted_f1_high']:.3f}) on {gold_rows} gold reviews"
         )
     return f"{result['candidate']}: {figure}; gate {report.reason}."
-
-
-def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
