@@ -1,12 +1,14 @@
 """Train the candidates, compare them, promote the best.
 
-    asset reviews_labelled, or nightly → build_dataset → train, finetune (a task per candidate) → evaluate → gate → promote
-                                                                                        → asset review_classifier
+    asset reviews_labelled, or nightly → plan_synthesis → synthesize (a task per thin class) → build_dataset
+        → train, finetune (a task per candidate) → evaluate → gate → promote → asset review_classifier
 
-Runs when labels changed, and every night at 04:00 in Moscow: build a training set that shares nothing with the gold
-reviews, train every candidate of `REVIEWCLF_CANDIDATES` (at most as many at once as the pool `training` has slots),
-compare them on gold in MLflow, hold the best against the gate, and move the alias `champion` if it passes. When nothing
-is promoted, `promote` ends as skipped; the report of `gate` says which rule was not met.
+Runs when labels changed, and every night at 04:00 in Moscow: have reviews of thin classes written where somebody can write
+them (`REVIEWCLF_AUGMENTATION__BACKEND`; else `synthesize` ends as skipped), build a training set that shares nothing with
+the gold reviews and holds as many synthetic ones as help, train every candidate of `REVIEWCLF_CANDIDATES` (at most as many
+at once as the pool `training` has slots), compare them on gold in MLflow, hold the best against the gate, and move the alias
+`champion` if it passes. When nothing is promoted, `promote` ends as skipped; the report of `gate` says which rule was not
+met.
 """
 
 from __future__ import annotations
@@ -49,11 +51,39 @@ def reviews_retrain() -> None:
         return stages.candidate_names(load_settings(), encoders=True)
 
     @task
-    def build_dataset() -> JsonValue:
-        """Split the labelled reviews into train and validation, free of gold reviews and their near-duplicates."""
+    def plan_synthesis() -> JsonValue:
+        """Find the classes that are thin, and how many synthetic reviews to try for each."""
+        from reviewclf.stages import dataset as stages
+
+        return run_stage(stages.plan_synthesis)
+
+    @task
+    def thin_classes(planned: JsonValue) -> JsonValue:
+        """Name the thin classes, so that a task of its own writes for each; with none of them `synthesize` is skipped."""
+        from reviewclf.manifest import Manifest
+        from reviewclf.stages import dataset as stages
+
+        return stages.thin_classes(Manifest.model_validate(planned))  # type: ignore[return-value]
+
+    @task(
+        pool="annotation",
+        execution_timeout=timedelta(hours=6),
+        map_index_template="{{ task.op_kwargs['category'] }}",
+        doc_md="Have reviews of one thin class written, and keep those that pass every filter; the log shows what each rule "
+        "refused.",
+    )
+    def synthesize(planned: JsonValue, category: str) -> JsonValue:
+        from reviewclf.stages import dataset as stages
+
+        return run_stage(stages.synthesize, planned, category=category)
+
+    # Classes may all have rows enough.
+    @task(trigger_rule=TriggerRule.NONE_FAILED, execution_timeout=timedelta(hours=4))
+    def build_dataset(synthesized: JsonValue) -> JsonValue:
+        """Split the labelled reviews into train and validation, free of gold and its near-duplicates; add what helps."""
         from reviewclf.stages import retrain as stages
 
-        return run_stage(stages.build_dataset)
+        return run_stage(stages.build_dataset, synthesized or [])
 
     @task(
         pool="training",
@@ -109,7 +139,8 @@ def reviews_retrain() -> None:
             unchanged="nothing to promote: see the gate's report",
         )
 
-    dataset = build_dataset()
+    planned = plan_synthesis()
+    dataset = build_dataset(synthesize.partial(planned=planned).expand(category=thin_classes(planned)))
     trained = train.partial(dataset=dataset).expand(candidate=candidates())
     finetuned = finetune.partial(dataset=dataset).expand(candidate=encoders())
     promote(gate(evaluate(dataset, trained, finetuned)))

@@ -139,6 +139,43 @@ def review_import(
         raise typer.Exit(1)
 
 
+dataset = typer.Typer(help="Training sets: what they hold, and how two differ.", no_args_is_help=True)
+app.add_typer(dataset, name="dataset")
+
+
+@dataset.command("show")
+def dataset_show(
+    name: Annotated[str, typer.Argument(metavar="A", help="Digest, its beginning, or `newest`.")] = "newest",
+) -> None:
+    """Print the card of a training set: rows by class, origin and split, what was left out and why, filters, versions."""
+    from reviewclf.data.card import card_markdown
+    from reviewclf.stages.dataset import find_dataset
+
+    typer.echo(card_markdown(find_dataset(load_settings(), name)))
+
+
+@dataset.command("list")
+def dataset_list() -> None:
+    """List the training sets of the store, the newest first."""
+    from reviewclf.stages.dataset import list_datasets
+
+    for made, manifest in list_datasets(load_settings()):
+        counts = ", ".join(f"{split} {manifest.counts.get(f'{split}_rows', 0)}" for split in ("train", "validation", "test"))
+        typer.echo(f"{manifest.digest}  {made:%Y-%m-%d %H:%M} UTC  {counts}")
+
+
+@dataset.command("diff")
+def dataset_diff(
+    old: Annotated[str, typer.Argument(metavar="A", help="Digest, its beginning, `newest` or `previous`.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+) -> None:
+    """Say how training set B differs from A: inputs, counts, reviews that came, went, or changed label, split or weight."""
+    from reviewclf.stages.dataset import diff
+
+    for line in diff(load_settings(), old, new):
+        typer.echo(line)
+
+
 @app.command()
 def doctor() -> None:
     """Say what is missing here, and how to get it. Exits 1 when something needed is."""

@@ -149,7 +149,7 @@ class AugmentationSettings(_Group):
         0.5, description="classes with fewer training reviews than this share of the median class are thin"
     )
     amounts: Annotated[list[PositiveFloat], Field(min_length=1, max_length=10)] = Field(
-        [0.25, 0.5, 1.0, 2.0, 4.0], description="synthetic rows per real one that are tried, beside none at all"
+        [0.25, 0.5, 1.0, 2.0], description="synthetic rows per real one that are tried, beside none at all"
     )
     max_rows: PositiveInt = Field(400, description="synthetic rows wanted per class at most")
     max_candidates: Annotated[float, Field(ge=1.0)] = Field(
@@ -169,12 +169,12 @@ class AugmentationSettings(_Group):
     min_diversity: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.8, description="distinct word pairs, and spread, of synthetic reviews against those of as many real ones"
     )
-    weight: Share = Field(0.5, description="weight factor of synthetic rows in training")
+    weight: Share = Field(0.25, description="weight factor of synthetic rows in training")
     folds: Annotated[int, Field(ge=2, le=20)] = Field(
         5, description="parts of the real rows on which amounts are compared in turn"
     )
     min_certainty: Share = Field(
-        0.8, description="share of bootstrap draws in which an amount has to beat none at all to be used"
+        0.8, description="share of bootstrap draws in which an amount has to raise the class's recall to be used"
     )
 
 

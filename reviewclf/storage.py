@@ -149,6 +149,17 @@ class Store:
             except ValidationError as error:
                 raise StoreError(f"{self.uri}/{key}: is damaged ({error}); remove it and run the stage again") from error
 
+    def manifests(self, stage: str) -> list[tuple[datetime, Manifest]]:
+        """All committed manifests of a stage and when each was written, the newest first."""
+        prefix = f"stages/{stage}/"
+        found = {key: when for key, when in self.journals(prefix).items() if key.endswith(".json")}
+        listed = []
+        for key, when in found.items():
+            manifest = self.manifest(stage, key.removeprefix(prefix).removesuffix(".json"))
+            if manifest is not None:
+                listed.append((when, manifest))
+        return sorted(listed, key=lambda pair: (pair[0], pair[1].digest), reverse=True)
+
     def commit_manifest(self, manifest: Manifest) -> Manifest:
         """Make a stage's result visible; of two writers the first wins and both get its manifest."""
         key = f"stages/{manifest.stage}/{manifest.digest}.json"

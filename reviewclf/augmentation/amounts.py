@@ -45,7 +45,7 @@ class Figure(_Model):
     weighted_f1 : float
         Over all classes.
     certainty : float
-        Share of paired bootstrap draws in which the class's F1 is higher than without synthetic rows.
+        Share of paired bootstrap draws in which the class's recall is higher than without synthetic rows.
     """
 
     amount: float
@@ -88,9 +88,10 @@ def choose_amounts(
     """Compare amounts class by class, then all chosen ones together.
 
     Real rows are held out part by part, whole groups of near-duplicates at a time, and scored by a classifier that was trained
-    on the other parts and the synthetic rows; synthetic rows whose writer was shown a held-out row stay away. An amount is used
-    if the class's F1 is higher with it in ``options.min_certainty`` of the bootstrap draws, and the weighted F1 over all
-    classes is not lower; of several, the one with the highest F1 of the class, the smaller one on ties.
+    on the other parts and the synthetic rows; synthetic rows whose writer was shown a held-out row stay away. What a thin class
+    lacks is recall. An amount is used if the class's recall is higher with it in ``options.min_certainty`` of the bootstrap
+    draws, its F1 is not lower, and the weighted F1 over all classes is lower by no more than 0.005, which another training
+    costs as well; of several, the one with the highest recall, the smaller one on ties.
 
     Parameters
     ----------
@@ -274,7 +275,7 @@ class _Trial:
         cells = np.bincount(4 * true + 2 * (predicted == category) + (without == category), minlength=8)
         draws = np.random.default_rng(self._seed).multinomial(len(true), cells / len(true), size=_DRAWS)
         f1, recall = _scores(draws, _WITH)
-        before, _ = _scores(draws, _WITHOUT)
+        _, before = _scores(draws, _WITHOUT)
         value, recalled = (float(score[0]) for score in _scores(cells[None], _WITH))
         f1_low, f1_high = np.quantile(f1, [0.025, 0.975])
         recall_low, recall_high = np.quantile(recall, [0.025, 0.975])
@@ -289,7 +290,7 @@ class _Trial:
             recall_low=float(recall_low),
             recall_high=float(recall_high),
             weighted_f1=self.weighted_f1(predicted),
-            certainty=float(np.mean(f1 > before)),
+            certainty=float(np.mean(recall > before)),
         )
 
 
@@ -313,28 +314,25 @@ def _best(curve: Sequence[Figure], min_certainty: float) -> Figure:
     helpful = [
         figure
         for figure in curve[1:]
-        if figure.f1 > without.f1
+        if figure.recall > without.recall
         and figure.certainty >= min_certainty
+        and figure.f1 >= without.f1
         and figure.weighted_f1 >= without.weighted_f1 - _TOLERANCE
     ]
-    return max(helpful, key=lambda figure: (figure.f1, -figure.rows), default=without)
+    return max(helpful, key=lambda figure: (figure.recall, -figure.rows), default=without)
 
 
 def _reason(curve: Sequence[Figure], best: Figure, options: AugmentationSettings) -> str:
-    without = curve[0]
-    if best.rows:
-        return (
-            f"{best.rows} synthetic rows raise its F1 on {best.n} real rows held out from {without.f1:.3f} to {best.f1:.3f}, "
-            f"in {best.certainty:.0%} of the bootstrap draws"
-        )
     if len(curve) == 1:
         return "no synthetic row passed the filters"
-    top = max(curve[1:], key=lambda figure: figure.f1)
-    return (
-        f"none is used: of {without.f1:.3f} without, the best amount ({top.rows} rows) makes {top.f1:.3f}, better in "
-        f"{top.certainty:.0%} of the draws where {options.min_certainty:.0%} are asked for, and a weighted F1 of "
-        f"{top.weighted_f1:.4f} where it was {without.weighted_f1:.4f}"
+    without = curve[0]
+    shown = best if best.rows else max(curve[1:], key=lambda figure: (figure.recall, figure.f1))
+    told = (
+        f"{shown.rows} synthetic rows change its recall on {shown.n} real rows held out from {without.recall:.3f} to "
+        f"{shown.recall:.3f} (higher in {shown.certainty:.0%} of the bootstrap draws), its F1 from {without.f1:.3f} to "
+        f"{shown.f1:.3f} and the weighted F1 from {without.weighted_f1:.4f} to {shown.weighted_f1:.4f}"
     )
+    return told if best.rows else f"none is used: {told}; {options.min_certainty:.0%} and no loss are asked for"
 
 
 def _folds(real: pd.DataFrame, folds: int, seed: int) -> NDArray[np.intp]:

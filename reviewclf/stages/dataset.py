@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from reviewclf.augmentation.amounts import Choice, cheapest, choose_amounts, cur
 from reviewclf.augmentation.generate import JOURNAL, generate_and_filter
 from reviewclf.augmentation.generators import Written, make_generator
 from reviewclf.augmentation.prompts import load_writing_prompts
-from reviewclf.data.card import dataset_card
+from reviewclf.data.card import dataset_card, diff_datasets
 from reviewclf.data.dataset import LEFT_OUT_COLUMNS
 from reviewclf.data.dataset import build_dataset as split_and_check
 from reviewclf.data.gold import Gold, load_gold
@@ -255,6 +256,38 @@ def choices_of(dataset: Manifest) -> list[Choice]:
     """What was chosen for each thin class of a dataset."""
     entries: Any = dataset.details.get("augmentation") or []
     return [Choice.model_validate(entry) for entry in entries]
+
+
+def list_datasets(settings: Settings) -> list[tuple[datetime, Manifest]]:
+    """The datasets of the store and when each was made, the newest first."""
+    return Store(settings.store_uri).manifests("dataset")
+
+
+def find_dataset(settings: Settings, name: str) -> Manifest:
+    """The dataset that `name` stands for: a digest, the beginning of one, ``newest`` or ``previous``.
+
+    Raises
+    ------
+    DatasetError
+        None is called so, or several are.
+    """
+    known = [manifest for _, manifest in list_datasets(settings)]
+    places = {"newest": 0, "previous": 1}
+    found = known[places[name] :][:1] if name in places else [item for item in known if item.digest.startswith(name)]
+    if len(found) != 1:
+        names = ", ".join(manifest.digest for manifest in (found or known)[:10]) or "none"
+        raise DatasetError(
+            f"{settings.store_uri}: {'no' if not found else 'more than one'} dataset is called {name!r}; there are {names}"
+        )
+    return found[0]
+
+
+def diff(settings: Settings, old: str, new: str) -> list[str]:
+    """How dataset `new` differs from `old`, in lines of text; see :func:`reviewclf.data.card.diff_datasets`."""
+    store = Store(settings.store_uri)
+    pair = find_dataset(settings, old), find_dataset(settings, new)
+    rows = [store.read_table(manifest.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas() for manifest in pair]
+    return diff_datasets(*pair, *rows)
 
 
 def filter_table(reports: Iterable[Any]) -> str:

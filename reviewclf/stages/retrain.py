@@ -416,9 +416,9 @@ def _evaluate_one(
 def _effect_on_gold(
     settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, dataset: Manifest
 ) -> dict[str, Any]:
-    """Recall on gold of each class that got synthetic rows, with and without them; for the record, it decides nothing."""
-    used = [choice for choice in choices_of(dataset) if choice.rows]
-    if not used:
+    """Recall on gold of each thin class, with the synthetic rows chosen and without any; for the record, it decides nothing."""
+    choices = choices_of(dataset)
+    if not choices:
         return {}
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     train_rows = rows[rows["split"] == "train"].reset_index(drop=True)
@@ -426,7 +426,8 @@ def _effect_on_gold(
     entries: Any = dataset.inputs["candidates"]
     spec = cheapest([parse_candidate(entry) for entry in entries])
     answers: list[list[str]] = []
-    for part in (train_rows, train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)):
+    real_rows = train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)
+    for part in [train_rows, real_rows] if len(real_rows) < len(train_rows) else [real_rows]:
         classifier: Any = train_candidate(
             spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
         )
@@ -434,8 +435,8 @@ def _effect_on_gold(
         answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
     effect: dict[str, Any] = {}
     parent = _parent_of(tracker, dataset.digest)
-    for choice in used:
-        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[1], choice.category)
+    for choice in choices:
+        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[-1], choice.category)
         effect[choice.category] = figures
         tracker.log(
             parent,
@@ -443,11 +444,13 @@ def _effect_on_gold(
         )
         if figures:
             logger.info(
-                "%s on %d gold reviews, %s: recall %.3f with synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",
+                "%s on %d gold reviews, %s: recall %.3f with %d synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",
                 choice.category,
                 figures["n"],
                 spec.name,
-                *(figures[name] for name in ("with", "without", "difference", "difference_low", "difference_high")),
+                figures["with"],
+                choice.rows,
+                *(figures[name] for name in ("without", "difference", "difference_low", "difference_high")),
             )
     tracker.log_json(parent, effect, "augmentation/gold.json")
     return effect

@@ -96,7 +96,8 @@ def train_linear(
     probabilities = best[1].validation_probabilities
     if probabilities is not None:
         best[1].abstain = abstain_thresholds(probabilities, validation["label"].tolist(), classes)
-    logger.info("%s: weighted F1 %.3f on %d validation rows with %s", title, best[0], len(validation), best[1].chosen)
+    if len(validation):
+        logger.info("%s: weighted F1 %.3f on %d validation rows with %s", title, best[0], len(validation), best[1].chosen)
     return best[1]
 
 

@@ -152,14 +152,19 @@ def test_retrain_maps_training_over_candidates_and_gates_before_promotion(parsed
     assert {name: task["upstream"] for name, task in tasks.items()} == {
         "candidates": [],
         "encoders": [],
-        "build_dataset": [],
+        "plan_synthesis": [],
+        "thin_classes": ["plan_synthesis"],
+        "synthesize": ["plan_synthesis", "thin_classes"],
+        "build_dataset": ["synthesize"],
         "train": ["build_dataset", "candidates"],
         "finetune": ["build_dataset", "encoders"],
         "evaluate": ["build_dataset", "finetune", "train"],
         "gate": ["evaluate"],
         "promote": ["gate"],
     }
-    assert sorted(name for name, task in tasks.items() if task["mapped"]) == ["finetune", "train"]
+    assert sorted(name for name, task in tasks.items() if task["mapped"]) == ["finetune", "synthesize", "train"]
+    assert tasks["synthesize"]["pool"] == "annotation"
+    assert tasks["build_dataset"]["trigger_rule"] == "none_failed"
     assert tasks["finetune"]["pool"] == "gpu"
     assert tasks["evaluate"]["trigger_rule"] == "none_failed"
     assert tasks["train"]["pool"] == "training"

@@ -11,7 +11,7 @@ from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
 from reviewclf.duplicates import near_duplicate_groups
 from reviewclf.errors import DataContractError, DatasetError, LeakError
 from reviewclf.manifest import digest_of
-from reviewclf.settings import DatasetSettings
+from reviewclf.settings import AugmentationSettings, DatasetSettings
 from reviewclf.text import text_hash
 
 CATEGORIES = ["обувь", "одежда", "нет товара"]
@@ -221,7 +221,7 @@ def test_synthetic_rows_train_with_their_weight_and_move_no_real_row() -> None:
     dataset, left_out = build(rows)
     assert left_out.empty
     added = dataset[dataset["origin"] == "synthetic"]
-    assert added[["split", "weight"]].to_numpy().tolist() == [["train", 0.4]]
+    assert added[["split", "weight"]].to_numpy().tolist() == [["train", 0.8 * AugmentationSettings().weight]]
     pd.testing.assert_frame_equal(dataset[dataset["origin"] != "synthetic"].reset_index(drop=True), plain)
 
 
