@@ -33,11 +33,12 @@ _PAIR_PERMUTATIONS = 128
 # Least share of the pairs exactly at the threshold that the bands let through: pairwise, and in the stored index.
 _PAIR_RECALL = 0.999
 _INDEX_RECALL = 0.985
-# A candidate whose estimated similarity is this many standard deviations below the threshold is not verified exactly.
-_DEVIATIONS = 5.0
-# Pairs looked at together: signatures of 16,384 pairs take 16 MiB; positions of a million 16 MiB.
+# Bits of a text's fingerprint: a text of 100 trigrams loses two of them to bits that are taken, one of 500 fifty.
+_FINGERPRINT = 2048
+# Pairs looked at together: fingerprints of 16,384 pairs take 8 MiB; positions of a million 16 MiB.
 _CHUNK = 16_384
 _PAIRS = 1_000_000
+_SIGNED = 16 * _BATCH
 _STEPS = (1, 2, 3, 5, 8, 13)
 # 64 bits hold a trigram of such ranks and the number of a pair or of one of its two forms.
 _RANK_BITS = (64 - (2 * _CHUNK).bit_length()) // 3
@@ -244,6 +245,22 @@ def _signed(forms: Sequence[str], permutations: int) -> Signatures:
     return result
 
 
+def _fingerprints(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+    """For each form a bit set of its hashed trigrams, shape (n, 32), and how many different trigrams it has, shape (n,)."""
+    bits = np.zeros((len(forms), _FINGERPRINT // 64), dtype=np.uint64)
+    sizes = np.zeros(len(forms), dtype=np.int32)
+    for start in range(0, len(forms), _BATCH):
+        shingles, bounds = _flat_shingles(forms[start : start + _BATCH])
+        owners = np.repeat(np.arange(len(bounds)), np.diff(np.append(bounds, len(shingles))))
+        ranks, width = _short(shingles)
+        owned = _sorted_distinct((owners.astype(np.uint64) << width) | ranks)
+        sizes[start : start + len(bounds)] = np.bincount((owned >> width).astype(np.intp), minlength=len(bounds))
+        taken = np.zeros((len(bounds), _FINGERPRINT), dtype=bool)
+        taken[owners, (_mixed(shingles) % np.uint64(_FINGERPRINT)).astype(np.intp)] = True
+        bits[start : start + len(bounds)] = np.packbits(taken, axis=1).view(np.uint64)
+    return bits, sizes
+
+
 def _flat_shingles(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.intp]]:
     """Trigrams of all forms one after another as exact numbers, and where each form's begin. No form is without one."""
     padded = [f"{_EDGE}{form}{_EDGE}" for form in forms]
@@ -281,23 +298,28 @@ class _Search:
     """Candidate pairs of forms by LSH, and the exact verdict on them. Positions are those of `forms`, which are distinct."""
 
     def __init__(self, forms: Sequence[str], similarity: float) -> None:
-        self._bands, self._rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
+        bands, rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
         self._forms = forms
         self._similarity = similarity
-        self._signatures = _signed(forms, _PAIR_PERMUTATIONS)
-        self._least = similarity - _DEVIATIONS * (similarity * (1.0 - similarity) / _PAIR_PERMUTATIONS) ** 0.5
+        self._keys = np.zeros((bands, len(forms)), dtype=np.uint64)
+        # Signatures are not kept: their bands' keys are half as long, and fingerprints tell more of a pair.
+        for start in range(0, len(forms), _SIGNED):
+            here = slice(start, start + _SIGNED)
+            signed = _signed(forms[here], _PAIR_PERMUTATIONS)
+            for band in range(bands):
+                for column in range(band * rows, (band + 1) * rows):
+                    self._keys[band, here] = _mixed((self._keys[band, here] << np.uint64(1)) ^ signed[:, column])
+        self._bits, self._sizes = _fingerprints(forms)
+        self._lost = self._sizes - np.bitwise_count(self._bits).sum(axis=1, dtype=np.int32)
 
     def bands(self) -> Iterator[_Buckets]:
         """The buckets of each band in turn."""
-        for band in range(self._bands):
-            part = self._signatures[:, band * self._rows : (band + 1) * self._rows]
-            keys = np.zeros(len(part), dtype=np.uint64)
-            for column in range(self._rows):
-                keys = _mixed((keys << np.uint64(1)) ^ part[:, column])
+        for keys in self._keys:
             order = np.argsort(keys, kind="stable")
-            keys = keys[order]
-            starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.empty(0, np.intp)
-            yield _Buckets(order, starts)
+            ordered = keys[order]
+            is_start = np.ones(len(order), dtype=bool)
+            is_start[1:] = ordered[1:] != ordered[:-1]
+            yield _Buckets(order, np.flatnonzero(is_start))
 
     def coded(self, first: Positions, second: Positions) -> Codes:
         """One number a pair."""
@@ -318,12 +340,22 @@ class _Search:
         return first[is_similar], second[is_similar], _merged(failed, codes[~is_similar])
 
     def is_near(self, first: Positions, second: Positions) -> Mask:
-        """Whether the signatures let a pair pass; if not, telling so again costs less than remembering it."""
-        result = np.empty(len(first), dtype=bool)
-        for start in range(0, len(first), _CHUNK):
-            here = slice(start, start + _CHUNK)
-            agreeing = np.count_nonzero(self._signatures[first[here]] == self._signatures[second[here]], axis=1)
-            result[here] = agreeing >= self._least * _PAIR_PERMUTATIONS
+        """Whether a pair may be similar enough, by a bound that no similar pair misses; telling so again costs little."""
+        # No two sets have more in common than the smaller one holds.
+        sizes = self._sizes[first], self._sizes[second]
+        result = self._reaches(np.minimum(*sizes), *sizes)
+        places = np.flatnonzero(result)
+        for start in range(0, len(places), _CHUNK):
+            here = places[start : start + _CHUNK]
+            left, right = first[here], second[here]
+            shared = np.bitwise_count(self._bits[left] & self._bits[right]).sum(axis=1, dtype=np.int32)
+            # Common trigrams share a bit at most with others of their own text, and there they are counted as lost.
+            common = shared + np.minimum(self._lost[left], self._lost[right])
+            result[here] = self._reaches(common, self._sizes[left], self._sizes[right])
+        return result
+
+    def _reaches(self, common: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Mask:
+        result: Mask = common >= self._similarity * (left + right - common) - 1e-9
         return result
 
     def verify(self, first: Positions, second: Positions) -> Mask:
@@ -350,8 +382,7 @@ class _Search:
         both.sort()
         twice = both[1:][both[1:] == both[:-1]]
         common = np.bincount((twice >> bits).astype(np.intp), minlength=len(first))
-        result: Mask = common >= self._similarity * (sizes[left] + sizes[right] - common) - 1e-9
-        return result
+        return self._reaches(common, sizes[left], sizes[right])
 
 
 class _Buckets:

@@ -176,9 +176,14 @@ def build_dataset(
     parts = [kept[DATASET_COLUMNS], made[DATASET_COLUMNS]] if len(made) else [kept[DATASET_COLUMNS]]
     if gold is not None and len(gold):
         parts.append(_test_rows(gold))
+    left_out = rows.loc[~reasons.none, [name for name in LEFT_OUT_COLUMNS if name != "reason"]].assign(
+        reason=reasons.values[~reasons.none]
+    )
     dataset = pd.concat(parts, ignore_index=True).sort_values(["split", "review_id"], kind="stable", ignore_index=True)
+    # The check looks at a million texts as well; what the dataset was made of need not stay beside them.
+    del rows, kept, made, parts
     check_leaks(dataset, similarity=options.near_duplicate_similarity, synthetic_similarity=synthetic.similarity)
-    left_out = rows.assign(reason=reasons.values)[~reasons.none][LEFT_OUT_COLUMNS].reset_index(drop=True)
+    left_out = left_out[LEFT_OUT_COLUMNS].reset_index(drop=True)
     return dataset, left_out
 
 

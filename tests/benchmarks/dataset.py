@@ -1,0 +1,116 @@
+"""Building a training set of up to a million rows: processor seconds and memory, each size in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks import ROOT, Measurement, load_reviews
+
+SIZES = (100_000, 300_000, 1_000_000)
+_GIB = 2**30
+_LETTERS = "абвгдеёжзийклмнопрстуфхцчшщъыьэюя "
+
+
+def perturbed(texts: list[str], n: int, *, seed: int = 1) -> list[str]:
+    """`n` texts made of reviews: each in turn with typos and other case, or with some of its sentences from other reviews.
+
+    A third repeat a review of 60 letters or more with a typo every 30 letters, which makes large groups of near-duplicates; the
+    others are a review with a sentence or two of others behind it, as alike as reviews with the same stock phrases are.
+    """
+    generator = random.Random(seed)
+    sentences = [part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s", text) if len(part) > 15]
+    made = list(texts[:n])
+    while len(made) < n:
+        text = texts[len(made) % len(texts)]
+        if len(text) >= 60 and generator.random() < 1 / 3:
+            letters = list(text)
+            for _ in range(len(letters) // 30):
+                letters[generator.randrange(len(letters))] = generator.choice(_LETTERS)
+            text = "".join(letters)
+            made.append(text.upper() if generator.random() < 0.2 else text)
+        else:
+            made.append(" ".join([text, *generator.choices(sentences, k=generator.choice((1, 2)))]))
+    return made
+
+
+def build(n: int) -> dict[str, float]:
+    """Build a training set of `n` labelled rows in this process.
+
+    Returns
+    -------
+    dict
+        Processor seconds, which other work on the machine does not change; peak memory in bytes; rows by split.
+    """
+    import resource
+    import time
+
+    import numpy as np
+    import pandas as pd
+
+    from reviewclf.data.dataset import build_dataset, prepare_gold
+    from reviewclf.settings import DatasetSettings
+    from reviewclf.text import clean_texts, text_hash
+
+    reviews, _ = load_reviews()
+    texts = clean_texts([text for text in reviews if text.strip()])
+    labels = np.array([f"class {number}" for number in range(9)])
+    judged = pd.DataFrame({"text": texts[:300], "label": labels[np.arange(300) % 9]})
+    gold = prepare_gold(judged, labels.tolist())
+    made = perturbed([text for text in texts[300:] if text], n)
+    frame = pd.DataFrame({"text_clean": made})
+    frame["text_hash"] = [text_hash(text) for text in made]
+    del made
+    frame["review_id"] = [f"r{number}" for number in range(n)]
+    frame["label"] = labels[np.arange(n) % 9]
+    frame = frame.assign(confidence=0.9, origin="llm", method="posterior", hint=False)
+    # What a worker holds before it begins: the interpreter, the libraries and the rows themselves.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.process_time()
+    dataset, left_out = build_dataset(frame, gold, DatasetSettings(), min_confidence=0.5, seed=42)
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    counts = dataset["split"].value_counts()
+    return {
+        "seconds": seconds,
+        "before": before,
+        "peak": peak,
+        "left_out": len(left_out),
+        "groups": dataset["group"].nunique(),
+        **{str(k): int(v) for k, v in counts.items()},
+    }
+
+
+def measure(sizes: tuple[int, ...] = SIZES) -> list[Measurement]:
+    """Rows per second by size, with peak memory; the last has to keep 0.7 of the first one's pace."""
+    first: float | None = None
+    measurements = []
+    _, source = load_reviews()
+    for n in sizes:
+        answer = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.dataset", str(n)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        found = json.loads(answer.stdout.splitlines()[-1])
+        pace = n / found["seconds"]
+        over = "" if found["peak"] < 4 * _GIB else ", OVER 4 GiB"
+        measurements.append(
+            Measurement(
+                name="build_dataset",
+                rows=n,
+                baseline=first,
+                ours=pace,
+                note=f"{source}, perturbed; peak {found['peak'] / _GIB:.2f} GiB{over}; baseline: the pace at {sizes[0]:,} rows",
+                target=None if first is None else 0.7,
+            )
+        )
+        first = first or pace
+    return measurements
+
+
+if __name__ == "__main__":
+    assert Path.cwd() == ROOT, "run it from the checkout"
+    print(json.dumps(build(int(sys.argv[1]))))
