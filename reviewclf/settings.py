@@ -28,6 +28,11 @@ def _bundled(name: str) -> str:
     return str(resources.files("reviewclf").joinpath(name))
 
 
+def _bundled_beside(validated: dict[str, Any], name: str) -> str | None:
+    """What was written for the sample's thin classes stays with the sample: nobody's own data get it unasked."""
+    return _bundled(name) if validated.get("source") == _bundled("sample/reviews.csv") else None
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -224,11 +229,12 @@ class Settings(BaseSettings):
         default_factory=lambda: _bundled("sample/votes.csv"), description="recorded votes; empty: none, only stems label"
     )
     synthetic: str | None = Field(
-        default_factory=lambda: _bundled("sample/synthetic.csv"),
-        description="recorded candidates for thin classes, columns `category` and `text`; empty: none",
+        default_factory=lambda data: _bundled_beside(data, "sample/synthetic.csv"),
+        description="recorded candidates for thin classes: `category`, `text`; default: the sample's, beside the sample alone",
     )
     synthetic_votes: str | None = Field(
-        default_factory=lambda: _bundled("sample/synthetic_votes.csv"), description="recorded votes on them; empty: none"
+        default_factory=lambda data: _bundled_beside(data, "sample/synthetic_votes.csv"),
+        description="recorded votes on them; default likewise",
     )
     taxonomy: Path = Field(default_factory=lambda: Path(_bundled("taxonomy.yaml")), description="categories and stems")
     candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
@@ -291,7 +297,7 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
         if isinstance(field.annotation, type) and issubclass(field.annotation, _Group):
             yield from _describe(field.annotation, f"{variable}__")
             continue
-        default = field.get_default(call_default_factory=True, validated_data={})
+        default = field.get_default(call_default_factory=True, validated_data={"source": _bundled("sample/reviews.csv")})
         bundled = _bundled("")
         shown = str(default).replace(bundled, "reviewclf") if default is not None else ""
         yield variable, shown, field.description or ""

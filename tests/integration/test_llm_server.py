@@ -17,6 +17,8 @@ import httpx
 import pandas as pd
 import pytest
 
+from reviewclf.augmentation import generate_and_filter
+from reviewclf.augmentation.generators.openai import OpenAIGenerator
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
@@ -157,3 +159,30 @@ def test_hundred_reviews_over_a_killed_server_lose_and_double_nothing(
     assert sorted(vote.text_hash for vote in votes) == sorted(review.text_hash for review in todo)
     given = {vote.identity: vote for vote in votes}
     assert all(given[identity] == vote for identity, vote in kept_at_kill.items())
+
+
+def test_real_model_writes_to_a_schema_and_every_candidate_is_accounted_for(server: LlamaServer, settings: Settings) -> None:
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    store = Store(settings.store_uri)
+    writing = settings.augmentation.model_copy(update={"batch_size": 3, "tokens_per_review": 60, "max_candidates": 1.0})
+    settings = settings.model_copy(update={"augmentation": writing})
+    category = "украшения и аксессуары"
+    texts = ["Браслет подарила маме на юбилей, носит не снимая", "Серьги лёгкие, но замочек через неделю сломался"]
+    real = pd.DataFrame(
+        {"text_clean": texts, "label": category, "split": "train", "text_hash": ["a", "b"], "review_id": ["1", "2"]}
+    )
+    arguments = {"annotator": None, "taxonomy": taxonomy, "real": real, "store": store, "settings": settings}
+    # A request for three reviews, of which none can be kept: nobody votes.
+    made = generate_and_filter(category, 3, generator=OpenAIGenerator(settings.llm, writing, taxonomy), **arguments)
+    (answer,) = made.written
+    assert len(answer.texts) == 3 or answer.raw is not None
+    assert answer.tokens_in > 100
+    assert 0 < answer.tokens_out <= 3 * 60 + 32
+    assert len(made.kept) == 0
+    assert len(made.rejected) == made.report["written"] == sum(made.report["rules"].values())  # type: ignore[union-attr]
+    assert set(answer.examples) == {"a", "b"}
+    # What was written is in the journal: asked again, the server need not even be there.
+    nowhere = settings.llm.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
+    again = generate_and_filter(category, 3, generator=OpenAIGenerator(nowhere, writing, taxonomy), **arguments)
+    assert again.written == made.written
+    assert again.rejected.equals(made.rejected)

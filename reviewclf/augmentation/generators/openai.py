@@ -10,7 +10,7 @@ from typing import Any
 
 from reviewclf.augmentation.generators.base import Written
 from reviewclf.augmentation.prompts import WritingRequest, parse_reviews
-from reviewclf.labeling.annotators.openai import OpenAIAnnotator
+from reviewclf.labeling.annotators.openai import OpenAIAnnotator, is_misunderstanding
 from reviewclf.settings import AugmentationSettings, LLMSettings
 from reviewclf.taxonomy import Taxonomy
 
@@ -95,7 +95,9 @@ class OpenAIGenerator:
             mode = self._modes[0]
             try:
                 return self._send(request, mode)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
+                if isinstance(error, openai.InternalServerError) and not is_misunderstanding(error):
+                    raise self._voter.explained(error) from error
                 if self._modes[0] == mode:
                     if len(self._modes) == 1:
                         raise self._voter.explained(error) from error

@@ -179,7 +179,7 @@ class OpenAIAnnotator(PromptedAnnotator):
                 return self._send(question, text, mode, logprobs=logprobs)
             except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
                 # Some servers answer 500 to a request that they do not understand.
-                if isinstance(error, openai.InternalServerError) and not _is_misunderstanding(error):
+                if isinstance(error, openai.InternalServerError) and not is_misunderstanding(error):
                     raise
                 if not self._step_down(mode, logprobs, error):
                     raise
@@ -324,7 +324,8 @@ def _code_shares(choice: Any, content: str, question: Question) -> dict[str, flo
     return shares
 
 
-def _is_misunderstanding(error: Exception) -> bool:
+def is_misunderstanding(error: Exception) -> bool:
+    """Whether a server that answers 500 rather means that it does not know what the request asks for."""
     about = str(error).casefold()
     return any(word in about for word in ("response_format", "structured_outputs", "logprobs", "grammar", "validation error"))
 
