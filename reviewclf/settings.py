@@ -138,7 +138,8 @@ class DatasetSettings(_Group):
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
     max_class_rows: PositiveInt | None = Field(None, description="training rows per class at most; the surest labels stay")
     label_errors: Literal["off", "downweight", "remove"] = Field(
-        "off", description="what becomes of training rows whose label cleanlab suspects; validation and gold stay as they are"
+        "downweight",
+        description="what becomes of training rows whose label cleanlab suspects; validation and gold stay as they are",
     )
     label_error_weight: Share = Field(0.2, description="weight factor of suspected rows with `downweight`")
 

@@ -14,6 +14,8 @@ from reviewclf.errors import LabelingError
 HUMAN = "human"
 
 _FOLDS = 5
+# Rows beyond which a linear classifier gains little, and rows whose features are held in memory together.
+_LEARNED, _PORTION = 20_000, 20_000
 # Rarer classes come forward, gently: a suspicion counts up to twice as much in the rarest.
 _RARE_POWER = 0.1
 _LABEL_STUDIO_CONTROL = "label"
@@ -200,6 +202,8 @@ def out_of_fold(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """What a linear classifier says of each text when it was trained without it.
 
+    Beyond 20,000 rows it learns from a sample of them, stratified by label; it answers for all, a portion at a time.
+
     Returns
     -------
     tuple of arrays, or None
@@ -223,20 +227,32 @@ def out_of_fold(
         digits_as_zero=True,
         calibration="none",
     )
-    prepared = [prepare(text) for text in texts]
     fold = _folds(y, seed)
+    is_learned = _sampled(y, seed)
     probabilities = np.full((len(y), len(classes)), 1e-6)
     for k in range(_FOLDS):
-        train, held = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        train, held = np.flatnonzero((fold != k) & is_learned), np.flatnonzero(fold == k)
         if len(np.unique(y[train])) < 2 or not len(held):
             continue
         features = TextFeatures(settings, stems)
         model = LogisticRegression(C=settings.C, max_iter=settings.max_iter)
-        model.fit(features.fit_transform([prepared[i] for i in train]), y[train])
-        answers = model.predict_proba(features.transform([prepared[i] for i in held]))
-        probabilities[np.ix_(held, model.classes_)] = answers
+        model.fit(features.fit_transform([prepare(texts[i]) for i in train.tolist()]), y[train])
+        for start in range(0, len(held), _PORTION):
+            part = held[start : start + _PORTION]
+            answers = model.predict_proba(features.transform([prepare(texts[i]) for i in part.tolist()]))
+            probabilities[np.ix_(part, model.classes_)] = answers
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return classes, y, probabilities
+
+
+def _sampled(y: np.ndarray, seed: int) -> np.ndarray:
+    """Which rows to learn from: all, or about ``_LEARNED`` of them, of each class alike but no fewer than a hundred."""
+    if len(y) <= _LEARNED:
+        return np.ones(len(y), dtype=bool)
+    sizes = np.bincount(y)
+    shares = np.minimum(1.0, np.maximum(_LEARNED / len(y), 100 / np.maximum(1, sizes)))
+    is_learned: np.ndarray = np.random.default_rng(seed).random(len(y)) < shares[y]
+    return is_learned
 
 
 def _folds(y: np.ndarray, seed: int) -> np.ndarray:

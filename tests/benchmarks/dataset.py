@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +16,17 @@ _LETTERS = "абвгдеёжзийклмнопрстуфхцчшщъыьэюя "
 
 
 def perturbed(texts: list[str], n: int, *, seed: int = 1) -> list[str]:
-    """`n` texts made of reviews: each in turn with typos and other case, or with some of its sentences from other reviews.
+    """`n` texts made of reviews: each in turn with half of its words replaced, or a copy of a late one with typos.
 
-    A third repeat a review of 60 letters or more with a typo every 30 letters, which makes large groups of near-duplicates; the
-    others are a review with a sentence or two of others behind it, as alike as reviews with the same stock phrases are.
+    Words come from all reviews, as often as they occur there, so that two texts of one review are about as alike as two reviews
+    are. A third copy one of the last thousand texts with a typo every 30 letters, a fifth of these in capitals: near-duplicates
+    come in groups whose size does not grow with `n`, as reviews from templates do.
     """
     generator = random.Random(seed)
-    sentences = [part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s", text) if len(part) > 15]
+    words = [word for text in texts for word in text.split()]
     made = list(texts[:n])
     while len(made) < n:
-        text = texts[len(made) % len(texts)]
+        text = generator.choice(made[-1000:])
         if len(text) >= 60 and generator.random() < 1 / 3:
             letters = list(text)
             for _ in range(len(letters) // 30):
@@ -34,7 +34,8 @@ def perturbed(texts: list[str], n: int, *, seed: int = 1) -> list[str]:
             text = "".join(letters)
             made.append(text.upper() if generator.random() < 0.2 else text)
         else:
-            made.append(" ".join([text, *generator.choices(sentences, k=generator.choice((1, 2)))]))
+            text = texts[len(made) % len(texts)]
+            made.append(" ".join(word if generator.random() < 0.5 else generator.choice(words) for word in text.split()))
     return made
 
 
