@@ -15,7 +15,7 @@ HUMAN = "human"
 
 _FOLDS = 5
 # Rows beyond which a linear classifier gains little, and rows whose features are held in memory together.
-_LEARNED, _PORTION = 20_000, 20_000
+_LEARNED, _PORTION = 10_000, 20_000
 # Rarer classes come forward, gently: a suspicion counts up to twice as much in the rarest.
 _RARE_POWER = 0.1
 _LABEL_STUDIO_CONTROL = "label"
@@ -202,7 +202,7 @@ def out_of_fold(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """What a linear classifier says of each text when it was trained without it.
 
-    Beyond 20,000 rows it learns from a sample of them, stratified by label; it answers for all, a portion at a time.
+    Beyond 10,000 rows it learns from a sample of them, stratified by label; it answers for all, a portion at a time.
 
     Returns
     -------

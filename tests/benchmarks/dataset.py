@@ -50,29 +50,34 @@ def build(n: int) -> dict[str, float]:
     import resource
     import time
 
-    import numpy as np
     import pandas as pd
 
     from reviewclf.data.dataset import build_dataset, prepare_gold
-    from reviewclf.settings import DatasetSettings
+    from reviewclf.settings import DatasetSettings, load_settings
+    from reviewclf.taxonomy import Taxonomy
     from reviewclf.text import clean_texts, text_hash
 
     reviews, _ = load_reviews()
     texts = clean_texts([text for text in reviews if text.strip()])
-    labels = np.array([f"class {number}" for number in range(9)])
-    judged = pd.DataFrame({"text": texts[:300], "label": labels[np.arange(300) % 9]})
-    gold = prepare_gold(judged, labels.tolist())
+    taxonomy = Taxonomy.load(load_settings(_env_file=None).taxonomy)
+
+    def label(text: str) -> str:
+        counts = taxonomy.matcher.counts(text)
+        return max(counts, key=lambda name: counts[name]) if counts else taxonomy.names[-1]
+
+    judged = pd.DataFrame({"text": texts[:300], "label": [label(text) for text in texts[:300]]})
+    gold = prepare_gold(judged, taxonomy.names)
     made = perturbed([text for text in texts[300:] if text], n)
     frame = pd.DataFrame({"text_clean": made})
     frame["text_hash"] = [text_hash(text) for text in made]
+    frame["label"] = [label(text) for text in made]
     del made
     frame["review_id"] = [f"r{number}" for number in range(n)]
-    frame["label"] = labels[np.arange(n) % 9]
     frame = frame.assign(confidence=0.9, origin="llm", method="posterior", hint=False)
     # What a worker holds before it begins: the interpreter, the libraries and the rows themselves.
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.process_time()
-    dataset, left_out = build_dataset(frame, gold, DatasetSettings(), min_confidence=0.5, seed=42)
+    dataset, left_out = build_dataset(frame, gold, DatasetSettings(), min_confidence=0.5, seed=42, stems=taxonomy.keyword_stems)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     counts = dataset["split"].value_counts()
