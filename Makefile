@@ -39,7 +39,7 @@ bench: $(READY)  ## measure speed against the notebook's way, one table
 
 lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
 	"$(BIN)/python" -m uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev pyproject.toml --output-file requirements.txt
+		--group dev --extra team pyproject.toml --output-file requirements.txt
 
 clean:  ## remove the environment, caches and everything that runs left in ./var
 	rm -rf "$(VENV)" var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov *.egg-info

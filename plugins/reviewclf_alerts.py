@@ -24,6 +24,19 @@ def report_failure(context: Mapping[str, Any]) -> None:
     log.error(failure_summary(context))
 
 
+def send_alert(kind: str, subject: str, body: str) -> None:
+    """Tell people about something that is no failure of a task; never raises.
+
+    Parameters
+    ----------
+    kind : str
+        ``failure``, ``deadline``, ``gate``, ``budget``, ``drift`` or ``promotion``.
+    subject, body : str
+        One line, and what there is to know.
+    """
+    log.warning("%s: %s\n%s", kind, subject, body)
+
+
 def failure_summary(context: Mapping[str, Any]) -> str:
     """One line on the failure, plus the address of the task where there is one."""
     ti = context.get("ti") or context.get("task_instance")

@@ -1,0 +1,84 @@
+"""What a look at production found: one value that pages, metrics and alerts are made from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Signal(BaseModel):
+    """One thing that is watched.
+
+    Attributes
+    ----------
+    name : str
+        Stable id, such as ``input/length`` or ``prediction/class_shares``.
+    group : str
+        What it says something about: the input, the predictions, the confidence, or the labels.
+    description : str
+        What is measured, in words.
+    value, limit : float or None
+        Size of the change and the size from which it matters, in the signal's own unit; None where it cannot be measured.
+    p_value : float or None
+        Of the test behind it, after correction for looking at many things; None where there is no test.
+    n, reference_n : int
+        Reviews compared, and reviews they were compared with.
+    alarmed : bool
+        Whether it is worth waking somebody.
+    examples : tuple of str
+        Reviews (personal data removed) that show what moved; empty unless alarmed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    group: Literal["input", "prediction", "confidence", "label"]
+    description: str
+    value: float | None
+    limit: float | None = None
+    p_value: float | None = None
+    n: int
+    reference_n: int
+    alarmed: bool = False
+    note: str = ""
+    examples: tuple[str, ...] = ()
+
+
+class HealthReport(BaseModel):
+    """Health of production after one scoring.
+
+    Attributes
+    ----------
+    at : datetime
+        When it was made, UTC.
+    model_version : str
+        Version of the champion that was looked at.
+    n : int
+        Reviews scored.
+    verdict : str
+        ``healthy``; ``drift`` when a signal alarmed; ``unknown`` where there was too little to compare.
+    abstained_share : float or None
+        Share of the answers below the champion's thresholds.
+    disagreement_share : float or None
+        Share of the reviews on which the challenger answers otherwise; None without a challenger.
+    estimated_f1, estimated_f1_low, estimated_f1_high : float or None
+        Weighted F1 estimated from confidence alone, and its interval.
+    estimate_error : float or None
+        Mean absolute error of such estimates on past nights whose labels came in later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: datetime
+    model_version: str
+    n: int
+    verdict: Literal["healthy", "drift", "unknown"]
+    signals: tuple[Signal, ...]
+    abstained_share: float | None = None
+    disagreement_share: float | None = None
+    estimated_f1: float | None = None
+    estimated_f1_low: float | None = None
+    estimated_f1_high: float | None = None
+    estimate_error: float | None = None
