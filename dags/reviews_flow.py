@@ -1,4 +1,4 @@
-"""What the three DAGs of reviews share: the assets between them, their task defaults and how a task calls a stage.
+"""What the DAGs of reviews share: the assets between them, their task defaults and how a task calls a stage.
 
 Not a DAG file itself (``.airflowignore`` keeps it from being parsed as one).
 """
@@ -22,6 +22,8 @@ from reviewclf_alerts import report_failure
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
 REVIEW_CLASSIFIER = Asset("review_classifier")
+REVIEWS_SCORED = Asset("reviews_scored")
+REVIEWS_DRIFTED = Asset("reviews_drifted")
 
 TIMEZONE = "Europe/Moscow"
 

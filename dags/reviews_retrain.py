@@ -1,14 +1,14 @@
 """Train the candidates, compare them, promote the best.
 
-    asset reviews_labelled, or nightly → plan_synthesis → synthesize (a task per thin class) → build_dataset
+    asset reviews_labelled or reviews_drifted, or nightly → plan_synthesis → synthesize (a task per thin class) → build_dataset
         → train, finetune (a task per candidate) → evaluate → gate → promote → asset review_classifier
 
-Runs when labels changed, and every night at 04:00 in Moscow: have reviews of thin classes written where somebody can write
-them (`REVIEWCLF_AUGMENTATION__BACKEND`; else `synthesize` ends as skipped), build a training set that shares nothing with
-the gold reviews and holds as many synthetic ones as help, train every candidate of `REVIEWCLF_CANDIDATES` (at most as many
-at once as the pool `training` has slots), compare them on gold in MLflow, hold the best against the gate, and move the alias
-`champion` if it passes. When nothing is promoted, `promote` ends as skipped; the report of `gate` says which rule was not
-met.
+Runs when labels changed, when the watch over production found drift, and every night at 04:00 in Moscow: have reviews of
+thin classes written where somebody can write them (`REVIEWCLF_AUGMENTATION__BACKEND`; else `synthesize` ends as skipped),
+build a training set that shares nothing with the gold reviews and holds as many synthetic ones as help, train every
+candidate of `REVIEWCLF_CANDIDATES` (at most as many at once as the pool `training` has slots), compare them on gold in
+MLflow, hold the best against the gate, and move the alias `champion` if it passes. When nothing is promoted, `promote` ends as
+skipped; the report of `gate` says which rule was not met.
 """
 
 from __future__ import annotations
@@ -20,11 +20,20 @@ from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
 from reviewclf_alerts import report_failure
-from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, announce, nightly, run_stage, skip_if_told
+from reviews_flow import (
+    REVIEW_CLASSIFIER,
+    REVIEWS_DRIFTED,
+    REVIEWS_LABELLED,
+    TASK_DEFAULTS,
+    announce,
+    nightly,
+    run_stage,
+    skip_if_told,
+)
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(timetable=nightly("0 4 * * *"), assets=[REVIEWS_LABELLED]),
+    schedule=AssetOrTimeSchedule(timetable=nightly("0 4 * * *"), assets=(REVIEWS_LABELLED | REVIEWS_DRIFTED)),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),

@@ -176,6 +176,45 @@ def dataset_diff(
         typer.echo(line)
 
 
+predictions = typer.Typer(help="What the champion has answered, night after night.", no_args_is_help=True)
+app.add_typer(predictions, name="predictions")
+
+
+@predictions.command("export")
+def predictions_export(
+    target: Annotated[str, typer.Argument(metavar="OUT", help="CSV, TSV, JSON Lines or Parquet file to write.")],
+    version: Annotated[str | None, typer.Option(help="Only answers of this model version; default: the newest ones.")] = None,
+    role: Annotated[str, typer.Option(help="Answers given as `champion` or in its shadow as `challenger`.")] = "champion",
+) -> None:
+    """Write the published answers with their reviews; exact copies of a review have the answer of the first one."""
+    from reviewclf.data.frames import write_frame
+    from reviewclf.stages.score import read_predictions
+
+    answers = read_predictions(load_settings(), version=version, role=role)
+    write_frame(answers, target)
+    typer.echo(f"{len(answers)} predictions: {target}")
+
+
+@app.command()
+def health(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    nights: Annotated[int, typer.Option(min=1, help="So many reports, the newest first.")] = 1,
+) -> None:
+    """Say how production is: drift of input, answers and confidence, abstentions, estimated F1. Exits 1 before any scoring."""
+    from reviewclf.monitoring.words import report_text
+    from reviewclf.stages.score import health_history
+
+    reports = health_history(load_settings(), newest=nights)
+    if not reports:
+        typer.echo("nothing was scored yet: the DAG reviews_score looks at production once there is a champion", err=True)
+        raise typer.Exit(1)
+    if as_json:
+        texts = [report.model_dump_json(indent=2) for report in reports]
+        typer.echo(texts[0] if nights == 1 else "[" + ",\n".join(texts) + "]")
+    else:
+        typer.echo("\n\n".join(report_text(report) for report in reports))
+
+
 @app.command()
 def doctor() -> None:
     """Say what is missing here, and how to get it. Exits 1 when something needed is."""

@@ -201,6 +201,29 @@ class GateSettings(_Group):
     min_gold_rows: PositiveInt = Field(50, description="gold reviews that a verdict needs at least")
 
 
+class ScoringSettings(_Group):
+    """What the champion scores, and who beside it."""
+
+    shard_rows: PositiveInt = Field(5_000, description="reviews per mapped scoring task")
+    shadow: bool = Field(False, description="the alias `challenger` scores beside the champion, for comparison")
+    rescore_on_promotion: bool = Field(False, description="a new champion scores all of history, not only what is new")
+
+
+class MonitoringSettings(_Group):
+    """When a look at production wakes somebody."""
+
+    false_alarms_per_year: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        2.0, description="false alarms that 365 undisturbed nights may bring, all signals together"
+    )
+    min_rows: Annotated[int, Field(ge=20)] = Field(
+        40, description="fewer reviews are not tested before the next nights join them"
+    )
+    reference_nights: Annotated[int, Field(ge=3, le=365)] = Field(
+        28, description="past nights that a night is compared with; with fewer than three, the champion's training data"
+    )
+    sample_rows: Annotated[int, Field(ge=100)] = Field(2_000, description="reviews of a night that are looked at, at most")
+
+
 class Settings(BaseSettings):
     """Everything a run depends on. Paths may be relative to the working directory.
 
@@ -251,6 +274,8 @@ class Settings(BaseSettings):
     augmentation: AugmentationSettings = AugmentationSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", mode="before")
     @classmethod

@@ -174,6 +174,60 @@ WRITTEN_SCHEMA = pa.schema(
 )
 
 
+# What one model version answered to a review; exactly one row per (review_id, model_version). `abstained`: the confidence is
+# below the version's threshold for the label. `role` is what the version was when it answered: champion or challenger.
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_hash", pa.string()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("abstained", pa.bool_()),
+        ("model_version", pa.string()),
+        ("role", pa.string()),
+        ("scored_at", _WHEN),
+    ]
+)
+
+# What a scoring task is to score; `fresh`: no champion has answered to the review before.
+PENDING_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_hash", pa.string()),
+        ("text", pa.string()),
+        ("text_clean", pa.string()),
+        ("fresh", pa.bool_()),
+    ]
+)
+
+# Fresh reviews with all that the champion said, for the watch over drift; probabilities in the order of `classes` of the
+# manifest beside it, `challenger` its answer or null.
+NIGHT_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_hash", pa.string()),
+        ("text_clean", pa.string()),
+        ("label", pa.string()),
+        ("confidence", pa.float64()),
+        ("abstained", pa.bool_()),
+        ("probabilities", pa.list_(pa.float64())),
+        ("challenger", pa.string()),
+    ]
+)
+
+# One report a scoring; `report` is a HealthReport as JSON.
+HEALTH_SCHEMA = pa.schema(
+    [
+        ("at", _WHEN),
+        ("digest", pa.string()),
+        ("model_version", pa.string()),
+        ("rows", pa.int64()),
+        ("verdict", pa.string()),
+        ("report", pa.string()),
+    ]
+)
+
+
 def signature_table(text_hashes: Sequence[str], signatures: np.ndarray) -> pa.Table:
     """MinHash signatures (uint32, shape (n, permutations)) as a table of fixed-size lists."""
     width = signatures.shape[1]

@@ -1,4 +1,4 @@
-"""Drive the three DAGs one after the other and tell what happens, one line per finished task."""
+"""Drive the DAGs one after the other and tell what happens, one line per finished task."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ FLOW = (
     Step("reviews_ingest", "publish"),
     Step("reviews_label", "aggregate"),
     Step("reviews_retrain", "promote"),
+    Step("reviews_score", "publish"),
 )
 
 
@@ -71,7 +72,7 @@ class Driver:
         self._poll_seconds = poll_seconds
 
     def drive(self) -> bool:
-        """Run ingest, label, retrain; return False as soon as one of them failed, having said why.
+        """Run ingest, label, retrain, score; return False as soon as one of them failed, having said why.
 
         A DAG that follows from new data is started by Airflow itself, through the asset. When a step found nothing new,
         the next one is triggered here all the same: its settings, rules or candidates may have changed.

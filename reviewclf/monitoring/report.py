@@ -67,6 +67,12 @@ class HealthReport(BaseModel):
         Weighted F1 estimated from confidence alone, and its interval.
     estimate_error : float or None
         Mean absolute error of such estimates on past nights whose labels came in later.
+    estimate_nights : int
+        How many nights that error was measured on.
+    challenger : str or None
+        Version that answered in the champion's shadow.
+    note : str
+        Why nothing was compared, or else what to know.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,3 +88,11 @@ class HealthReport(BaseModel):
     estimated_f1_low: float | None = None
     estimated_f1_high: float | None = None
     estimate_error: float | None = None
+    estimate_nights: int = 0
+    challenger: str | None = None
+    note: str = ""
+
+    @property
+    def alarms(self) -> tuple[Signal, ...]:
+        """The signals that alarmed."""
+        return tuple(signal for signal in self.signals if signal.alarmed)

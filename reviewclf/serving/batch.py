@@ -1,15 +1,21 @@
-"""Batch scoring: a table of reviews in, the same table with the champion's answers out."""
+"""Batch scoring: reviews in, a model's answers out; what `reviewclf predict` and the DAG reviews_score share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reviewclf.errors import DataContractError
+from reviewclf.training.model import UNSURE
 
 PREDICTION_COLUMNS = ("predicted_label", "confidence", "model_version")
+
+# Probabilities of all categories travel as dictionaries; so many reviews of them are held at once.
+_CHUNK = 4_096
 
 
 class Model(Protocol):
@@ -20,7 +26,48 @@ class Model(Protocol):
         """Goes into the column ``model_version``."""
 
     def predict(self, texts: Sequence[str | None], *, abstain: bool = False) -> pd.DataFrame:
-        """Columns ``label`` and ``confidence``, one row a text; `abstain` allows the label «не уверен»."""
+        """Columns ``label``, ``confidence`` and ``probabilities``, one row a text; `abstain` allows the label «не уверен»."""
+
+
+class Answers(NamedTuple):
+    """What a model says of n texts.
+
+    Attributes
+    ----------
+    classes : list of str, length k
+        All categories that the model knows; empty for n = 0.
+    labels : list of str, length n
+        Likeliest category, also where the model abstains.
+    confidence : array of float64, shape (n,)
+        Its probability, rounded to six digits.
+    abstained : array of bool, shape (n,)
+        Whether that is below the model's threshold for the category.
+    probabilities : array of float64, shape (n, k)
+        Columns in the order of `classes`; rows sum to 1.
+    """
+
+    classes: list[str]
+    labels: list[str]
+    confidence: NDArray[np.float64]
+    abstained: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]
+
+
+def answer(model: Model, texts: Sequence[str | None]) -> Answers:
+    """Score texts; missing ones are scored as empty ones. Memory is bounded by the answers, not by how they travel."""
+    classes: list[str] = []
+    confidence, abstained, probabilities = [np.empty(0)], [np.empty(0, dtype=bool)], []
+    for start in range(0, len(texts), _CHUNK):
+        part = ["" if pd.isna(text) else str(text) for text in texts[start : start + _CHUNK]]
+        answers = model.predict(part, abstain=True)
+        said: list[dict[str, float]] = answers["probabilities"].tolist()
+        classes = classes or list(said[0])
+        probabilities.append(np.array([[row[name] for name in classes] for row in said], dtype=np.float64))
+        confidence.append(answers["confidence"].to_numpy(dtype=np.float64))
+        abstained.append((answers["label"] == UNSURE).to_numpy(dtype=bool))
+    together = np.concatenate(probabilities) if probabilities else np.empty((0, 0))
+    labels = [classes[position] for position in together.argmax(axis=1)] if len(together) else []
+    return Answers(classes, labels, np.concatenate(confidence).round(6), np.concatenate(abstained), together)
 
 
 def predict_frame(
@@ -58,10 +105,8 @@ def predict_frame(
     taken = [column for column in PREDICTION_COLUMNS if column in frame.columns]
     if taken:
         raise DataContractError(f"{name}: has the column(s) {', '.join(taken)} already; rename or drop them first")
-    texts = ["" if pd.isna(text) else str(text) for text in frame[text_column]]
-    answers = model.predict(texts, abstain=abstain)
-    return frame.assign(
-        predicted_label=answers["label"].to_numpy(),
-        confidence=answers["confidence"].round(6).to_numpy(),
-        model_version=str(model.version),
-    )
+    answers = answer(model, frame[text_column].tolist())
+    labels = np.array(answers.labels, dtype=object)
+    if abstain:
+        labels[answers.abstained] = UNSURE
+    return frame.assign(predicted_label=labels, confidence=answers.confidence, model_version=str(model.version))

@@ -38,6 +38,7 @@ def timetable(value):
         "timezone": str(getattr(inner, "timezone", None)),
         "first": str(getattr(inner, "run_immediately", None)),
         "assets": [asset.name for asset in assets.objects] if assets else [],
+        "any": type(assets).__name__ == "AssetAny",
     }
 
 print("RESULT" + json.dumps({
@@ -104,9 +105,9 @@ def every_task(parsed: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{dag_id}.{name}", task) for dag_id, dag in parsed["dags"].items() for name, task in dag["tasks"].items()]
 
 
-def test_airflow_reads_the_three_dags_without_errors(parsed: dict[str, Any]) -> None:
+def test_airflow_reads_the_dags_without_errors(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    assert {"reviews_ingest", "reviews_label", "reviews_retrain"} <= parsed["dags"].keys()
+    assert {"reviews_ingest", "reviews_label", "reviews_retrain", "reviews_score"} <= parsed["dags"].keys()
     assert all(dag["serialized"] for dag in parsed["dags"].values())
 
 
@@ -170,20 +171,38 @@ def test_retrain_maps_training_over_candidates_and_gates_before_promotion(parsed
     assert tasks["train"]["pool"] == "training"
 
 
+def test_score_maps_over_shards_and_looks_at_production_after_publishing(parsed: dict[str, Any]) -> None:
+    tasks = tasks_of(parsed, "reviews_score")
+    assert {name: task["upstream"] for name, task in tasks.items()} == {
+        "select": [],
+        "shards": ["select"],
+        "score": ["select", "shards"],
+        "publish": ["score", "select"],
+        "monitor": ["publish"],
+        "alarm": ["monitor"],
+    }
+    assert [name for name, task in tasks.items() if task["mapped"]] == ["score"]
+
+
 def test_new_nightly_dags_wait_for_the_next_night(parsed: dict[str, Any]) -> None:
     # With the default, Airflow runs a DAG that it sees for the first time up to 2.4 hours after its hour at once.
     for dag_id in ("reviews_ingest", "reviews_retrain"):
         assert parsed["dags"][dag_id]["timetable"]["first"] == "0:00:01", dag_id
 
 
-def test_assets_link_the_dags_and_only_the_last_task_emits_one(parsed: dict[str, Any]) -> None:
+def test_assets_link_the_dags_and_are_emitted_where_something_is_published(parsed: dict[str, Any]) -> None:
     assert {name: task["outlets"] for name, task in every_task(parsed) if task["outlets"]} == {
         "reviews_ingest.publish": ["reviews_clean"],
         "reviews_label.aggregate": ["reviews_labelled"],
         "reviews_retrain.promote": ["review_classifier"],
+        "reviews_score.publish": ["reviews_scored"],
+        "reviews_score.alarm": ["reviews_drifted"],
     }
     assert parsed["dags"]["reviews_label"]["timetable"]["assets"] == ["reviews_clean"]
-    assert parsed["dags"]["reviews_retrain"]["timetable"]["assets"] == ["reviews_labelled"]
+    assert parsed["dags"]["reviews_retrain"]["timetable"]["assets"] == ["reviews_labelled", "reviews_drifted"]
+    assert parsed["dags"]["reviews_retrain"]["timetable"]["any"]
+    assert parsed["dags"]["reviews_score"]["timetable"]["assets"] == ["reviews_clean", "review_classifier"]
+    assert parsed["dags"]["reviews_score"]["timetable"]["any"]
 
 
 def test_nights_are_those_of_moscow(parsed: dict[str, Any]) -> None:

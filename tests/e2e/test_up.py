@@ -21,6 +21,7 @@ STAGES = {
     "reviews_ingest": ("ingest", "validate_raw", "clean", "validate_clean", "publish"),
     "reviews_label": ("select", "shards", "annotate", "aggregate"),
     "reviews_retrain": ("build_dataset", "candidates", "train", "evaluate", "gate", "promote"),
+    "reviews_score": ("select", "shards", "score", "publish", "monitor", "alarm"),
 }
 LIMIT_SECONDS = 420
 

@@ -1,0 +1,232 @@
+"""Whether a figure of tonight differs from what it was on other nights by more than chance and nights themselves explain.
+
+Nights differ from each other even when nothing is wrong: a sale, a holiday, a shop that opened. So tonight is a draw from a
+random-effects model: a night's figure varies around the long-run one with the variance of its own reviews *and* a variance
+between nights that the past nights show (DerSimonian and Laird, Meta-analysis in clinical trials, 1986), shrunk towards a
+small prior where they are few. With big nights it is the second that counts, and no small difference becomes significant by
+size alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Standard deviation between nights, in standard deviations of one review, that is taken for natural before any night was
+# seen; it counts as much as this many nights.
+PRIOR_BETWEEN = 0.05
+PRIOR_NIGHTS = 4.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A mean over reviews.
+
+    Attributes
+    ----------
+    mean : float
+    error : float
+        Variance of `mean` by the reviews alone.
+    spread : float
+        Standard deviation of one review.
+    n : int
+        Reviews.
+    nights : int
+        Nights they came in.
+    """
+
+    mean: float
+    error: float
+    spread: float
+    n: int
+    nights: int = 1
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far tonight's mean lies from the others.
+
+    Attributes
+    ----------
+    difference : float
+        Tonight's mean minus that of the reference.
+    effect : float
+        `difference` in standard deviations of one review.
+    p_value : float
+        Two-sided; not corrected for anything.
+    z : float
+        The quantile of the standard normal distribution that `p_value` stands for, with the sign of the difference.
+    mean, reference : float
+    """
+
+    difference: float
+    effect: float
+    p_value: float
+    z: float
+    mean: float
+    reference: float
+
+
+def sample(values: Floats, weights: Floats | None = None, *, nights: int = 1) -> Sample | None:
+    """Mean of per-review `values`; with `weights` the ratio of their weighted sum to the weights. None without two reviews."""
+    weights = np.ones(len(values)) if weights is None else weights
+    n = int((weights > 0).sum())
+    if n < 2:
+        return None
+    total = weights.sum()
+    mean = float((weights * values).sum() / total)
+    residual = weights * (values - mean)
+    error = float((residual**2).sum() / total**2) * n / (n - 1)
+    # A mean of weighted reviews varies like one of n reviews with this spread.
+    return Sample(mean=mean, error=error, spread=float(np.sqrt(error * n)), n=n, nights=nights)
+
+
+def shift(tonight: Sample, others: Sequence[Sample]) -> Shift:
+    """Compare tonight with other nights, or with the training data as a single one.
+
+    Parameters
+    ----------
+    tonight : Sample
+    others : sequence of Sample
+        At least one.
+    """
+    from scipy.stats import norm, t
+
+    errors = np.array([other.error for other in others])
+    means = np.array([other.mean for other in others])
+    sizes = np.array([other.n for other in others], dtype=np.float64)
+    spread = float(np.sqrt(np.average([other.spread**2 for other in others], weights=sizes)))
+    # A night on which all reviews are alike is as uncertain as others of its size.
+    floor = max(spread, tonight.spread, 1e-9) ** 2 / sizes
+    errors = np.maximum(errors, 0.25 * floor)
+    between = _between(means, errors, prior=(PRIOR_BETWEEN * max(spread, 1e-9)) ** 2)
+    weights = 1.0 / (errors + between)
+    reference = float((weights * means).sum() / weights.sum())
+    own = max(tonight.error, 0.25 * spread**2 / tonight.n, 1e-18)
+    parts = np.array([own, between / tonight.nights, 1.0 / weights.sum()])
+    freedom = np.array([tonight.n - 1, len(others) - 1 + PRIOR_NIGHTS, sizes.sum() - 1])
+    variance = float(parts.sum())
+    degrees = variance**2 / float((parts**2 / freedom).sum())  # Welch and Satterthwaite
+    difference = tonight.mean - reference
+    p_value = float(2 * t.sf(abs(difference) / np.sqrt(variance), degrees))
+    z = float(np.sign(difference) * norm.isf(max(p_value, 1e-300) / 2))
+    scale = max(spread, 1e-9)
+    return Shift(difference, difference / scale, p_value, z, tonight.mean, reference)
+
+
+def share_shift(count: int, n: int, others: Sequence[tuple[int, int]], *, nights: int = 1) -> Shift:
+    """As :func:`shift` for a share, also a rare one: the larger of its p-value and Fisher's exact one.
+
+    Parameters
+    ----------
+    count, n : int
+        Reviews that have it, of how many, tonight.
+    others : sequence of (count, n)
+        The same of other nights.
+    nights : int
+        How many nights `n` reviews came in.
+    """
+    from scipy.stats import fisher_exact, norm
+
+    found = shift(_share(count, n, nights), [_share(*other) for other in others])
+    other, size = (sum(values) for values in zip(*others, strict=True))
+    exact = float(fisher_exact([[count, n - count], [other, size - other]]).pvalue)
+    p_value = max(found.p_value, exact)
+    difference = count / n - other / size
+    z = float(np.sign(difference) * norm.isf(max(p_value, 1e-300) / 2))
+    return Shift(difference, found.effect, p_value, z, count / n, other / size)
+
+
+def distance(tonight: Floats, others: Sequence[Floats], *, nights: int = 1) -> tuple[float, float, Floats]:
+    """How far the mean of tonight's vectors lies from that of others, in directions of variance 1.
+
+    Parameters
+    ----------
+    tonight : array, shape (n, d)
+    others : sequence of arrays, shape (m, d)
+
+    Returns
+    -------
+    distance : float
+        Euclidean, less what chance alone would make of it; 0 or more.
+    p_value : float
+        Of the sum of the squared z of all directions.
+    direction : array, shape (d,)
+        From the reference to tonight.
+    """
+    from scipy.stats import chi2
+
+    samples = [[sample(part[:, axis]) for part in others] for axis in range(tonight.shape[1])]
+    shifts = []
+    for axis, column in enumerate(samples):
+        here = sample(tonight[:, axis], nights=nights)
+        shifts.append(None if here is None or None in column else shift(here, [item for item in column if item is not None]))
+    usable = [item for item in shifts if item is not None]
+    if not usable:
+        return 0.0, 1.0, np.zeros(tonight.shape[1])
+    direction = np.array([0.0 if item is None else item.difference for item in shifts])
+    z = np.array([item.z for item in usable])
+    # E[z²] is 1 where nothing moved: the part of the squared distance that is not chance.
+    signal = np.array([item.difference**2 * max(0.0, 1 - 1 / max(item.z**2, 1e-12)) for item in usable])
+    return float(np.sqrt(signal.sum())), float(chi2.sf((z**2).sum(), len(z))), direction
+
+
+def bursts(
+    tonight: Counter[str], n: int, others: Mapping[str, int], size: int, *, min_share: float
+) -> tuple[str | None, float, float]:
+    """The phrase whose share of reviews rose most, its rise, and the p-value over all phrases of the night.
+
+    Parameters
+    ----------
+    tonight : Counter
+        In how many of tonight's `n` reviews each phrase occurs.
+    others : mapping of str to int
+        The same of `size` other reviews; phrases that are missing occur in none.
+    min_share : float
+        Phrases with a smaller share tonight are not looked at, but counted as looks.
+
+    Returns
+    -------
+    (phrase, rise, p_value)
+        (None, 0.0, 1.0) where no phrase rose.
+    """
+    from scipy.stats import hypergeom
+
+    best: tuple[str | None, float, float] = (None, 0.0, 1.0)
+    for phrase, count in tonight.items():
+        if count < max(3, min_share * n):
+            continue
+        rise = count / n - others.get(phrase, 0) / size
+        if rise <= 0 or (best[0] is not None and rise <= best[1]):
+            continue
+        both = count + others.get(phrase, 0)
+        p_value = min(1.0, float(hypergeom.sf(count - 1, n + size, both, n)) * len(tonight))
+        best = (phrase, rise, p_value)
+    return best
+
+
+def _between(means: Floats, errors: Floats, *, prior: float) -> float:
+    """Variance between nights; with a single one the prior."""
+    nights = len(means)
+    if nights < 2:
+        # One source is not a night among others: how far a night may lie from it is unknown, so the prior is taken wider.
+        return 4 * prior
+    weights = 1 / errors
+    centre = (weights * means).sum() / weights.sum()
+    excess = float((weights * (means - centre) ** 2).sum()) - (nights - 1)
+    scale = float(weights.sum() - (weights**2).sum() / weights.sum())
+    seen = max(0.0, excess / scale)
+    return (PRIOR_NIGHTS * prior + (nights - 1) * seen) / (PRIOR_NIGHTS + nights - 1)
+
+
+def _share(count: int, n: int, nights: int = 1) -> Sample:
+    # Agresti and Coull's two successes and failures keep the variance of a share of 0 or 1 from being 0.
+    smoothed = (count + 2) / (n + 4)
+    spread = float(np.sqrt(smoothed * (1 - smoothed)))
+    return Sample(mean=count / n, error=spread**2 / n, spread=spread, n=n, nights=nights)

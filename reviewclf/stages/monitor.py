@@ -1,0 +1,374 @@
+"""After a scoring: compare the night with the nights before and with the champion's training data, and say so everywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from reviewclf import tables
+from reviewclf.errors import ConflictError, DatasetError
+from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.manifest import Manifest
+from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
+from reviewclf.monitoring.prometheus import write_exposition
+from reviewclf.monitoring.readings import Lens
+from reviewclf.monitoring.report import HealthReport, Signal
+from reviewclf.monitoring.watch import Night, Options, look
+from reviewclf.monitoring.words import alarm_text, headline
+from reviewclf.registry import REGISTERED_MODEL
+from reviewclf.serving.batch import answer
+from reviewclf.settings import Settings
+from reviewclf.stages.dataset import find_dataset
+from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.text import redact, text_hash
+
+if TYPE_CHECKING:
+    from reviewclf.registry.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_NIGHTS = "nights"
+_REMEMBERED = 400
+# With more of its reviews in the champion's training set a scoring is one of history, not of a night.
+_MOST_KNOWN = 0.1
+# A signal that alarmed on one of so many nights before is not news.
+_QUIET = 3
+# A night's estimate is held against labels where at least so many came in.
+_FEWEST_LABELS = 30
+_SHOWN = 20
+# Validation rows that weigh less carry what stems say, not what somebody read.
+_READ = 0.3
+
+
+def monitor(settings: Settings, published: Manifest) -> Manifest:
+    """Look at production after a scoring; the report goes to the store, to MLflow and to a file for Prometheus.
+
+    Parameters
+    ----------
+    published : Manifest
+        From :func:`reviewclf.stages.score.publish`.
+
+    Returns
+    -------
+    Manifest
+        ``counts``: reviews, signals, alarms, ``new_alarms`` (signals that did not alarm in the last nights); ``details``:
+        verdict, alarmed signals, ``alarm`` (text for people, of the new ones), MLflow run. Where only history was scored anew
+        ``skipped``, the reason, instead.
+    """
+    from reviewclf.registry.health import log_health
+    from reviewclf.registry.tracking import Tracker
+
+    if not published.counts["fresh"]:
+        reason = "only reviews that were scored before were scored again: there is no new night to look at"
+        return Manifest(stage="monitor", digest=published.digest, details={"skipped": reason})
+    store = Store(settings.store_uri)
+    tracker = Tracker(settings.tracking_uri)
+    key = f"health:{published.digest}"
+
+    def work() -> StageResult:
+        return _look(settings, store, tracker, published)
+
+    manifest = store.run_stage("monitor", 1, {"published": published.digest}, work)
+    for _ in range(10):
+        base = store.snapshot()
+        if key in base.applied:
+            break
+        nights = [*_remembered(base), manifest.details["night"]]
+        try:
+            store.commit(base, key=key, append={"health": manifest.keys("health")}, state={_NIGHTS: nights[-_REMEMBERED:]})
+        except ConflictError:
+            continue
+        break
+    else:
+        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+    row = store.read_table(manifest.keys("health"), ["report"])["report"][0].as_py()
+    report = HealthReport.model_validate_json(row)
+    disagreements: Any = manifest.details["disagreements"]
+    run_id = log_health(tracker, report, key=published.digest, counts=published.counts, disagreements=disagreements)
+    write_exposition(report, exposition_path(settings))
+    logger.info("%s", headline(report))
+    return manifest.model_copy(update={"details": {**manifest.details, "run_id": run_id}})
+
+
+def exposition_path(settings: Settings) -> Path:
+    """Where the newest report lies for node-exporter's textfile collector."""
+    return settings.home.expanduser().resolve() / "metrics" / "reviewclf.prom"
+
+
+# -- one look --------------------------------------------------------------------------------------------------------
+
+
+class _Training(NamedTuple):
+    """What the champion was trained on and said to its validation rows; see :func:`_training`."""
+
+    texts: list[str]
+    hashes: set[str]
+    validation: pd.DataFrame
+    probabilities: np.ndarray
+
+
+def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifest) -> StageResult:
+    base = store.snapshot()
+    version = str(published.details["champion"])
+    classes: Any = published.details["classes"]
+    options = settings.monitoring
+    rows = _night_rows(store, published.keys("night"))
+    training = _training(settings, store, tracker, version, classes)
+    remembered = _remembered(base)
+    note = _why_not(rows, training, remembered)
+    entry: dict[str, Any] = {
+        "digest": published.digest,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "night": published.keys("night"),
+        "version": version,
+        "classes": classes,
+        "rows": len(rows),
+        "history": bool(note),
+        "duplicates": len(published.keys("duplicates")),
+        **_copies(store, published, remembered, len(rows)),
+        "alarmed": [],
+    }
+    sampled = _sampled(rows, options.sample_rows)
+    probabilities = _matrix(sampled)
+    calibrator = _calibrator(training, classes, settings.seed)
+    # On reviews that it was trained on, a model is surer than it has reason to be.
+    estimate = None if note else estimate_f1(probabilities, calibrator, seed=settings.seed)
+    errors: list[float] = []
+    signals: tuple[Signal, ...] = ()
+    if training is not None and not note:
+        labels = _labels(store, base)
+        entries = [item for item in remembered if not item["history"]][-2 * options.reference_nights :]
+        frames = [_sampled(_night_rows(store, item["night"]), options.sample_rows) for item in entries]
+        lens = Lens(training.texts)
+        past = [_night(item, frame, lens, labels) for item, frame in zip(entries, frames, strict=True)]
+        signals = look(
+            _night(entry, sampled, lens, labels),
+            past,
+            _training_night(training, lens, version),
+            lens,
+            Options(options.false_alarms_per_year, options.min_rows, options.reference_nights),
+        )
+        errors = [
+            error
+            for item, frame in zip(entries, frames, strict=True)
+            if item["version"] == version and (error := _error(frame, labels, calibrator, classes)) is not None
+        ]
+    alarmed = [signal.name for signal in signals if signal.alarmed]
+    entry["alarmed"] = alarmed
+    recent = {name for item in remembered[-_QUIET:] if item["version"] == version for name in item["alarmed"]}
+    new = [signal for signal in signals if signal.alarmed and signal.name not in recent]
+    compared = published.counts.get("compared")
+    report = HealthReport(
+        at=datetime.fromisoformat(entry["at"]),
+        model_version=version,
+        n=len(rows),
+        verdict="drift" if alarmed else "healthy" if any(signal.value is not None for signal in signals) else "unknown",
+        signals=signals,
+        abstained_share=round(published.counts["abstained"] / published.counts["reviews"], 6),
+        disagreement_share=round(published.counts["disagreed"] / compared, 6) if compared else None,
+        estimated_f1=None if estimate is None else round(estimate.value, 6),
+        estimated_f1_low=None if estimate is None else round(estimate.low, 6),
+        estimated_f1_high=None if estimate is None else round(estimate.high, 6),
+        estimate_error=round(float(np.mean(errors)), 6) if errors else None,
+        estimate_nights=len(errors),
+        challenger=None if published.details["challenger"] is None else str(published.details["challenger"]),
+        note=note,
+    )
+    table = pa.Table.from_pylist(
+        [
+            {
+                "at": report.at,
+                "digest": published.digest,
+                "model_version": version,
+                "rows": report.n,
+                "verdict": report.verdict,
+                "report": report.model_dump_json(),
+            }
+        ],
+        schema=tables.HEALTH_SCHEMA,
+    )
+    return StageResult(
+        outputs={"health": [store.put_table(table)]},
+        counts={"reviews": len(rows), "signals": len(signals), "alarms": len(alarmed), "new_alarms": len(new)},
+        details={
+            "verdict": report.verdict,
+            "headline": headline(report),
+            "alarmed": list(alarmed),
+            "alarm": alarm_text(new),
+            "night": entry,
+            "disagreements": _disagreements(rows),
+        },
+    )
+
+
+def _why_not(rows: pd.DataFrame, training: _Training | None, remembered: Sequence[Mapping[str, Any]]) -> str:
+    """Why this scoring cannot be compared with anything; empty where it can."""
+    if training is None:
+        return "the store does not hold the dataset that the champion was trained on"
+    known = float(rows["text_hash"].isin(training.hashes).mean())
+    if known > _MOST_KNOWN:
+        return f"history: the champion was trained on {known:.0%} of these reviews"
+    return "" if remembered else "the first scoring is one of history; from the next one on nights are compared"
+
+
+def _training(settings: Settings, store: Store, tracker: Tracker, version: str, classes: Sequence[str]) -> _Training | None:
+    """The real reviews of the champion's dataset; its answers to validation rows are made once per version."""
+    from reviewclf.registry.health import dataset_of
+    from reviewclf.registry.model import load_model
+
+    digest = dataset_of(tracker, version)
+    try:
+        dataset = None if digest is None else find_dataset(settings, digest)
+    except DatasetError:
+        dataset = None
+    if dataset is None:
+        return None
+    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    rows = rows[(rows["split"] != "test") & (rows["origin"] != "synthetic")]
+    validation = rows[rows["split"] == "validation"].sort_values("review_id", kind="stable").reset_index(drop=True)
+
+    def work() -> StageResult:
+        model = load_model(tracker, f"models:/{REGISTERED_MODEL}/{version}", version=version)
+        said = answer(model, validation["text_clean"].tolist())
+        table = pa.table(
+            {
+                "predicted": pa.array(said.labels, pa.string()),
+                "abstained": pa.array(said.abstained, pa.bool_()),
+                "probabilities": pa.array(list(said.probabilities), pa.list_(pa.float64())),
+            }
+        )
+        return StageResult(outputs={"answers": store.put_table(table)}, counts={"rows": table.num_rows})
+
+    inputs = {"dataset": dataset.digest, "version": version, "tracking": tracker.identity}
+    said = store.read_table(store.run_stage("validation_answers", 1, inputs, work).keys("answers")).to_pandas()
+    return _Training(
+        texts=rows["text_clean"].tolist(),
+        hashes={text_hash(text) for text in rows["text_clean"]},
+        validation=validation.assign(predicted=said["predicted"], abstained=said["abstained"]),
+        probabilities=_matrix(said),
+    )
+
+
+def _training_night(training: _Training, lens: Lens, version: str) -> Night:
+    validation = training.validation
+    probabilities = training.probabilities
+    return Night(
+        readings=lens.own,
+        texts=training.texts,
+        version=version,
+        labels=validation["predicted"].tolist(),
+        confidence=probabilities.max(axis=1) if len(probabilities) else np.empty(0),
+        abstained=validation["abstained"].to_numpy(dtype=bool),
+        agreed=_agreed(validation["label"].where(validation["weight"] >= _READ), validation["predicted"]),
+    )
+
+
+def _night(entry: Mapping[str, Any], rows: pd.DataFrame, lens: Lens, labels: Mapping[str, str]) -> Night:
+    texts = rows["text_clean"].tolist()
+    later = rows["text_hash"].map(labels)
+    return Night(
+        readings=lens.read(texts),
+        texts=texts,
+        version=str(entry["version"]),
+        labels=rows["label"].tolist(),
+        confidence=rows["confidence"].to_numpy(dtype=np.float64),
+        abstained=rows["abstained"].to_numpy(dtype=bool),
+        agreed=_agreed(later, rows["label"]),
+        copies=int(entry["copies"]),
+        arrivals=int(entry["arrivals"]),
+        alarmed=bool(entry["alarmed"]),
+    )
+
+
+def _agreed(labels: pd.Series[Any], answers: pd.Series[Any]) -> NDArray[np.float64]:
+    same: NDArray[np.float64] = (labels == answers).to_numpy(dtype=np.float64)
+    same[labels.isna().to_numpy()] = np.nan
+    return same
+
+
+def _calibrator(training: _Training | None, classes: Sequence[str], seed: int) -> Calibrator:
+    if training is None or not len(training.probabilities):
+        return Calibrator(np.empty((0, len(classes))), np.empty(0, dtype=np.int64))
+    places = {name: place for place, name in enumerate(classes)}
+    known = training.validation["label"].isin(places).to_numpy()
+    labels = training.validation.loc[known, "label"].map(places).to_numpy(dtype=np.int64).astype(np.int64)
+    return Calibrator(training.probabilities[known], labels, seed=seed)
+
+
+def _error(rows: pd.DataFrame, labels: Mapping[str, str], calibrator: Calibrator, classes: Sequence[str]) -> float | None:
+    """How far a past night's estimate was from what later labels say of the same reviews; None where too few came in."""
+    places = {name: place for place, name in enumerate(classes)}
+    later = rows["text_hash"].map(labels).map(places)
+    known = later.notna().to_numpy()
+    if known.sum() < _FEWEST_LABELS:
+        return None
+    probabilities = _matrix(rows[known])
+    estimate = estimate_f1(probabilities, calibrator)
+    seen = seen_f1(later[known].to_numpy(dtype=np.int64).astype(np.int64), probabilities.argmax(axis=1), len(classes))
+    return None if estimate is None else abs(estimate.value - seen)
+
+
+# -- small parts -----------------------------------------------------------------------------------------------------
+
+
+def _remembered(base: Snapshot) -> list[dict[str, Any]]:
+    return list(base.state.get(_NIGHTS) or [])  # type: ignore[arg-type]
+
+
+def _night_rows(store: Store, keys: Sequence[str]) -> pd.DataFrame:
+    frame: pd.DataFrame = store.read_table(keys, schema=tables.NIGHT_SCHEMA).to_pandas()
+    return frame
+
+
+def _sampled(rows: pd.DataFrame, size: int) -> pd.DataFrame:
+    """At most `size` rows, always the same ones: those with the smallest hashes, which know nothing of the text's meaning."""
+    return rows.nsmallest(size, "text_hash") if len(rows) > size else rows
+
+
+def _matrix(rows: pd.DataFrame) -> np.ndarray:
+    return np.stack(rows["probabilities"].to_list()) if len(rows) else np.empty((0, 0))
+
+
+def _labels(store: Store, base: Snapshot) -> dict[str, str]:
+    """Labels by text that somebody read for; what stems alone say is no judgement on a classifier that knows them."""
+    columns = ["text_hash", "label", "method", "decision"]
+    labels = store.read_table(base.keys("labels"), columns, schema=tables.LABEL_SCHEMA).to_pandas()
+    labels = labels[(labels["method"] != KEYWORDS) & (labels["decision"] == "kept")]
+    return dict(zip(labels["text_hash"], labels["label"], strict=True))
+
+
+def _copies(store: Store, published: Manifest, remembered: Sequence[Mapping[str, Any]], fresh: int) -> dict[str, int]:
+    """Exact copies that came in since the scoring before, and all that came in; unknown at the first one."""
+    if not remembered:
+        return {"copies": 0, "arrivals": 0}
+    new = published.keys("duplicates")[int(remembered[-1]["duplicates"]) :]
+    copies = sum(part.num_rows for part in store.iter_tables(new, ["review_id"]))
+    return {"copies": copies, "arrivals": copies + fresh}
+
+
+def _disagreements(rows: pd.DataFrame) -> dict[str, Any]:
+    """On which categories champion and challenger differ, and some reviews; empty without a challenger."""
+    compared = rows[rows["challenger"].notna()]
+    differ = compared[compared["challenger"] != compared["label"]]
+    if compared.empty:
+        return {}
+    pairs = Counter(zip(differ["label"], differ["challenger"], strict=True))
+    shown = differ.nlargest(_SHOWN, "confidence")
+    return {
+        "compared": len(compared),
+        "disagreed": len(differ),
+        "pairs": [{"champion": one, "challenger": two, "reviews": n} for (one, two), n in pairs.most_common(_SHOWN)],
+        "examples": [
+            {"text": redact(text)[:200], "champion": one, "challenger": two}
+            for text, one, two in zip(shown["text_clean"], shown["label"], shown["challenger"], strict=True)
+        ],
+    }

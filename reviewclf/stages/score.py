@@ -1,0 +1,352 @@
+"""Scoring: select the reviews that the champion has to answer, score them in shards, publish the predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reviewclf import tables
+from reviewclf.errors import ConflictError, DataContractError
+from reviewclf.manifest import Manifest, digest_of
+from reviewclf.monitoring.report import HealthReport
+from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
+from reviewclf.serving.batch import answer
+from reviewclf.settings import Settings
+from reviewclf.storage import Snapshot, StageResult, Store
+
+if TYPE_CHECKING:
+    from reviewclf.registry.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+def select(settings: Settings) -> Manifest:
+    """Find the clean reviews that no champion has answered yet, and cut them into shards.
+
+    With ``scoring.rescore_on_promotion`` also those that only earlier champions have answered. The versions that answer are
+    pinned here: a promotion in the middle of a run changes nothing for it.
+
+    Returns
+    -------
+    Manifest
+        ``outputs["pending"]``: one part a shard; ``details``: ``champion`` and ``challenger`` (null without one, or where
+        ``scoring.shadow`` is off), ``shards``; where there is nothing to do, ``skipped``, the reason, instead.
+    """
+    from reviewclf.registry.model import aliases
+
+    store = Store(settings.store_uri)
+    snapshot = store.snapshot()
+    tracker = _tracker(settings)
+    versions = aliases(tracker)
+    champion = versions.get(CHAMPION)
+    if champion is None:
+        return _skipped(f"there is no champion at {tracker.tracking_uri}: first a retrain has to pass the gate")
+    challenger = versions.get(CHALLENGER) if settings.scoring.shadow else None
+    inputs = {
+        "clean": snapshot.keys("clean"),
+        "predictions": snapshot.keys("predictions"),
+        "champion": champion,
+        "challenger": challenger,
+        "tracking": tracker.identity,
+        "rescore": settings.scoring.rescore_on_promotion,
+        "shard_rows": settings.scoring.shard_rows,
+    }
+
+    def work() -> StageResult:
+        by_champions, by_this = _answered(store, snapshot, champion)
+        shards = _Shards(store, settings.scoring.shard_rows)
+        for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_hash", "text", "text_clean"]):
+            fresh = pc.invert(pc.is_in(part["review_id"], value_set=by_champions))
+            wanted = pc.invert(pc.is_in(part["review_id"], value_set=by_this))
+            if not settings.scoring.rescore_on_promotion:
+                wanted = pc.and_(wanted, fresh)
+            shards.add(part.append_column("fresh", fresh).filter(wanted))
+        keys = shards.finish()
+        return StageResult(
+            outputs={
+                "pending": keys,
+                # What is in `duplicates` by now: the watch over drift counts what the night added to it.
+                "duplicates": snapshot.keys("duplicates"),
+            },
+            counts={"pending": shards.rows, "fresh": shards.fresh, "shards": len(keys)},
+            details={
+                "champion": champion,
+                "challenger": challenger if challenger != champion else None,
+                "shards": [{"shard": number, "shards": len(keys)} for number in range(len(keys))],
+            },
+        )
+
+    manifest = store.run_stage("select_unscored", 1, inputs, work)
+    if not manifest.counts["pending"]:
+        return _skipped(f"nothing to score: champion version {champion} has no new reviews to answer")
+    return manifest
+
+
+def score(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Manifest:
+    """Let the champion, and the challenger in its shadow, answer the reviews of one shard.
+
+    Parameters
+    ----------
+    selected : Manifest
+        From :func:`select`.
+    shard : dict
+        One entry of its ``details["shards"]``: ``shard`` of ``shards``.
+
+    Returns
+    -------
+    Manifest
+        ``outputs``: ``predictions``, and ``night``, the fresh reviews with all probabilities; ``counts``: reviews,
+        abstained, and with a challenger compared and disagreed.
+    """
+    from reviewclf.registry.model import load_model
+
+    store = Store(settings.store_uri)
+    tracker = _tracker(settings)
+    champion, challenger = str(selected.details["champion"]), selected.details["challenger"]
+    pending = selected.keys("pending")[int(shard["shard"])]
+    inputs = {"pending": pending, "champion": champion, "challenger": challenger, "tracking": tracker.identity}
+
+    def work() -> StageResult:
+        rows = store.read_table([pending], schema=tables.PENDING_SCHEMA)
+        texts = rows["text"].to_pylist()
+        now = datetime.now(UTC)
+        model = load_model(tracker, f"models:/{REGISTERED_MODEL}/{champion}", version=champion)
+        said = answer(model, texts)
+        parts = [_predictions(rows, said.labels, said.confidence, said.abstained, champion, CHAMPION, now)]
+        counts = {"reviews": len(texts), "abstained": int(said.abstained.sum())}
+        shadow: list[str | None] = [None] * len(texts)
+        if challenger is not None:
+            other = load_model(tracker, f"models:/{REGISTERED_MODEL}/{challenger}", version=str(challenger))
+            beside = answer(other, texts)
+            parts.append(
+                _predictions(rows, beside.labels, beside.confidence, beside.abstained, str(challenger), CHALLENGER, now)
+            )
+            shadow = list(beside.labels)
+            disagreed = sum(one != two for one, two in zip(said.labels, beside.labels, strict=True))
+            counts.update(compared=len(texts), disagreed=disagreed)
+        night = pa.table(
+            {
+                "review_id": rows["review_id"],
+                "text_hash": rows["text_hash"],
+                "text_clean": rows["text_clean"],
+                "label": pa.array(said.labels, pa.string()),
+                "confidence": pa.array(said.confidence),
+                "abstained": pa.array(said.abstained),
+                "probabilities": pa.array(list(said.probabilities), pa.list_(pa.float64())),
+                "challenger": pa.array(shadow, pa.string()),
+            }
+        ).filter(rows["fresh"])
+        return StageResult(
+            outputs={
+                "predictions": [store.put_table(part) for part in parts],
+                "night": [store.put_table(night)] if night.num_rows else [],
+            },
+            counts=counts,
+            details={"classes": list(said.classes)},
+        )
+
+    return store.run_stage("score", 1, inputs, work)
+
+
+def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) -> Manifest:
+    """Make the answers visible in the table `predictions`: exactly one row per review and model version.
+
+    What another run has published since the reviews were selected is left out.
+
+    Returns
+    -------
+    Manifest
+        ``outputs["night"]``: the fresh reviews; ``counts``: reviews, fresh, abstained and, with a challenger, compared and
+        disagreed; ``details``: versions and classes.
+    """
+    store = Store(settings.store_uri)
+    inputs = {"selected": selected.digest, "scored": [manifest.digest for manifest in scored]}
+    totals: dict[str, int] = {}
+    for manifest in scored:
+        for name, count in manifest.counts.items():
+            totals[name] = totals.get(name, 0) + count
+
+    def work() -> StageResult:
+        return StageResult(
+            outputs={
+                "night": [key for manifest in scored for key in manifest.keys("night")],
+                "duplicates": selected.keys("duplicates"),
+            },
+            counts={"reviews": totals["reviews"], "fresh": selected.counts["fresh"], **totals},
+            details={
+                "champion": selected.details["champion"],
+                "challenger": selected.details["challenger"],
+                "classes": scored[0].details["classes"],
+            },
+        )
+
+    manifest = store.run_stage("publish_predictions", 1, inputs, work)
+    keys = [key for part in scored for key in part.keys("predictions")]
+    for _ in range(10):
+        base = store.snapshot()
+        commit_key = f"predictions:{manifest.digest}"
+        if commit_key in base.applied:
+            return manifest
+        new = _unpublished(store, base, keys)
+        try:
+            store.commit(base, key=commit_key, append={"predictions": new} if new else {})
+        except ConflictError:
+            continue
+        return manifest
+    raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+
+
+def read_predictions(settings: Settings, *, version: str | None = None, role: str | None = None) -> pd.DataFrame:
+    """The published answers with their reviews, oldest first; exact copies of a review have the answer of the first one.
+
+    Parameters
+    ----------
+    version, role : str, optional
+        Only answers of this model version, or given as ``champion`` or ``challenger``. Without a version, a review that several
+        champions have answered has the newest answer of each role.
+
+    Returns
+    -------
+    DataFrame
+        ``review_id``, ``text_clean`` and the columns of the table `predictions`.
+
+    Raises
+    ------
+    DataContractError
+        There are none.
+    """
+    store = Store(settings.store_uri)
+    snapshot = store.snapshot()
+    answers = store.read_table(snapshot.keys("predictions"), schema=tables.PREDICTION_SCHEMA).to_pandas()
+    if version is not None:
+        answers = answers[answers["model_version"] == version]
+    if role is not None:
+        answers = answers[answers["role"] == role]
+    if version is None:
+        answers = answers.drop_duplicates(["review_id", "role"], keep="last")
+    if answers.empty:
+        raise DataContractError(
+            f"{settings.store_uri}: holds no predictions like that; the DAG reviews_score writes them once there is a champion"
+        )
+    clean = store.read_table(snapshot.keys("clean"), ["review_id", "text_clean"], schema=tables.CLEAN_SCHEMA).to_pandas()
+    copies = store.read_table(
+        snapshot.keys("duplicates"), ["review_id", "duplicate_of"], schema=tables.DUPLICATE_SCHEMA
+    ).to_pandas()
+    named = answers.merge(clean, on="review_id", how="left")
+    again = copies.merge(named.rename(columns={"review_id": "duplicate_of"}), on="duplicate_of").drop(columns="duplicate_of")
+    columns = ["review_id", "text_clean", *tables.PREDICTION_SCHEMA.names[1:]]
+    both: pd.DataFrame = pd.concat([named[columns], again[columns]], ignore_index=True)
+    return both
+
+
+def latest_report(settings: Settings) -> HealthReport | None:
+    """The newest look at production; None before the first scoring."""
+    reports = health_history(settings, newest=1)
+    return reports[0] if reports else None
+
+
+def health_history(settings: Settings, *, newest: int = 30) -> list[HealthReport]:
+    """Reports of the last scorings, newest first."""
+    store = Store(settings.store_uri)
+    keys = store.snapshot().keys("health")[-newest:]
+    rows = store.read_table(keys, ["report"], schema=tables.HEALTH_SCHEMA)["report"].to_pylist()
+    return [HealthReport.model_validate_json(row) for row in reversed(rows)]
+
+
+# -- small parts -----------------------------------------------------------------------------------------------------
+
+
+class _Shards:
+    """Cuts the reviews that come in into parts of at most `size` rows, and writes each as an object of its own."""
+
+    def __init__(self, store: Store, size: int) -> None:
+        self._store, self._size = store, size
+        self._waiting: pa.Table = tables.PENDING_SCHEMA.empty_table()
+        self._keys: list[str] = []
+        self.rows = 0
+        self.fresh = 0
+
+    def add(self, rows: pa.Table) -> None:
+        self.rows += rows.num_rows
+        self.fresh += int(pc.sum(rows["fresh"]).as_py() or 0)
+        self._waiting = pa.concat_tables([self._waiting, rows.select(tables.PENDING_SCHEMA.names)])
+        while self._waiting.num_rows >= self._size:
+            self._write(self._size)
+
+    def finish(self) -> list[str]:
+        if self._waiting.num_rows:
+            self._write(self._waiting.num_rows)
+        return self._keys
+
+    def _write(self, rows: int) -> None:
+        self._keys.append(self._store.put_table(self._waiting.slice(0, rows).combine_chunks()))
+        self._waiting = self._waiting.slice(rows)
+
+
+def _answered(store: Store, snapshot: Snapshot, version: str) -> tuple[pa.Array, pa.Array]:
+    """Ids of the reviews that any champion, and that this version in any role, has answered."""
+    by_champions, by_this = [], []
+    for part in store.iter_tables(snapshot.keys("predictions"), ["review_id", "model_version", "role"]):
+        by_champions.append(part.filter(pc.equal(part["role"], CHAMPION))["review_id"])
+        by_this.append(part.filter(pc.equal(part["model_version"], version))["review_id"])
+    return _joined(by_champions), _joined(by_this)
+
+
+def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
+
+
+def _unpublished(store: Store, base: Snapshot, keys: Sequence[str]) -> list[str]:
+    """Parts with those rows of `keys` whose review and version `base` does not hold; usually the same parts."""
+    known: dict[str, list[pa.ChunkedArray]] = {}
+    for part in store.iter_tables(base.keys("predictions"), ["review_id", "model_version"]):
+        for version in part["model_version"].unique().to_pylist():
+            known.setdefault(version, []).append(part.filter(pc.equal(part["model_version"], version))["review_id"])
+    new = []
+    for key in keys:
+        part = store.read_table([key], schema=tables.PREDICTION_SCHEMA)
+        # A part is one version's.
+        there = _joined(known.get(part["model_version"][0].as_py(), []))
+        rows = part.filter(pc.invert(pc.is_in(part["review_id"], value_set=there)))
+        if rows.num_rows == part.num_rows:
+            new.append(key)
+        elif rows.num_rows:
+            new.append(store.put_table(rows.combine_chunks()))
+    return new
+
+
+def _predictions(
+    rows: pa.Table, labels: list[str], confidence: np.ndarray, abstained: np.ndarray, version: str, role: str, now: datetime
+) -> pa.Table:
+    count = rows.num_rows
+    columns = [
+        rows["review_id"],
+        rows["text_hash"],
+        pa.array(labels, pa.string()),
+        pa.array(confidence, pa.float64()),
+        pa.array(abstained, pa.bool_()),
+        pa.array([version] * count, pa.string()),
+        pa.array([role] * count, pa.string()),
+        pa.array([now] * count, tables.PREDICTION_SCHEMA.field("scored_at").type),
+    ]
+    return pa.Table.from_arrays(columns, schema=tables.PREDICTION_SCHEMA)
+
+
+def _skipped(reason: str) -> Manifest:
+    """Not a stage of the store: the next call may find something to do."""
+    logger.info("%s", reason)
+    details: dict[str, Any] = {"skipped": reason, "shards": []}
+    return Manifest(stage="select_unscored", digest=digest_of(details), details=details)
+
+
+def _tracker(settings: Settings) -> Tracker:
+    from reviewclf.registry.tracking import Tracker
+
+    return Tracker(settings.tracking_uri)
