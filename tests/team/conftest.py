@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.services import postgres_binaries, redis_server, weed
 from tests.team.night import Fault, Night, clear_mlflow, left_behind, run_night
 from tests.team.platform import Platform, running
-from tests.team.services import postgres_binaries, redis_server, weed
 
 # The product waits two minutes before it gives a silent worker up. What happens then is the same after a quarter of a minute,
 # and these tests kill many workers.

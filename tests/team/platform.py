@@ -21,7 +21,7 @@ import httpx
 from reviewclf.local.airflow import AirflowApi, airflow_command, airflow_environment, child_environment, load_keys
 from reviewclf.local.mlflow import server_environment
 from reviewclf.local.progress import FLOW, wait_until_ready
-from tests.team.services import PostgreSQL, Redis, SeaweedFS, Server, free_port
+from tests.services import PostgreSQL, Redis, SeaweedFS, Server, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).with_name("hooks")
