@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONCE ?=
 
-.PHONY: run test lint format bench lock clean help
+.PHONY: run test faults lint format bench lock clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 10
@@ -24,6 +24,9 @@ run: $(READY)  ## start Airflow and MLflow, drive the DAGs to a champion, keep s
 
 test: $(READY)  ## run all tests
 	@"$(BIN)/python" -m pytest
+
+faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
+	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"
 
 lint: $(READY)  ## check style, imports and types
 	"$(BIN)/python" -m ruff check .

@@ -14,7 +14,14 @@ from airflow.sdk import Asset, BaseHook, CronTriggerTimetable, get_current_conte
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic import JsonValue
 
-from reviewclf.errors import AnnotatorUnavailableError, ConflictError, RegistryError, ReviewclfError, StoreError
+from reviewclf.errors import (
+    AnnotatorUnavailableError,
+    ConflictError,
+    RegistryError,
+    ReviewclfError,
+    SourceUnavailableError,
+    StoreError,
+)
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf_alerts import report_failure
@@ -32,7 +39,8 @@ AIRFLOW_CONNECTION = "airflow://"
 
 TASK_DEFAULTS: dict[str, Any] = {
     "owner": "reviewclf",
-    "retries": 3,
+    # After 15 s, 45 s, 2, 7 and 15 minutes: a service that is away for a quarter of an hour does not cost the night.
+    "retries": 5,
     "retry_delay": timedelta(seconds=15),
     "retry_exponential_backoff": 3,
     "max_retry_delay": timedelta(minutes=15),
@@ -41,7 +49,7 @@ TASK_DEFAULTS: dict[str, Any] = {
 }
 
 # Another writer, a store or a tracking server that is away for a moment: these may pass by themselves.
-PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, StoreError, RegistryError)
+PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, RegistryError, SourceUnavailableError, StoreError)
 
 # They log every metric and migration step at INFO, which would bury what a stage has to say.
 CHATTY_LOGGERS = (

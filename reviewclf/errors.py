@@ -30,6 +30,10 @@ class DataContractError(ReviewclfError):
     """Input data breaks its contract: unreadable file, missing column, wrong type."""
 
 
+class SourceUnavailableError(DataContractError):
+    """The server that holds input data is away for the moment; try again later."""
+
+
 class QualityError(DataContractError):
     """A suite of data checks failed as a whole, so the run stops before anything is published."""
 

@@ -16,6 +16,7 @@ at all. The scheme is that of Delta Lake's log (Armbrust et al., VLDB 2020) with
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -33,6 +34,10 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from reviewclf.errors import ConflictError, StoreError
 from reviewclf.manifest import Manifest, digest_of
+from reviewclf.outages import is_away
+
+# No space, over quota, over the size that the system allows.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Snapshot(BaseModel):
@@ -209,6 +214,9 @@ class Store:
             try:
                 names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(self._path("log"), detail=False)]
             except FileNotFoundError:
+                # An empty store, and not a bucket that is missing or has not come back yet: that would look like one.
+                if not self._local and not self._fs.exists(self._root.partition("/")[0]):
+                    raise
                 return Snapshot()
         names = [name for name in names if name.endswith(".json")]
         if not names:
@@ -276,7 +284,9 @@ class Store:
                 # One write per call: a killed process leaves at most a last line without its end, which readers leave out.
                 handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
-                    os.write(handle, data)
+                    # A full disk takes the beginning and says nothing.
+                    if os.write(handle, data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 finally:
                     os.close(handle)
             else:
@@ -328,7 +338,12 @@ class Store:
         except FileNotFoundError as error:
             raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}") from error
+            hint = ": free some space, then run this stage again" if getattr(error, "errno", None) in _FULL else ""
+            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}{hint}") from error
+        except Exception as error:
+            if not is_away(error):
+                raise
+            raise StoreError(f"{self.uri}/{key}: cannot be {verb}, the server is away: {error}") from error
 
 
 def _written_at(info: Mapping[str, Any]) -> datetime:

@@ -8,6 +8,7 @@ import fsspec
 import pandas as pd
 
 from reviewclf.errors import DataContractError
+from reviewclf.outages import reading
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -21,12 +22,14 @@ def read_frame(uri: str, *, setting: str = "the path") -> pd.DataFrame:
     ------
     DataContractError
         The file is missing, empty, of another kind, or cannot be parsed; the message names it and `setting`.
+    SourceUnavailableError
+        The server that holds it is away.
     """
     suffix = next((ending for ending in READABLE if uri.lower().endswith(ending)), None)
     if suffix is None:
         raise DataContractError(f"{uri}: unknown kind of file; expected one of {', '.join(READABLE)} ({setting})")
     try:
-        with fsspec.open(uri, "rb") as file:
+        with reading(uri), fsspec.open(uri, "rb") as file:
             data: bytes = file.read()
     except (OSError, ValueError, ImportError) as error:
         raise DataContractError(f"{uri}: cannot be read: {error}; check {setting}") from error

@@ -103,58 +103,52 @@ class Tracker:
         """Whether the run exists, was not deleted, and finished."""
         try:
             run = self.client.get_run(run_id)
-        except MlflowException:
-            return False
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            # A server that is away has not lost the run.
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not show run {run_id}: {error.message}") from error
         return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED")
 
     def retrain_run(self, key: str, *, name: str, description: str, tags: Mapping[str, str]) -> str:
         """Id of the parent run of the retrain `key`; created at the first call."""
         for run in self.find_runs({KEY_TAG: key, KIND_TAG: "retrain"}, newest=1):
             return str(run.info.run_id)
-        with self.errors("create the run of this retrain"):
-            run = self.client.create_run(
-                self.experiment_id,
-                run_name=name,
-                tags={KEY_TAG: key, KIND_TAG: "retrain", "mlflow.note.content": description, **_origin_tags(), **tags},
-            )
-        return str(run.info.run_id)
+        return self._create_sole_run(key, kind="retrain", name=name, description=description, tags=tags)
 
     def open_run(self, key: str, *, kind: str, name: str, description: str) -> str:
-        """Id of a new run of some other kind; what a killed attempt with the same key left behind is deleted first."""
-        for leftover in self.find_runs({KEY_TAG: key, KIND_TAG: kind}):
-            with self.errors("delete what a killed attempt left"):
-                self.client.delete_run(leftover.info.run_id)
+        """Id of a new run of some other kind; what a killed attempt with the same key left behind is deleted."""
+        return self._create_sole_run(key, kind=kind, name=name, description=description)
+
+    def _create_sole_run(
+        self, key: str, *, kind: str, name: str, description: str, tags: Mapping[str, str] | None = None
+    ) -> str:
+        """Create a run and delete every other of its kind and key.
+
+        They are what killed attempts left, or a twin: the client repeats a request whose answer was lost with the server,
+        which may have done it the first time.
+        """
         with self.errors(f"create the run {name}"):
             run = self.client.create_run(
                 self.experiment_id,
                 run_name=name,
-                tags={KEY_TAG: key, KIND_TAG: kind, "mlflow.note.content": description, **_origin_tags()},
+                tags={KEY_TAG: key, KIND_TAG: kind, "mlflow.note.content": description, **_origin_tags(), **(tags or {})},
             )
-        return str(run.info.run_id)
+        run_id = str(run.info.run_id)
+        for other in self.find_runs({KEY_TAG: key, KIND_TAG: kind}):
+            if other.info.run_id != run_id:
+                with self.errors("delete what a killed attempt left"):
+                    self.client.delete_run(other.info.run_id)
+        return run_id
 
     @contextlib.contextmanager
     def candidate_run(self, key: str, *, parent: str, candidate: str, description: str) -> Iterator[str]:
-        """Child run of a candidate; what a killed attempt with the same key left behind is deleted first.
+        """Child run of a candidate; what a killed attempt with the same key left behind is deleted.
 
         The run ends FINISHED when the block does, FAILED when it raises.
         """
-        for leftover in self.find_runs({KEY_TAG: key, KIND_TAG: "candidate"}):
-            with self.errors("delete what a killed attempt left"):
-                self.client.delete_run(leftover.info.run_id)
-        with self.errors(f"create the run of {candidate}"):
-            run = self.client.create_run(
-                self.experiment_id,
-                run_name=candidate,
-                tags={
-                    KEY_TAG: key,
-                    KIND_TAG: "candidate",
-                    CANDIDATE_TAG: candidate,
-                    PARENT_TAG: parent,
-                    "mlflow.note.content": description,
-                    **_origin_tags(),
-                },
-            )
-        run_id = str(run.info.run_id)
+        tags = {CANDIDATE_TAG: candidate, PARENT_TAG: parent}
+        run_id = self._create_sole_run(key, kind="candidate", name=candidate, description=description, tags=tags)
         try:
             yield run_id
         except BaseException:

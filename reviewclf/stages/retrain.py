@@ -474,7 +474,8 @@ def _tracker(settings: Settings) -> Tracker:
 def _retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     key = dataset.digest
     known = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
-    if known:
+    # One that a kill left half-told is told to the end.
+    if known and known[0].info.status == "FINISHED":
         return str(known[0].info.run_id)
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
     run_id = tracker.retrain_run(

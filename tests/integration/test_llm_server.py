@@ -27,7 +27,7 @@ from reviewclf.labeling.journal import journaled_votes
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy
-from tests.integration.conftest import _free_port
+from tests.services import free_port
 
 _START_SECONDS = 120
 _REVIEWS = 100
@@ -37,7 +37,7 @@ class LlamaServer:
     """llama.cpp's server on a port of its own."""
 
     def __init__(self, model: Path, log: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._model, self._log = model, log
         self._process: subprocess.Popen[bytes] | None = None

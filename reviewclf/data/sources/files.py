@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from reviewclf.data.sources.decoding import open_file, text_lines
 from reviewclf.data.sources.rows import BadRow, GoodRow, check_columns
 from reviewclf.errors import DataContractError, SettingsError
+from reviewclf.outages import reading
 from reviewclf.settings import IngestSettings
 
 DELIMITED = (".csv", ".tsv", ".txt")
@@ -68,7 +69,14 @@ def list_files(uri: str) -> list[SourceFile]:
     ------
     DataContractError
         Nothing is there, or a single file is of an unknown kind.
+    SourceUnavailableError
+        The server that holds it is away.
     """
+    with reading(uri):
+        return _list_files(uri)
+
+
+def _list_files(uri: str) -> list[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         # These signs may stand in the name of a file as well.
@@ -97,13 +105,16 @@ def read_rows(file: SourceFile, options: IngestSettings) -> Iterator[Row]:
     ------
     DataContractError
         The file is empty, in no known encoding, damaged, or without the text column.
+    SourceUnavailableError
+        The server that holds it went away.
     """
     suffix = suffix_of(file.uri)
     reader = _parquet if suffix in COLUMNAR else _lines if suffix in LINES else _delimited
-    try:
-        yield from reader(file, options)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise DataContractError(f"{file.uri}: cannot be read as {suffix}: {error}") from error
+    with reading(file.uri):
+        try:
+            yield from reader(file, options)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise DataContractError(f"{file.uri}: cannot be read as {suffix}: {error}") from error
 
 
 def _describe(fs: Any, path: str) -> SourceFile:

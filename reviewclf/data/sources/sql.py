@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Any
 
 from reviewclf.data.sources.rows import GoodRow, check_columns
-from reviewclf.errors import DataContractError, SettingsError
+from reviewclf.errors import DataContractError, SettingsError, SourceUnavailableError
 from reviewclf.settings import IngestSettings
 
 _DIALECTS = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
@@ -66,6 +66,8 @@ def read_rows(source: SqlSource, options: IngestSettings, newer_than: Any) -> It
     ------
     DataContractError
         The database refuses, or the result lacks the text or the watermark column.
+    SourceUnavailableError
+        It cannot be connected to, or the connection broke.
     """
     import sqlalchemy
 
@@ -79,10 +81,11 @@ def read_rows(source: SqlSource, options: IngestSettings, newer_than: Any) -> It
             statement += f" WHERE {_quoted(mark)} > :newer_than"
             parameters["newer_than"] = _from_state(newer_than)
         statement += f" ORDER BY {_quoted(mark)}"
-    engine = None
+    engine, connected = None, False
     try:
         engine = sqlalchemy.create_engine(source.url)
         with engine.connect().execution_options(stream_results=True, yield_per=1000) as connection:
+            connected = True
             result = connection.execute(sqlalchemy.text(statement), parameters)
             columns = list(result.keys())
             check_columns(source.uri, columns, options)
@@ -94,6 +97,8 @@ def read_rows(source: SqlSource, options: IngestSettings, newer_than: Any) -> It
                 yield GoodRow(number, dict(row)), _to_state(row[mark]) if mark else None
     except sqlalchemy.exc.SQLAlchemyError as error:
         # SQLAlchemy's own message of a failed connection does not hold the URL; the statement holds no values.
+        if not connected or getattr(error, "connection_invalidated", False):
+            raise SourceUnavailableError(f"{source.uri}: no connection: {getattr(error, 'orig', None) or error}") from error
         raise DataContractError(f"{source.uri}: the database refused: {getattr(error, 'orig', None) or error}") from error
     except ModuleNotFoundError as error:
         raise DataContractError(f"{source.uri}: needs the driver {error.name!r}: pip install it beside reviewclf") from error

@@ -1,0 +1,55 @@
+"""Whether a server is away for the moment, which passes by itself, or refuses for good."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+from reviewclf.errors import SourceUnavailableError
+
+_PASSING_STATUS = 429
+_SERVER_ERRORS = 500
+_PASSING_NUMBERS = {errno.EREMOTEIO} if hasattr(errno, "EREMOTEIO") else set()
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error of a file system, or what caused it, says that its server does not answer or is overloaded.
+
+    Parameters
+    ----------
+    error : BaseException or None
+        From fsspec, s3fs, botocore or a socket. Errors of botocore are no :class:`OSError`.
+    """
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in _PASSING_NUMBERS:
+            return True
+        # No import: where botocore was not loaded, no error is one of its.
+        botocore = sys.modules.get("botocore.exceptions")
+        if botocore is not None and isinstance(error, botocore.ConnectionError | botocore.HTTPClientError):
+            return True
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status == _PASSING_STATUS or status >= _SERVER_ERRORS:
+                return True
+        error = error.__cause__
+    return False
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Tell a server that is away from data that cannot be read, whatever the block made of the error.
+
+    Raises
+    ------
+    SourceUnavailableError
+        The server that holds `uri` does not answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SourceUnavailableError) or not is_away(error):
+            raise
+        raise SourceUnavailableError(f"{uri}: its server is away: {error.__cause__ or error}") from error

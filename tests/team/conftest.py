@@ -1,0 +1,102 @@
+"""The platform, started once for all tests of this folder, and the undisturbed night that the others are held against."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.services import postgres_binaries, redis_server, weed
+from tests.team.night import Fault, Night, clear_mlflow, left_behind, run_night
+from tests.team.platform import Platform, running
+
+# The product waits two minutes before it gives a silent worker up. What happens then is the same after a quarter of a minute,
+# and these tests kill many workers.
+HEARTBEAT_TIMEOUT = 15
+FASTER = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT),
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+}
+
+_table: list[tuple[str, str, str, str]] = []
+
+
+class Nights:
+    """Nights on one platform, each with an empty store and an empty MLflow."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self._numbers = count(1)
+
+    def run(self, name: str, **options: Any) -> tuple[Night, dict[str, Any]]:
+        """One night and what it leaves behind; see :func:`run_night`."""
+        name = f"{name}-{next(self._numbers)}"
+        store = f"s3://reviews/{name}"
+        self.platform.configure(REVIEWCLF_STORE=store)
+        night = run_night(self.platform, **options)
+        found = left_behind(self.platform, store, night)
+        clear_mlflow(self.platform, name)
+        return night, found
+
+
+class Undisturbed(NamedTuple):
+    """A night without faults."""
+
+    night: Night
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def nights() -> Iterator[Nights]:
+    for needed in (postgres_binaries, redis_server, weed):
+        needed()
+    # Not below pytest's own folder, which other accounts cannot enter: PostgreSQL runs as one.
+    folder = Path(tempfile.mkdtemp(prefix="reviewclf-team-"))
+    folder.chmod(0o755)
+    try:
+        with running(folder / "platform", overrides=FASTER) as platform:
+            yield Nights(platform)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(nights: Nights) -> Undisturbed:
+    return Undisturbed(*nights.run("undisturbed"))
+
+
+def note(fault: str, stage: str, outcome: str, seconds: float | None) -> None:
+    """Add a row to the table that the run of the tests ends with."""
+    _table.append((fault, stage, outcome, "" if seconds is None else f"{seconds:.0f}"))
+
+
+def note_all(faults: list[Fault]) -> None:
+    """Add the rows of faults that a night survived."""
+    names = {
+        "worker": "worker killed (-9)",
+        "scheduler": "scheduler killed (-9)",
+        "postgres": "PostgreSQL away 30 s",
+        "redis": "Redis away 30 s",
+        "s3": "S3 server away 30 s",
+        "mlflow": "MLflow away 30 s",
+    }
+    for fault in faults:
+        note(names[fault.kind], f"{fault.task.partition('.')[2]} ({fault.point})", fault.outcome, fault.seconds)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the table of faults."""
+    if not _table:
+        return
+    terminalreporter.section("faults survived")
+    terminalreporter.line(
+        f"A silent worker is given up after {HEARTBEAT_TIMEOUT} s here; see infra/airflow.env for the product."
+    )
+    for row in [("fault", "stage", "outcome", "seconds to recover"), ("---", "---", "---", "---:"), *_table]:
+        terminalreporter.line(f"| {' | '.join(row)} |")
