@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONCE ?=
+comma := ,
 
-.PHONY: run test faults lint format bench lock clean help
+.PHONY: run test faults lint format bench lock audit sbom up down logs clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 10
@@ -43,6 +44,37 @@ bench: $(READY)  ## measure speed against the notebook's way, one table
 lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
 	"$(BIN)/python" -m uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 		--group dev --extra team pyproject.toml --output-file requirements.txt
+	"$(BIN)/python" -m uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--extra team --constraints requirements.txt --generate-hashes --no-emit-package torch pyproject.toml \
+		--output-file infra/requirements-image.txt
+
+audit: $(READY)  ## look up known vulnerabilities of the packages here and in the image
+	"$(BIN)/python" -m uv tool run --quiet pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
+	"$(BIN)/python" -m uv tool run --quiet pip-audit --strict --disable-pip --requirement infra/requirements-image.txt
+
+# -- the platform of a team: see infra/README.md. The profiles `monitoring` and `gpu` may be left out or added. --
+PROFILES ?= monitoring
+WORKERS ?= 1
+IMAGE ?= reviewclf:0.1.0
+COMPOSE = COMPOSE_PROFILES='$(PROFILES)' REVISION="$$(git rev-parse HEAD 2>/dev/null)" \
+	AIRFLOW_METRICS=$(if $(findstring monitoring,$(PROFILES)),True,False) \
+	$(if $(findstring gpu,$(PROFILES)),REVIEWCLF_LLM__BACKEND=openai REVIEWCLF_TRAINING__GPU=true) docker compose
+
+up:  ## build the image, make what secrets are missing, start the platform of a team (PROFILES=monitoring,gpu WORKERS=3)
+	@docker compose version >/dev/null 2>&1 || { echo "make up needs Docker with the plugin compose (2.24 or newer); on one machine without it: make run"; exit 1; }
+	@"$(PYTHON)" infra/make_secrets.py .env
+	$(COMPOSE) up --detach --build --wait --wait-timeout 3600 --remove-orphans --scale airflow-worker=$(WORKERS)
+	@echo "Airflow http://localhost:8080, MLflow http://localhost:5000, serving http://localhost:8000$(if $(findstring monitoring,$(PROFILES)),$(comma) Grafana http://localhost:3000)"
+	@echo "Account admin everywhere; AIRFLOW_ADMIN_PASSWORD, MLFLOW_ADMIN_PASSWORD and GRAFANA_ADMIN_PASSWORD are in .env"
+
+down:  ## stop the platform of a team; its data stay
+	docker compose --profile '*' down
+
+logs:  ## follow what the platform's services write (SERVICE=airflow-worker for one)
+	docker compose --profile '*' logs --follow --tail 200 $(SERVICE)
+
+sbom:  ## list what the image holds, packages of Python and of Debian, as CycloneDX: sbom.json
+	docker run --rm --interactive --network none --read-only $(IMAGE) python - < infra/sbom.py > sbom.json
 
 clean:  ## remove the environment, caches and everything that runs left in ./var
 	rm -rf "$(VENV)" var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov *.egg-info

@@ -280,7 +280,7 @@ class Tracker:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """Commit of the checkout that this package runs from; None where it was installed without one."""
+    """Commit of the checkout that this package runs from, or that its image was built from; None where neither is known."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -291,7 +291,8 @@ def git_commit(folder: Path | None = None) -> str | None:
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        revision = os.environ.get("REVIEWCLF_REVISION", "unknown")
+        return None if revision == "unknown" else revision
     return answer.stdout.strip() or None
 
 
