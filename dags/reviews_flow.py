@@ -10,7 +10,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, BaseHook, CronTriggerTimetable, get_current_context
+from airflow.sdk import (
+    Asset,
+    AsyncCallback,
+    BaseHook,
+    CronTriggerTimetable,
+    DeadlineAlert,
+    DeadlineReference,
+    get_current_context,
+)
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic import JsonValue
 
@@ -24,7 +32,7 @@ from reviewclf.errors import (
 )
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import report_failure
+from reviewclf_alerts import report_deadline, report_failure
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
@@ -72,6 +80,21 @@ def nightly(cron: str) -> CronTriggerTimetable:
     Airflow takes False, its default, for a tenth of the interval, and a DAG that is new at half past two would run at once.
     """
     return CronTriggerTimetable(cron, timezone=TIMEZONE, run_immediately=timedelta(seconds=1))
+
+
+def done_within(hours: float | None) -> DeadlineAlert | None:
+    """Deadline of a run: people are told when it is not done so many hours after it was queued. None: no deadline.
+
+    Counted from the queue, not from the logical date: runs that an asset or a person started have none.
+    """
+    if hours is None:
+        return None
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=hours),
+        callback=AsyncCallback(report_deadline, kwargs={"hours": hours}),
+        name="done in time",
+    )
 
 
 def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: Any) -> Any:

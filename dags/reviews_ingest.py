@@ -18,8 +18,9 @@ from datetime import timedelta
 from airflow.sdk import dag, task
 from pydantic import JsonValue
 
+from reviewclf.settings import load_settings
 from reviewclf_alerts import report_failure
-from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, nightly, run_stage
+from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, done_within, nightly, run_stage
 
 
 @dag(
@@ -27,6 +28,7 @@ from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, nightly, run_st
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=4),
+    deadline=done_within(load_settings().alerts.ingest_hours),
     default_args=TASK_DEFAULTS,
     on_failure_callback=report_failure,
     tags=["reviewclf", "data"],

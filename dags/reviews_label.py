@@ -20,12 +20,13 @@ import logging
 from datetime import timedelta
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import PokeReturnValue, TriggerRule, dag, task
+from airflow.sdk import PokeReturnValue, TriggerRule, dag, get_current_context, task
 from pydantic import JsonValue
 
 from reviewclf.errors import AnnotatorUnavailableError
-from reviewclf_alerts import report_failure
-from reviews_flow import REVIEWS_CLEAN, REVIEWS_LABELLED, TASK_DEFAULTS, announce, run_stage
+from reviewclf.settings import load_settings
+from reviewclf_alerts import alert_if_budget_spent, report_failure
+from reviews_flow import REVIEWS_CLEAN, REVIEWS_LABELLED, TASK_DEFAULTS, announce, done_within, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),
+    deadline=done_within(load_settings().alerts.label_hours),
     default_args=TASK_DEFAULTS,
     on_failure_callback=report_failure,
     tags=["reviewclf", "labels"],
@@ -81,13 +83,13 @@ def reviews_label() -> None:
         """Publish the votes, and put the doubtful labels into the queue for people."""
         from reviewclf.stages import people as stages
 
-        return run_stage(stages.collect, selected, annotated)
+        collected = run_stage(stages.collect, selected, annotated)
+        alert_if_budget_spent(collected["details"]["stopped"], get_current_context()["ti"])
+        return collected  # type: ignore[no-any-return]
 
     @task.short_circuit(ignore_downstream_trigger_rules=False)
     def wait_for_people(collected: JsonValue) -> bool:
         """Go by way of people only when REVIEWCLF_REVIEW__WAIT says so and the queue holds something."""
-        from reviewclf.settings import load_settings
-
         return load_settings().review.wait and collected["counts"]["queue"] > 0  # type: ignore[index,call-overload,operator]
 
     ask_people = HITLOperator(

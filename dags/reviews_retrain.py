@@ -14,22 +14,25 @@ skipped; the report of `gate` says which rule was not met.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import AssetOrTimeSchedule, TriggerRule, dag, get_current_context, task
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
-from reviewclf_alerts import report_failure
+from reviewclf_alerts import alert_if_budget_spent, alert_if_refused, alert_of_promotion, report_failure
 from reviews_flow import (
     REVIEW_CLASSIFIER,
     REVIEWS_DRIFTED,
     REVIEWS_LABELLED,
     TASK_DEFAULTS,
     announce,
+    done_within,
     nightly,
     run_stage,
     skip_if_told,
 )
+from reviews_pods import pod
 
 
 @dag(
@@ -37,6 +40,7 @@ from reviews_flow import (
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=24),
+    deadline=done_within(load_settings().alerts.retrain_hours),
     default_args=TASK_DEFAULTS,
     on_failure_callback=report_failure,
     tags=["reviewclf", "training"],
@@ -87,16 +91,25 @@ def reviews_retrain() -> None:
         return run_stage(stages.synthesize, planned, category=category)
 
     # Classes may all have rows enough.
-    @task(trigger_rule=TriggerRule.NONE_FAILED, execution_timeout=timedelta(hours=4))
+    @task(
+        trigger_rule=TriggerRule.NONE_FAILED,
+        execution_timeout=timedelta(hours=4),
+        executor_config=pod(cpu="2", memory="6Gi"),
+    )
     def build_dataset(synthesized: JsonValue) -> JsonValue:
         """Split the labelled reviews into train and validation, free of gold and its near-duplicates; add what helps."""
         from reviewclf.stages import retrain as stages
 
-        return run_stage(stages.build_dataset, synthesized or [])
+        written: list[Any] = list(synthesized or [])  # type: ignore[arg-type]
+        reports = [manifest["details"]["report"] for manifest in written]
+        stopped = [f"{report['category']}: {report['stopped']}" for report in reports if report["stopped"]]
+        alert_if_budget_spent(stopped, get_current_context()["ti"])
+        return run_stage(stages.build_dataset, written)
 
     @task(
         pool="training",
         execution_timeout=timedelta(hours=12),
+        executor_config=pod(cpu="2", memory="6Gi"),
         map_index_template="{{ task.op_kwargs['candidate'] }}",
         # Airflow takes the documentation of mapped tasks from here, not from the function.
         doc_md="Train one candidate and log it to MLflow as a child run of this retrain.",
@@ -109,6 +122,7 @@ def reviews_retrain() -> None:
     @task(
         pool="gpu",
         queue="gpu" if load_settings().training.gpu else "default",
+        executor_config=pod(cpu="4", memory="16Gi", gpu=load_settings().training.gpu, image=load_settings().training.gpu_image),
         execution_timeout=timedelta(hours=12),
         map_index_template="{{ task.op_kwargs['candidate'] }}",
         doc_md="Fine-tune one encoder and log it to MLflow as a child run of this retrain; a killed attempt goes on from its "
@@ -120,7 +134,7 @@ def reviews_retrain() -> None:
         return skip_if_told(run_stage(stages.train, dataset, candidate=candidate))
 
     # A candidates file may name only linear classifiers, or only encoders.
-    @task(trigger_rule=TriggerRule.NONE_FAILED)
+    @task(trigger_rule=TriggerRule.NONE_FAILED, executor_config=pod(cpu="2", memory="6Gi"))
     def evaluate(dataset: JsonValue, trained: JsonValue, finetuned: JsonValue) -> JsonValue:
         """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
         from reviewclf.stages import retrain as stages
@@ -132,7 +146,9 @@ def reviews_retrain() -> None:
         """Hold the best candidate against the gate's rules; the report lists each with its measured value."""
         from reviewclf.stages import retrain as stages
 
-        return run_stage(stages.gate, evaluated)
+        gated = run_stage(stages.gate, evaluated)
+        alert_if_refused(gated, get_current_context()["ti"])
+        return gated  # type: ignore[no-any-return]
 
     @task(outlets=[REVIEW_CLASSIFIER])
     def promote(gated: JsonValue) -> JsonValue:
@@ -141,6 +157,7 @@ def reviews_retrain() -> None:
 
         # A retried task of this run is told again what its first attempt did.
         promoted = run_stage(stages.promote, gated, who=f"airflow run {get_current_context()['run_id']}")
+        alert_of_promotion(promoted, get_current_context()["ti"])
         return announce(
             REVIEW_CLASSIFIER,
             promoted,

@@ -1,31 +1,34 @@
-"""What happens when a task or a run fails: one readable summary in the log.
+"""Alerts: what people are told when they are not looking, over the channels that Airflow's connections name.
 
-Used as ``on_failure_callback``; Airflow puts this folder on the import path of every worker.
+A kind of alert goes to every connection of `REVIEWCLF_ALERTS__CONNECTIONS`; the type of a connection says how
+(:mod:`reviewclf_channels`). What cannot be delivered is logged and never fails a task. Airflow puts this folder on the
+import path of every component, as its callbacks run in several: those of tasks in the worker, those of runs in the DAG
+processor, those of deadlines in the triggerer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from airflow.listeners import hookimpl
+from airflow.plugins_manager import AirflowPlugin
+
+import reviewclf_messages as messages
 
 log = logging.getLogger("reviewclf.alerts")
 
-
-def report_failure(context: Mapping[str, Any]) -> None:
-    """Log what failed, why, in which attempt, and where to look.
-
-    Parameters
-    ----------
-    context : mapping
-        Airflow's context. A failed task brings ``exception`` and its task instance; a run that failed as a whole, for
-        example by its time limit, brings ``reason``.
-    """
-    log.error(failure_summary(context))
+# A run that failed because of its tasks: each of them has told already.
+_TOLD_BY_TASKS = "task_failure"
 
 
 def send_alert(kind: str, subject: str, body: str) -> None:
-    """Tell people about something that is no failure of a task; never raises.
+    """Log an alert and tell people; never raises.
 
     Parameters
     ----------
@@ -34,29 +37,119 @@ def send_alert(kind: str, subject: str, body: str) -> None:
     subject, body : str
         One line, and what there is to know.
     """
-    log.warning("%s: %s\n%s", kind, subject, body)
+    try:
+        (log.error if kind == "failure" else log.warning)("%s\n%s", subject, body)
+        for connection, reason in deliver(kind, subject, body).items():
+            log.error("Alert %r was not delivered to the connection %s: %s", subject, connection, reason)
+    except Exception:
+        log.exception("Alert %r was not delivered", subject)
 
 
-def failure_summary(context: Mapping[str, Any]) -> str:
-    """One line on the failure, plus the address of the task where there is one."""
-    ti = context.get("ti") or context.get("task_instance")
-    exception = context.get("exception")
-    if exception is None:
-        run = context.get("dag_run") or context.get("run_id")
-        dag_id = getattr(run, "dag_id", getattr(context.get("dag"), "dag_id", "DAG"))
-        run_id = getattr(run, "run_id", context.get("run_id"))
-        return f"FAILED {dag_id}, run {run_id}: {context.get('reason', 'see its tasks')}"
-    name = f"{ti.dag_id}.{ti.task_id}" + (f"[{ti.map_index}]" if ti.map_index >= 0 else "")
-    lines = [f"FAILED {name}, run {ti.run_id}, attempt {ti.try_number}: {_message(exception)}"]
-    if url := getattr(ti, "log_url", None):
-        lines.append(f"Log: {url}")
-    return "\n".join(lines)
+def deliver(kind: str, subject: str, body: str) -> dict[str, str]:
+    """Send an alert to all configured connections at once.
+
+    Returns
+    -------
+    dict of str to str
+        Connections that did not take it, with the reason; empty when all did, or nobody wants this kind.
+
+    Raises
+    ------
+    SettingsError
+        When the settings cannot be used.
+    """
+    from reviewclf.settings import load_settings
+
+    options = load_settings().alerts
+    if kind not in options.kinds:
+        return {}
+    return _send_to_all(options.connections, options.timeout_seconds, kind=kind, subject=subject, body=body)
 
 
-def _message(exception: object) -> str:
-    # A stage's own error arrives wrapped, its type already in the message.
-    text = str(exception).strip()
-    kind = type(exception).__name__
-    if isinstance(exception, str) or kind == "AirflowFailException":
-        return text
-    return f"{kind}: {text}" if text else kind
+def _send_to_all(connections: Sequence[str], limit: float, *, kind: str, subject: str, body: str) -> dict[str, str]:
+    from reviewclf_channels import send
+
+    undelivered = dict.fromkeys(connections, f"no answer within {limit:g} s")
+
+    def attempt(connection_id: str) -> None:
+        reason = send(connection_id, kind=kind, subject=subject, body=body, timeout=limit)
+        if reason is None:
+            del undelivered[connection_id]
+        else:
+            undelivered[connection_id] = reason
+
+    # Libraries take time-outs for each step, name servers and proxies none at all, and the DAG processor ends a callback that
+    # takes too long. So each channel has a thread of its own that is left behind when the time is up.
+    threads = [threading.Thread(target=attempt, args=(name,), name=f"alert-{name}", daemon=True) for name in undelivered]
+    for thread in threads:
+        thread.start()
+    ends = time.monotonic() + limit
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
+    return dict(undelivered)
+
+
+def report_failure(context: Mapping[str, Any]) -> None:
+    """Tell what failed, why, in which attempt, where to look and what to do: the ``on_failure_callback`` of tasks and DAGs.
+
+    Airflow calls it for a task whose last attempt failed, not for each retry. A run that failed because of its tasks is only
+    logged: they have told.
+
+    Parameters
+    ----------
+    context : mapping
+        Airflow's context. A failed task brings ``exception`` and its task instance; a run that failed as a whole, for
+        example by its time limit, brings ``reason``.
+    """
+    summary = messages.failure_summary(context)
+    if context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS:
+        log.error("%s", summary)
+        return
+    send_alert("failure", *messages.failure(context))
+
+
+async def report_deadline(context: Mapping[str, Any], hours: float) -> None:
+    """Tell that a run is not done in time; called by the triggerer when a DAG's deadline has passed."""
+    # The triggerer serves all deferred tasks with one thread, which must not wait for a mail server.
+    await asyncio.to_thread(send_alert, "deadline", *messages.deadline(context, hours))
+
+
+def alert_if_budget_spent(stopped: Sequence[str], task: Any) -> None:
+    """Tell that asking the model ended early; nothing when it did not.
+
+    Parameters
+    ----------
+    stopped : sequence of str
+        Why, one text for each task that stopped.
+    task : task instance
+        Where to look.
+    """
+    if stopped:
+        send_alert("budget", *messages.budget(stopped, task))
+
+
+def alert_if_refused(gated: Mapping[str, Any], task: Any) -> None:
+    """Tell that no candidate passed the gate; nothing when one did."""
+    if gated["details"].get("challenger") is None:
+        send_alert("gate", *messages.refused(gated, task))
+
+
+def alert_of_promotion(promoted: Mapping[str, Any], task: Any) -> None:
+    """Tell that production follows another version now; nothing when it does not."""
+    if promoted["details"].get("promoted"):
+        send_alert("promotion", *messages.promotion(promoted, task))
+
+
+@hookimpl
+def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
+    """Tell that a DAG file cannot be loaded: no run fails then, there are just none any more."""
+    # Called in the DAG processor's own loop and transaction, which must go on.
+    alert = messages.import_error(filename, stacktrace)
+    threading.Thread(target=send_alert, args=("failure", *alert), name="alert-import-error", daemon=True).start()
+
+
+class ReviewclfAlerts(AirflowPlugin):
+    """Registers this module as a listener."""
+
+    name = "reviewclf_alerts"
+    listeners: ClassVar[list[Any]] = [sys.modules[__name__]]

@@ -7,6 +7,7 @@ their own standard variables; nothing here repeats them.
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -188,6 +189,9 @@ class TrainingSettings(_Group):
     """Where training runs."""
 
     gpu: bool = Field(False, description="Airflow trains encoders on workers of the queue `gpu`")
+    gpu_image: str | None = Field(
+        None, description="on Kubernetes: image of the pods that train encoders with `GPU`; default: that of all tasks"
+    )
     max_memory_gib: PositiveFloat | None = Field(
         None, description="main memory that training one candidate may take; more ends it with an error"
     )
@@ -222,6 +226,33 @@ class MonitoringSettings(_Group):
         28, description="past nights that a night is compared with; with fewer than three, the champion's training data"
     )
     sample_rows: Annotated[int, Field(ge=100)] = Field(2_000, description="reviews of a night that are looked at, at most")
+
+
+AlertKind = Literal["failure", "deadline", "gate", "budget", "drift", "promotion"]
+
+
+class AlertSettings(_Group):
+    """Whom Airflow tells what."""
+
+    connections: tuple[str, ...] = Field(
+        (), description='Airflow connections that alerts go to, as JSON: `["slack_alerts", "mail_alerts"]`'
+    )
+    kinds: tuple[AlertKind, ...] = Field(
+        ("failure", "deadline", "gate", "budget", "drift", "promotion"), description="which alerts are sent; all are logged"
+    )
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=30.0)] = Field(
+        10.0, description="until a channel is given up, and that is logged"
+    )
+    ingest_hours: PositiveFloat | None = Field(
+        3.0, description="deadline: a run of reviews_ingest has to be done so long after it was queued; empty: none"
+    )
+    label_hours: PositiveFloat | None = Field(12.0, description="the same for reviews_label")
+    retrain_hours: PositiveFloat | None = Field(12.0, description="the same for reviews_retrain")
+
+    @field_validator("ingest_hours", "label_hours", "retrain_hours", mode="before")
+    @classmethod
+    def _empty_means_none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
 
 
 class Settings(BaseSettings):
@@ -276,6 +307,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     scoring: ScoringSettings = ScoringSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", mode="before")
     @classmethod
@@ -325,7 +357,9 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
             continue
         default = field.get_default(call_default_factory=True, validated_data={"source": _bundled("sample/reviews.csv")})
         bundled = _bundled("")
-        shown = str(default).replace(bundled, "reviewclf") if default is not None else ""
+        # A list or an object is written into the environment as JSON.
+        text = json.dumps(default, ensure_ascii=False) if isinstance(default, (tuple, list, dict)) else str(default)
+        shown = text.replace(bundled, "reviewclf") if default is not None else ""
         yield variable, shown, field.description or ""
 
 

@@ -1,0 +1,182 @@
+"""The texts of alerts: one line of subject; then DAG, run, task, error, address, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+Message = tuple[str, str]
+
+# Telegram takes 4,096 characters a message; whoever needs the whole error has the address of the log.
+_MAX_ERROR = 1500
+_MAX_LINES = 20
+
+_CLEAR = "Mend the cause, then clear the failed task in Airflow: what finished stages have done is not done again."
+# By the error's name, the first that fits.
+_WHAT_TO_DO = {
+    "QualityError": "Nothing was published. Look at the batch's quarantine and data docs; mend the source, or the limits "
+    "REVIEWCLF_QUALITY__*; then clear the task.",
+    "DataContractError": "Mend the file, row or column that is named, or the settings REVIEWCLF_INGEST__*; clear the task.",
+    "SettingsError": "Mend the variable that is named in the workers' environment, restart them, then clear the task.",
+    "LeakError": "Do not train on this set. The message names the reviews; `reviewclf dataset show` shows the set.",
+    "AnnotatorUnavailableError": "See that the labelling server (REVIEWCLF_LLM__BASE_URL) answers, then clear the task: votes "
+    "so far are kept.",
+    "ConflictError": "Others published first, again and again. See who else writes to this store, then clear the task.",
+    "StoreError": "See that the store (REVIEWCLF_STORE) answers and has room, then clear the task.",
+    "RegistryError": "See that MLflow (MLFLOW_TRACKING_URI) answers, then clear the task.",
+    "AirflowTaskTimeout": "It took longer than the task may. See in its log how far it came; clear it to go on from there.",
+}
+_RUN_REASONS = {
+    "timed_out": "the run took longer than it may",
+    "all_tasks_deadlocked": "no task can go on: what they wait for can never happen",
+}
+
+
+def failure_summary(context: Mapping[str, Any]) -> str:
+    """One line on the failure, plus the address of the task where there is one."""
+    exception = context.get("exception")
+    if exception is None:
+        dag_id, run_id = _run_of(context)
+        return f"FAILED {dag_id}, run {run_id}: {context.get('reason', 'see its tasks')}"
+    ti = context.get("ti") or context.get("task_instance")
+    lines = [f"FAILED {_task_name(ti)}, run {ti.run_id}, attempt {ti.try_number}: {_error(exception)}"]  # type: ignore[union-attr]
+    if url := getattr(ti, "log_url", None):
+        lines.append(f"Log: {url}")
+    return "\n".join(lines)
+
+
+def failure(context: Mapping[str, Any]) -> Message:
+    """A task's last attempt, or a run as a whole, has failed."""
+    exception = context.get("exception")
+    if exception is None:
+        dag_id, run_id = _run_of(context)
+        reason = str(context.get("reason", "see its tasks"))
+        lines = [_run_lines(dag_id, run_id), f"Error: {_RUN_REASONS.get(reason, reason)} ({reason})", _run_link(dag_id, run_id)]
+        lines.append(
+            "What to do: see which task was still going on and why, then clear the run; finished stages are not repeated."
+        )
+        return f"FAILED {dag_id}", _joined(lines)
+    ti = context.get("ti") or context.get("task_instance")
+    error = _error(exception)
+    advice = next((text for name, text in _WHAT_TO_DO.items() if error.startswith(name)), _CLEAR)
+    return f"FAILED {_task_name(ti)}", _joined(
+        [*_task_lines(ti), f"Attempt: {ti.try_number}", f"Error: {_short(error)}", _log_line(ti), f"What to do: {advice}"]  # type: ignore[union-attr]
+    )
+
+
+def import_error(filename: str, stacktrace: str) -> Message:
+    """A DAG file cannot be loaded."""
+    last = stacktrace.strip().splitlines()[-1] if stacktrace.strip() else "no reason given"
+    return f"DAG file {filename} cannot be loaded", _joined(
+        [
+            f"Error: {_short(last)}",
+            "What to do: mend what is named, a setting or the file. Until then its DAGs do not run, and so do not fail.",
+        ]
+    )
+
+
+def deadline(context: Mapping[str, Any], hours: float) -> Message:
+    """A run is not done in time."""
+    run = context.get("dag_run") or {}
+    dag_id, run_id = str(run.get("dag_id", "DAG")), str(run.get("dag_run_id") or run.get("run_id") or "unknown")
+    return f"LATE {dag_id}", _joined(
+        [
+            _run_lines(dag_id, run_id),
+            f"Due: {hours:g} h after it was queued at {run.get('queued_at')}; it is {run.get('state', 'not done')}",
+            _run_link(dag_id, run_id),
+            "What to do: see which task is queued (workers, pools) or running (its log). The run goes on until its time limit.",
+        ]
+    )
+
+
+def budget(stopped: Sequence[str], ti: Any) -> Message:
+    """The model was not asked about everything."""
+    return f"Budget spent: {_task_name(ti)}", _joined(
+        [
+            *_task_lines(ti),
+            *(f"- {_short(reason)}" for reason in list(dict.fromkeys(stopped))[:_MAX_LINES]),
+            _log_line(ti),
+            "What to do: nothing if you want this limit, the next run goes on where this one ended; else raise the limit.",
+        ]
+    )
+
+
+def refused(gated: Mapping[str, Any], ti: Any) -> Message:
+    """No candidate passed the gate."""
+    verdicts = gated["details"].get("verdicts") or {}
+    lines = [
+        f"- {name} (version {verdict.get('version', '?')}): {_short(str(verdict.get('reason', 'no reason given')))}"
+        for name, verdict in list(verdicts.items())[:_MAX_LINES]
+    ]
+    return f"Gate refused all {len(verdicts)} candidates", _joined(
+        [
+            *_task_lines(ti),
+            *lines,
+            _log_line(ti),
+            "What to do: production keeps its champion. The gate's report in MLflow lists each rule with value and limit.",
+        ]
+    )
+
+
+def promotion(promoted: Mapping[str, Any], ti: Any) -> Message:
+    """Production follows another version."""
+    details = promoted["details"]
+    was = f", was {details['previous']}" if details.get("previous") else ""
+    return f"Version {details.get('champion')} is champion now{was}", _joined(
+        [
+            *_task_lines(ti),
+            f"Reason: {_short(str(details.get('reason', 'none given')))}",
+            _log_line(ti),
+            "What to do: nothing if you expected it; else trigger the DAG reviews_rollback with a reason.",
+        ]
+    )
+
+
+def _run_of(context: Mapping[str, Any]) -> tuple[str, str]:
+    run = context.get("dag_run")
+    dag_id = getattr(run, "dag_id", None) or getattr(context.get("dag"), "dag_id", "DAG")
+    return str(dag_id), str(getattr(run, "run_id", None) or context.get("run_id") or "unknown")
+
+
+def _task_name(ti: Any) -> str:
+    mapped = getattr(ti, "map_index", None)
+    return f"{ti.dag_id}.{ti.task_id}" + (f"[{mapped}]" if mapped is not None and mapped >= 0 else "")
+
+
+def _task_lines(ti: Any) -> list[str]:
+    mapped = _task_name(ti).removeprefix(f"{ti.dag_id}.")
+    return [_run_lines(ti.dag_id, ti.run_id), f"Task: {mapped}"]
+
+
+def _run_lines(dag_id: str, run_id: str) -> str:
+    return f"DAG: {dag_id}\nRun: {run_id}"
+
+
+def _log_line(ti: Any) -> str:
+    url = getattr(ti, "log_url", None)
+    return f"Log: {url}" if url else ""
+
+
+def _run_link(dag_id: str, run_id: str) -> str:
+    from airflow.sdk.configuration import conf
+
+    base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+    return f"Run page: {base}/dags/{quote(dag_id)}/runs/{quote(run_id)}" if base else ""
+
+
+def _error(exception: object) -> str:
+    # A stage's own error arrives wrapped, its type already in the message.
+    text = str(exception).strip()
+    kind = type(exception).__name__
+    if isinstance(exception, str) or kind == "AirflowFailException":
+        return text
+    return f"{kind}: {text}" if text else kind
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]} …"
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "\n".join(line for line in lines if line)
