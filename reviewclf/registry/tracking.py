@@ -250,6 +250,11 @@ class Tracker:
         with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
             return json.loads(Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8"))
 
+    def read_text(self, run_id: str, path: str) -> str:
+        """A text artifact of a run."""
+        with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+
     def _artifact_location(self) -> str | None:
         # Without a server MLflow would put artifacts below whatever the working directory is. A server decides itself.
         if not self.tracking_uri.startswith("sqlite:///"):
