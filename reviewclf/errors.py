@@ -67,7 +67,11 @@ class EvaluationError(ReviewclfError):
 
 
 class GateError(ReviewclfError):
-    """The gate's rules or its report cannot be used."""
+    """The gate's rules or its report cannot be used, or a version has not passed them."""
+
+
+class StaleVerdictError(GateError):
+    """The verdict on a version was made against a champion that is champion no more."""
 
 
 class RegistryError(ReviewclfError):

@@ -1,18 +1,27 @@
-"""Where the aliases move: `challenger`, `champion`, `previous`."""
+"""Where the aliases move: `challenger`, `champion`, `previous`. The one place; see :mod:`reviewclf.registry.ledger` for how."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Literal
 
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
+from reviewclf.errors import GateError, RegistryError, StaleVerdictError
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
+from reviewclf.registry.ledger import Event, Ledger, State
 from reviewclf.registry.model import aliases
 from reviewclf.registry.tracking import Tracker
 
+__all__ = ["Event", "Promotion", "barred", "challenge", "history", "promote", "refuse", "rollback", "withdraw_challenger"]
+
+_ATTEMPTS = 50
+
 
 class Promotion(BaseModel):
-    """What a promotion did.
+    """What a promotion or a rollback did.
 
     Attributes
     ----------
@@ -27,6 +36,13 @@ class Promotion(BaseModel):
     champion: str | None
     previous: str | None
     changed: bool
+
+
+class _Anyone:
+    """Stands for "whoever is champion"."""
+
+
+ANYONE = _Anyone()
 
 
 def challenge(tracker: Tracker, version: str) -> None:
@@ -44,30 +60,194 @@ def withdraw_challenger(tracker: Tracker) -> None:
             tracker.client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
 
 
-def promote(tracker: Tracker, version: str, *, reason: str, who: str) -> Promotion:
+def history(tracker: Tracker, newest: int = 50) -> list[Event]:
+    """What happened to the registry, newest first."""
+    return Ledger(tracker).events()[::-1][:newest]
+
+
+def promote(
+    tracker: Tracker,
+    version: str,
+    *,
+    reason: str,
+    who: str,
+    force: bool = False,
+    key: str = "",
+    against: str | _Anyone | None = ANYONE,
+) -> Promotion:
     """Make `version` the champion and the old champion `previous`.
 
-    Repeating it moves nothing, and where the same `who` repeats it (a retried task) the answer is that of the first time,
-    also after a kill between two of its steps: `previous` moves first, so that at no
-    moment is there a champion without a way back, and a version that is champion already is left alone.
+    Of two calls at once the result is that of one after the other; a call that was killed at any point is finished by the
+    next one, whoever makes it.
+
+    Parameters
+    ----------
+    version : str
+        Number of a version of the registered model.
+    reason, who : str
+        Recorded in the history and on the version.
+    force : bool
+        Promote a version that has not passed the gate.
+    key : str
+        Identity of this request: a second call with the same key moves nothing and answers like the first.
+    against : str or None
+        The champion that the verdict was made against (None: there was none). Default: whoever is champion.
+
+    Raises
+    ------
+    GateError
+        The version has not passed the gate, and `force` was not given.
+    StaleVerdictError
+        Somebody else than `against` is champion by now.
+    RegistryError
+        There is no such version, or it was retired.
     """
-    known = aliases(tracker)
-    old = known.get(CHAMPION)
-    changed = old != version
-    with tracker.errors(f"promote version {version}"):
-        if not changed:
-            tags = tracker.client.get_model_version(REGISTERED_MODEL, version).tags
-            changed = who != "" and tags.get("reviewclf.promoted_by") == who
-        if old != version:
-            if old is not None:
-                tracker.client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, old)
-            for name, value in (
-                ("promoted_at", datetime.now(UTC).isoformat(timespec="seconds")),
-                ("promoted_by", who),
-                ("promotion_reason", reason),
-            ):
-                tracker.client.set_model_version_tag(REGISTERED_MODEL, version, f"reviewclf.{name}", value)
-            tracker.client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
-    if known.get(CHALLENGER) == version:
-        withdraw_challenger(tracker)
-    return Promotion(champion=version, previous=aliases(tracker).get(PREVIOUS), changed=changed)
+    ledger = Ledger(tracker)
+    for _ in range(_ATTEMPTS):
+        events, state = ledger.settled()
+        if key and any(event.key == key and event.action == "promote" for event in events):
+            return _answer(state, changed=True)
+        found = _version(tracker, version, state)
+        if state.champion == version:
+            return _answer(state, changed=False)
+        _check(found, force=force)
+        if not isinstance(against, _Anyone) and state.champion != against:
+            raise StaleVerdictError(
+                f"version {version} was judged against {_named(against)}, but {_named(state.champion)} is champion by now: "
+                "it needs a verdict against that one (the next retrain makes it), or `reviewclf promote` by hand"
+            )
+        event = Event(
+            at=_now(),
+            action="promote",
+            version=version,
+            from_version=state.champion,
+            who=who,
+            reason=reason,
+            key=key,
+            **ledger.data_of(state.champion),
+        )
+        if ledger.append(event, after=state.head):
+            return _answer(ledger.follow(), changed=True)
+    raise RegistryError(f"version {version} was not promoted: others keep moving the champion; try again")
+
+
+def rollback(tracker: Tracker, *, reason: str, who: str, key: str = "") -> Promotion:
+    """Make `previous` the champion again; `previous` becomes the champion before that one, where there was one.
+
+    Parameters
+    ----------
+    reason, who : str
+        Recorded in the history and on the version that goes.
+    key : str
+        As in :func:`promote`.
+
+    Raises
+    ------
+    RegistryError
+        There is nothing to return to.
+    """
+    ledger = Ledger(tracker)
+    for _ in range(_ATTEMPTS):
+        events, state = ledger.settled()
+        if key and any(event.key == key and event.action == "rollback" for event in events):
+            return _answer(state, changed=True)
+        target = aliases(tracker).get(PREVIOUS)
+        if target is None or target == state.champion:
+            raise RegistryError(
+                f"there is nothing to roll back to: no other version of {REGISTERED_MODEL!r} carries the alias {PREVIOUS!r}; "
+                "`reviewclf promote VERSION --reason ...` makes any version the champion"
+            )
+        event = Event(
+            at=_now(),
+            action="rollback",
+            version=target,
+            from_version=state.champion,
+            who=who,
+            reason=reason,
+            key=key,
+            **ledger.data_of(state.champion),
+        )
+        if ledger.append(event, after=state.head):
+            return _answer(ledger.follow(), changed=True)
+    raise RegistryError("nothing was rolled back: others keep moving the champion; try again")
+
+
+def refuse(
+    tracker: Tracker, version: str, *, reason: str, who: str, action: Literal["reject", "expire"] = "reject", key: str = ""
+) -> None:
+    """Record that a person said no to the challenger, or (``expire``) that nobody answered in time; no alias moves."""
+    ledger = Ledger(tracker)
+    for _ in range(_ATTEMPTS):
+        events, state = ledger.settled()
+        if key and any(event.key == key and event.action == action for event in events):
+            return
+        event = Event(at=_now(), action=action, version=version, who=who, reason=reason, key=key, **ledger.data_of(version))
+        if ledger.append(event, after=state.head):
+            ledger.follow()
+            return
+    raise RegistryError(f"the answer about version {version} was not recorded: others keep moving the champion; try again")
+
+
+def barred(tracker: Tracker, version: str) -> str | None:
+    """Why a version must not become champion by itself, or None.
+
+    People (or a better candidate) have decided about it, and on the data it was judged by nothing has changed since: what
+    was replaced or rejected does not come back with the same dataset and gold, and what was trained on the same dataset as
+    a version that was rolled back does not take its place the night after.
+    """
+    ledger = Ledger(tracker)
+    data = ledger.data_of(version)
+    events = ledger.events()
+    left = [event for event in events if event.from_version == version and event.version != version]
+    refused = [event for event in events if event.action == "reject" and event.version == version]
+    taken_back = [event for event in events if event.action in ("rollback", "move") and event.from_version and event.dataset]
+    for event in sorted({*left, *refused, *taken_back}, key=lambda event: -event.number):
+        if {"dataset": event.dataset, "gold": event.gold} == data:
+            return _why_barred(event, version)
+    return None
+
+
+def _why_barred(event: Event, version: str) -> str:
+    gone = event.version if event.action == "reject" else event.from_version
+    did = {"reject": "was rejected", "rollback": "was rolled back"}.get(event.action, "was replaced as champion")
+    by = f" by {event.who}" if event.who else ""
+    why = f": {event.reason}" if event.reason else ""
+    same = "it" if gone == version else "a version of the same dataset"
+    return (
+        f"{same} (version {gone}) {did}{by} on {event.at:%Y-%m-%d}{why}; neither dataset nor gold has changed since. "
+        f"`reviewclf promote {version} --reason ...` promotes it all the same"
+    )
+
+
+def _version(tracker: Tracker, version: str, state: State) -> ModelVersion:
+    if version in state.retired:
+        raise RegistryError(f"version {version} was retired: its files are gone")
+    try:
+        return tracker.client.get_model_version(REGISTERED_MODEL, version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise RegistryError(
+                f"there is no version {version!r} of {REGISTERED_MODEL!r} at {tracker.tracking_uri}; "
+                "`reviewclf leaderboard` shows those of the newest retrain"
+            ) from error
+        raise RegistryError(f"MLflow at {tracker.tracking_uri} did not show version {version}: {error.message}") from error
+
+
+def _check(found: ModelVersion, *, force: bool) -> None:
+    verdict = found.tags.get("reviewclf.gate")
+    if verdict == "passed" or force:
+        return
+    reason = found.tags.get("reviewclf.gate_reason") or "the gate has not judged it"
+    raise GateError(f"version {found.version} has not passed the gate ({reason}); `--force` promotes it all the same")
+
+
+def _answer(state: State, *, changed: bool) -> Promotion:
+    return Promotion(champion=state.champion, previous=state.previous, changed=changed)
+
+
+def _named(version: str | None) -> str:
+    return "nobody" if version is None else f"version {version}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -255,6 +255,20 @@ class Tracker:
         with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
 
+    def artifact_address(self, run_id: str, path: str, *, ui: str | None = None) -> str:
+        """Where people open an artifact: a page of MLflow's UI, or the file itself where no server is known.
+
+        Parameters
+        ----------
+        ui : str, optional
+            Address under which people reach MLflow; default: the tracking server's own, when it is one.
+        """
+        base = ui or (self.tracking_uri if self.tracking_uri.startswith("http") else None)
+        if base is not None:
+            return f"{base.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}/artifacts/{path}"
+        with self.errors(f"say where {path} lies"):
+            return f"{str(self.client.get_run(run_id).info.artifact_uri).rstrip('/')}/{path}"
+
     def _artifact_location(self) -> str | None:
         # Without a server MLflow would put artifacts below whatever the working directory is. A server decides itself.
         if not self.tracking_uri.startswith("sqlite:///"):

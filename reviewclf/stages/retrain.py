@@ -190,6 +190,8 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
                     **tags,
                     "reviewclf.candidate": result["candidate"],
                     "reviewclf.dataset": str(evaluated.details["dataset"]),
+                    "reviewclf.gold": str(evaluated.inputs["gold"] or ""),
+                    "reviewclf.gate_report": tracker.artifact_address(result["run_id"], "gate/report.html"),
                 },
                 description=_describe(result, report, evaluated.counts["gold_rows"]),
             )
@@ -249,7 +251,7 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "") -> Manifest:
         details = {"promoted": False, "champion": aliases(tracker).get("champion"), "reason": "no candidate passed the gate"}
     else:
         reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
-        promotion = move_aliases(tracker, challenger["version"], reason=reason, who=who)
+        promotion = move_aliases(tracker, challenger["version"], reason=reason, who=who, key=who)
         details = {
             "promoted": promotion.changed,
             "champion": promotion.champion,
@@ -385,6 +387,10 @@ def _evaluate_one(
         calibration = expected_calibration_error(gold.frame["label"].tolist(), probabilities, taxonomy.names)
         tracker.log(run_id, metrics={**_metrics("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n})
         tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
+        rows = gold.frame[["review_id", "text_hash", "label"]].assign(
+            predicted=answers["label"].to_numpy(), confidence=answers["confidence"].round(6).to_numpy()
+        )
+        tracker.log_json(run_id, rows.to_dict("records"), "evaluation/gold_answers.json")
         tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
         title = f"{name} on {figures.n} gold reviews"
         tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
