@@ -295,6 +295,9 @@ class Settings(BaseSettings):
     candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
     encoders: Path | None = Field(None, description="folder of local checkpoints that stand in for the hub, by name")
     seed: int = Field(42, description="of splits and training")
+    mlflow_url: str | None = Field(
+        None, description="address under which people reach MLflow, for links; default: MLFLOW_TRACKING_URI where that is one"
+    )
 
     ingest: IngestSettings = IngestSettings()
     quality: QualitySettings = QualitySettings()
@@ -309,7 +312,7 @@ class Settings(BaseSettings):
     monitoring: MonitoringSettings = MonitoringSettings()
     alerts: AlertSettings = AlertSettings()
 
-    @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", mode="before")
+    @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", "mlflow_url", mode="before")
     @classmethod
     def _empty_means_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
@@ -323,6 +326,12 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """MLflow's own ``MLFLOW_TRACKING_URI``, else the embedded SQLite file under ``home``."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home.expanduser().resolve() / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_address(self) -> str | None:
+        """Where people open MLflow, without a slash at the end; None where it is only a file on this machine."""
+        address = self.mlflow_url or self.tracking_uri
+        return address.rstrip("/") if address.startswith(("http://", "https://")) else None
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -244,6 +244,11 @@ class Tracker:
         with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
             return json.loads(Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8"))
 
+    def read_text(self, run_id: str, path: str) -> str:
+        """A text artifact of a run."""
+        with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+
     def artifact_address(self, run_id: str, path: str, *, ui: str | None = None) -> str:
         """Where people open an artifact: a page of MLflow's UI, or the file itself where no server is known.
 

@@ -1,0 +1,100 @@
+"""The promotion page inside Airflow: mounted under ``/reviewclf``, framed under the menu entry «Promotion».
+
+All of it lies in :mod:`reviewclf.pages`; this says who is asking and what they may do, by Airflow's own login and permissions:
+who may read the DAG reviews_retrain sees the page, who may trigger reviews_promote or reviews_rollback may do that here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from airflow.plugins_manager import AirflowPlugin
+
+PREFIX = "/reviewclf"
+SEEN_WITH, PROMOTED_WITH, ROLLED_BACK_WITH = "reviews_retrain", "reviews_promote", "reviews_rollback"
+
+
+def _application() -> Any:
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+    from airflow.configuration import conf
+    from fastapi import HTTPException, Request
+
+    from reviewclf.pages.app import Person, create_app
+    from reviewclf.pages.state import State
+    from reviewclf.settings import load_settings
+    from reviewclf_alerts import send_alert
+
+    may_see = requires_access_dag("GET", param_dag_id=SEEN_WITH)
+    may_promote = requires_access_dag("POST", DagAccessEntity.RUN, param_dag_id=PROMOTED_WITH)
+    may_roll_back = requires_access_dag("POST", DagAccessEntity.RUN, param_dag_id=ROLLED_BACK_WITH)
+
+    def allowed(check: Any, request: Request, user: Any) -> bool:
+        try:
+            check(request, user)
+        except HTTPException:
+            return False
+        return True
+
+    # Not asynchronous: an auth manager may ask its database, which must not hold up the server's event loop.
+    def person(request: Request, user: GetUserDep) -> Person:
+        may_see(request, user)
+        return Person(
+            name=user.get_name(),
+            may_promote=allowed(may_promote, request, user),
+            may_roll_back=allowed(may_roll_back, request, user),
+        )
+
+    def public_address() -> str:
+        return str(conf.get("api", "base_url", fallback=""))
+
+    return create_app(
+        State(load_settings()),
+        person=person,
+        login=lambda back: get_auth_manager().get_url_login(next_url=back),
+        origin=public_address,
+        announce=send_alert,
+    )
+
+
+class LazyPages:
+    """The application, built at its first request: every component and every task loads the plugins, one serves pages."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request (ASGI)."""
+        if self._app is None:
+            async with self._lock:
+                if self._app is None:
+                    self._app = await asyncio.to_thread(_application)
+        await self._app(scope, receive, send)
+
+
+def _root() -> str:
+    """Path in front of everything that Airflow serves, from ``[api] base_url``; empty in most places."""
+    from airflow.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
+
+
+class ReviewclfPage(AirflowPlugin):
+    """Registers the page and its menu entry."""
+
+    name = "reviewclf_page"
+    fastapi_apps: ClassVar[list[Any]] = [{"name": "reviewclf", "url_prefix": PREFIX, "app": LazyPages()}]
+    external_views: ClassVar[list[Any]] = [
+        {
+            "name": "Promotion",
+            "href": f"{_root()}{PREFIX}/promotion",
+            "url_route": "promotion",
+            "destination": "nav",
+            "nav_top_level": True,
+            "icon": f"{_root()}{PREFIX}/static/icon.svg",
+        }
+    ]

@@ -1,0 +1,312 @@
+"""The pages as a FastAPI application that anything can mount which knows who is asking: Airflow's plugin does.
+
+Whoever mounts it says who the person is and what they may do; nothing here decides that.
+"""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode, urlsplit
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from reviewclf.errors import GateError, RegistryError, ReviewclfError
+from reviewclf.pages.render import render, render_error
+from reviewclf.pages.state import State
+from reviewclf.pages.texts import Texts, choose_language
+from reviewclf.pages.view import Winner
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE_COOKIE = "reviewclf_language"
+# Browsers send it only from a script of the same origin, or after a preflight that nobody here answers.
+ACTION_HEADER = "X-Reviewclf-Action"
+
+# Everything comes from files beside this module; only Airflow itself may frame the page.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'self'"
+)
+# Reports hold words of reviews and come from a server that others write to: no scripts, an origin of their own.
+REPORT_POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
+# Data docs do need their scripts; in an origin of their own they reach neither Airflow's session nor its API.
+DOCS_POLICY = (
+    "sandbox allow-scripts allow-popups; default-src 'none'; script-src 'self' 'unsafe-inline' https:; "
+    "style-src 'self' 'unsafe-inline' https:; img-src 'self' data: https:; font-src 'self' data: https:; connect-src 'none'; "
+    "frame-ancestors 'self'"
+)
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is asking, and what they may do."""
+
+    name: str
+    may_promote: bool
+    may_roll_back: bool
+
+
+class _Action(BaseModel):
+    """What the person decided, and which champion they saw when they did."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+    champion: str | None = None
+
+
+class _Promote(_Action):
+    version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
+
+
+def create_app(
+    state: State,
+    *,
+    person: Callable[..., Person],
+    login: Callable[[str], str],
+    origin: Callable[[], str] = str,
+    announce: Callable[[str, str, str], Any] | None = None,
+) -> FastAPI:
+    """Make the application.
+
+    Parameters
+    ----------
+    state : State
+        What it shows, and where actions go.
+    person : callable
+        FastAPI dependency that answers with the person, or raises ``HTTPException`` 401 (not logged in) or 403 (may not see
+        the pages).
+    login : callable
+        Address of the login page that leads back to the address it is given.
+    origin : callable, optional
+        Public origin of the server (``https://host``) where it differs from what requests name, as behind a proxy.
+    announce : callable, optional
+        Told of every change: kind of alert, subject, body.
+    """
+    app = FastAPI(title="reviewclf", openapi_url=None, docs_url=None, redoc_url=None)
+    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    app.add_exception_handler(HTTPException, partial(_refused, login=login))
+    app.add_exception_handler(RequestValidationError, partial(_malformed, login=login))
+    app.add_exception_handler(ReviewclfError, _failed)
+    app.include_router(_pages(state, person))
+    app.include_router(_documents(state, person))
+    app.include_router(_actions(state, person, origin, announce))
+    return app
+
+
+def _pages(state: State, person: Callable[..., Person]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/promotion", response_class=HTMLResponse)
+    def promotion(
+        request: Request,
+        who: Annotated[Person, Depends(person)],
+        version: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$")] = None,
+        winner: Winner | None = None,
+        page: Annotated[int, Query(ge=1, le=10_000)] = 1,
+    ) -> Response:
+        """Show the state of the registry, and one version beside the champion."""
+        content = render(state.look(version), texts=_texts(request), person=who, base=_base(request), winner=winner, page=page)
+        return _html(content, PAGE_POLICY)
+
+    return router
+
+
+def _documents(state: State, person: Callable[..., Person]) -> APIRouter:
+    router = APIRouter()
+    signed_in = [Depends(person)]
+
+    @router.get("/gate/{version}", dependencies=signed_in)
+    def gate_report(version: str) -> Response:
+        """Show the gate report of a version as it was written."""
+        content = state.gate_report(version)
+        if content is None:
+            raise HTTPException(404, f"version {version} has no gate report")
+        return _html(content, REPORT_POLICY)
+
+    @router.get("/runs/{run_id}", dependencies=signed_in)
+    def run(run_id: str) -> Response:
+        """Go to a run in MLflow."""
+        if not _RUN_ID.fullmatch(run_id):
+            raise HTTPException(404, "no such run")
+        return RedirectResponse(state.run_address(run_id))
+
+    @router.get("/runs/of/{key}", dependencies=signed_in)
+    def run_of(key: str) -> Response:
+        """Go to the run in MLflow that was made for a manifest's digest."""
+        if not _RUN_ID.fullmatch(key) or (run_id := state.run_of_key(key)) is None:
+            raise HTTPException(404, "MLflow holds no run of this task")
+        return RedirectResponse(state.run_address(run_id))
+
+    # The styles and pictures of data docs say nothing about data, and a page with an origin of its own asks without cookies.
+    @router.get("/docs/static/{path:path}")
+    def docs_static(path: str) -> Response:
+        """Styles and pictures of the data docs."""
+        return _file(state.docs, f"static/{path}")
+
+    @router.get("/docs/{path:path}", dependencies=signed_in)
+    def docs(path: str) -> Response:
+        """Show the data docs."""
+        return _file(state.docs, path or "index.html")
+
+    return router
+
+
+def _actions(
+    state: State, person: Callable[..., Person], origin: Callable[[], str], announce: Callable[[str, str, str], Any] | None
+) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(partial(_not_forged, origin=origin))])
+
+    def done(request: Request, verb: Literal["promote", "roll_back"], who: Person, reason: str, moved: Any) -> dict[str, Any]:
+        texts = _texts(request)
+        key = f"done_{verb}" if moved.changed else "done_unchanged"
+        logger.info("%s by %s: champion is version %s, was %s (%s)", verb, who.name, moved.champion, moved.previous, reason)
+        if moved.changed and announce is not None:
+            said = Texts("en")(f"done_{verb}", version=moved.champion)
+            announce("promotion", said, f"By {who.name} on the promotion page: {reason}")
+        return {"message": texts(key, version=moved.champion), "champion": moved.champion, "previous": moved.previous}
+
+    @router.post("/promotion/promote")
+    def promote(request: Request, action: _Promote, who: Annotated[Person, Depends(person)]) -> Any:
+        """Make a version the champion."""
+        if not who.may_promote:
+            raise HTTPException(403, _texts(request)("may_not_promote"))
+        _still(state, action.champion, _texts(request))
+        moved = state.promote(action.version, reason=action.reason, who=who.name, against=action.champion)
+        return done(request, "promote", who, action.reason, moved)
+
+    @router.post("/promotion/rollback")
+    def roll_back(request: Request, action: _Action, who: Annotated[Person, Depends(person)]) -> Any:
+        """Make the previous version the champion again."""
+        if not who.may_roll_back:
+            raise HTTPException(403, _texts(request)("may_not_roll_back"))
+        _still(state, action.champion, _texts(request))
+        moved = state.roll_back(reason=action.reason, who=who.name)
+        return done(request, "roll_back", who, action.reason, moved)
+
+    return router
+
+
+def _not_forged(request: Request, origin: Callable[[], str]) -> None:
+    """Refuse what another site could have made the browser send.
+
+    The session lives in a cookie, which the browser adds to every request to this host, whoever caused it. That cookie is
+    SameSite=Lax, but "site" knows no ports: a page of another server on this host, such as MLflow's, is the same site. So an
+    action needs what only a script of this very origin can send: a header that forms cannot set and that other origins may
+    not send without asking first, JSON, and an Origin (or Sec-Fetch-Site) that the browser, not the page, writes.
+    Programs that bring a token in Authorization send no cookies and cannot be tricked; they need the header alone.
+    """
+    if request.headers.get(ACTION_HEADER) != "1":
+        raise HTTPException(403, f"actions need the header {ACTION_HEADER}: 1")
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise HTTPException(415, "actions are sent as application/json")
+    sent = request.headers.get("origin")
+    if sent is None and request.headers.get("authorization", "").lower().startswith("bearer "):
+        return
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise HTTPException(403, "this action was not asked for by the page itself")
+    here = {request.headers.get("host", "").lower(), urlsplit(origin()).netloc.lower()} - {""}
+    if sent is None or urlsplit(sent).netloc.lower() not in here:
+        raise HTTPException(403, "this action was not asked for by the page itself")
+
+
+def _still(state: State, seen: str | None, texts: Texts) -> None:
+    """Refuse a decision that was made looking at another champion than there is now."""
+    now = state.champion()
+    if seen != now:
+        raise HTTPException(409, texts("error_moved", version=now or texts("nothing")))
+
+
+def _file(folder: Path, path: str) -> Response:
+    """A file below a folder; whatever leads out of it does not exist."""
+    root = folder.resolve()
+    try:
+        file = (root / path).resolve()
+        inside = file.is_relative_to(root) and file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        inside = False
+    if not inside:
+        raise HTTPException(404, "there is no such page in the data docs")
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    headers = _headers(DOCS_POLICY)
+    if path.startswith("static/"):
+        # Fonts are asked for by pages without an origin.
+        headers["Access-Control-Allow-Origin"] = "*"
+    return Response(file.read_bytes(), media_type=kind, headers=headers)
+
+
+def _html(content: str, policy: str, *, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(content, status_code=status, headers=_headers(policy))
+
+
+def _headers(policy: str) -> dict[str, str]:
+    return {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        "Vary": "Cookie, Accept-Language",
+    }
+
+
+def _texts(request: Request) -> Texts:
+    chosen = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
+    return Texts(choose_language(chosen, request.headers.get("accept-language")))
+
+
+def _base(request: Request) -> str:
+    """Path under which the application is mounted."""
+    return str(request.scope.get("root_path", "")).rstrip("/")
+
+
+def _wants_page(request: Request) -> bool:
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+def _refused(request: Request, error: Exception, *, login: Callable[[str], str]) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type alone
+    texts = _texts(request)
+    if not _wants_page(request):
+        message = texts("error_session") if error.status_code == 401 else str(error.detail)
+        return JSONResponse({"error": message}, status_code=error.status_code, headers=_headers(PAGE_POLICY))
+    if error.status_code == 401:
+        query = f"?{urlencode(request.query_params)}" if request.query_params else ""
+        return RedirectResponse(login(f"{request.url.path}{query}"), status_code=302)
+    said = texts("error_forbidden") if error.status_code == 403 else str(error.detail)
+    title = texts("forbidden") if error.status_code == 403 else f"{error.status_code}"
+    content = render_error(texts=texts, base=_base(request), title=title, message=said)
+    return _html(content, PAGE_POLICY, status=error.status_code)
+
+
+def _malformed(request: Request, error: Exception, *, login: Callable[[str], str]) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type alone
+    said = "; ".join(f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors())
+    return _refused(request, HTTPException(422, said), login=login)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """A user's mistake, the gate's refusal, or an MLflow that is away, as an answer instead of a traceback."""
+    texts = _texts(request)
+    status = 409 if isinstance(error, GateError) else 502 if isinstance(error, RegistryError) else 500
+    logger.warning("%s %s: %s", request.method, request.url.path, error)
+    if not _wants_page(request):
+        return JSONResponse({"error": str(error)}, status_code=status, headers=_headers(PAGE_POLICY))
+    message = texts("error_mlflow") if isinstance(error, RegistryError) else str(error)
+    content = render_error(
+        texts=texts, base=_base(request), title=texts("error_title"), message=message, detail=str(error), again=True
+    )
+    return _html(content, PAGE_POLICY, status=status)
