@@ -32,7 +32,7 @@ from reviewclf.errors import (
 )
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import report_deadline, report_failure
+from reviewclf_alerts import alert_of_promotion, report_deadline, report_failure
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
@@ -162,6 +162,21 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
         raise AirflowSkipException(unchanged)
     context["outlet_events"][asset].extra = {"digest": manifest["digest"], **manifest["counts"]}
     return manifest  # type: ignore[no-any-return]
+
+
+def announce_champion(promoted: Any) -> JsonValue:
+    """Let everybody know of a new champion; end as skipped, with the reason, where there is none."""
+    alert_of_promotion(promoted, get_current_context()["ti"])
+    details = promoted["details"]
+    return announce(
+        REVIEW_CLASSIFIER, promoted, changed=bool(details["promoted"]), unchanged=f"nothing promoted: {details['reason']}"
+    )
+
+
+def triggered_by(context: Any) -> str:
+    """Who triggered this run by hand, and which run it is."""
+    run = context["dag_run"]
+    return f"{getattr(run, 'triggering_user_name', None) or 'unknown'} (airflow run {context['run_id']})"
 
 
 def skip_if_told(manifest: Any) -> JsonValue:

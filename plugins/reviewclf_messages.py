@@ -103,13 +103,20 @@ def budget(stopped: Sequence[str], ti: Any) -> Message:
 
 
 def refused(gated: Mapping[str, Any], ti: Any) -> Message:
-    """No candidate passed the gate."""
-    verdicts = gated["details"].get("verdicts") or {}
+    """No candidate passed the gate, or what passed was decided against before."""
+    details = gated["details"]
+    verdicts = details.get("verdicts") or {}
     lines = [
         f"- {name} (version {verdict.get('version', '?')}): {_short(str(verdict.get('reason', 'no reason given')))}"
         for name, verdict in list(verdicts.items())[:_MAX_LINES]
     ]
-    return f"Gate refused all {len(verdicts)} candidates", _joined(
+    if details.get("barred"):
+        lines.append(_short(str(details["barred"])))
+    if details.get("gate_report"):
+        lines.append(f"Report: {details['gate_report']}")
+    refused_all = not any(verdict.get("verdict") == "passed" for verdict in verdicts.values())
+    subject = f"Gate refused all {len(verdicts)} candidates" if refused_all else "No challenger from this retrain"
+    return subject, _joined(
         [
             *_task_lines(ti),
             *lines,
