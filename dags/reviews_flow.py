@@ -25,7 +25,8 @@ from pydantic import JsonValue
 from reviewclf.errors import AnnotatorUnavailableError, ConflictError, RegistryError, ReviewclfError, StoreError
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import report_deadline, report_failure
+from reviewclf_alerts import report_deadline, report_failure, send_alert
+from reviewclf_messages import listed
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
@@ -152,6 +153,24 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
         raise AirflowSkipException(unchanged)
     context["outlet_events"][asset].extra = {"digest": manifest["digest"], **manifest["counts"]}
     return manifest  # type: ignore[no-any-return]
+
+
+def alert_if_refused(gated: Any) -> None:
+    """Tell people that no candidate passed the gate, and why."""
+    details = gated["details"]
+    if details["challenger"] is None:
+        reasons = [
+            f"{name} (version {verdict['version']}): {verdict['reason']}" for name, verdict in details["verdicts"].items()
+        ]
+        send_alert("gate", "No candidate passed the gate", listed(reasons))
+
+
+def alert_of_promotion(promoted: Any) -> None:
+    """Tell people that production follows another version now; nothing when it does not."""
+    details = promoted["details"]
+    if details["promoted"]:
+        was = f", was {details['previous']}" if details["previous"] else ""
+        send_alert("promotion", f"Version {details['champion']} is champion now{was}", f"Reason: {details['reason']}")
 
 
 def skip_if_told(manifest: Any) -> JsonValue:

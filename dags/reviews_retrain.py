@@ -20,11 +20,13 @@ from airflow.sdk import AssetOrTimeSchedule, TriggerRule, dag, get_current_conte
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
-from reviewclf_alerts import alert_if_budget_spent, alert_if_refused, alert_of_promotion, report_failure
+from reviewclf_alerts import alert_if_budget_spent, report_failure
 from reviews_flow import (
     REVIEW_CLASSIFIER,
     REVIEWS_LABELLED,
     TASK_DEFAULTS,
+    alert_if_refused,
+    alert_of_promotion,
     announce,
     done_within,
     nightly,
@@ -102,7 +104,7 @@ def reviews_retrain() -> None:
         written: list[Any] = list(synthesized or [])  # type: ignore[arg-type]
         reports = [manifest["details"]["report"] for manifest in written]
         stopped = [f"{report['category']}: {report['stopped']}" for report in reports if report["stopped"]]
-        alert_if_budget_spent(stopped, get_current_context()["ti"])
+        alert_if_budget_spent(stopped)
         return run_stage(stages.build_dataset, written)
 
     @task(
@@ -146,7 +148,7 @@ def reviews_retrain() -> None:
         from reviewclf.stages import retrain as stages
 
         gated = run_stage(stages.gate, evaluated)
-        alert_if_refused(gated, get_current_context()["ti"])
+        alert_if_refused(gated)
         return gated  # type: ignore[no-any-return]
 
     @task(outlets=[REVIEW_CLASSIFIER])
@@ -156,7 +158,7 @@ def reviews_retrain() -> None:
 
         # A retried task of this run is told again what its first attempt did.
         promoted = run_stage(stages.promote, gated, who=f"airflow run {get_current_context()['run_id']}")
-        alert_of_promotion(promoted, get_current_context()["ti"])
+        alert_of_promotion(promoted)
         return announce(
             REVIEW_CLASSIFIER,
             promoted,

@@ -30,6 +30,8 @@ _TOLD_BY_TASKS = "task_failure"
 def send_alert(kind: str, subject: str, body: str) -> None:
     """Log an alert and tell people; never raises.
 
+    Called in a task, it adds which one that was and where its log lies; and what to do about this kind of alert.
+
     Parameters
     ----------
     kind : str
@@ -37,6 +39,22 @@ def send_alert(kind: str, subject: str, body: str) -> None:
     subject, body : str
         One line, and what there is to know.
     """
+    try:
+        _tell(kind, subject, messages.complete(kind, body, _current_task()))
+    except Exception:
+        log.exception("Alert %r was not delivered", subject)
+
+
+def _current_task() -> Any:
+    from airflow.sdk import get_current_context
+
+    try:
+        return get_current_context()["ti"]
+    except (RuntimeError, KeyError):  # outside of tasks, such as in the API server
+        return None
+
+
+def _tell(kind: str, subject: str, body: str) -> None:
     try:
         (log.error if kind == "failure" else log.warning)("%s\n%s", subject, body)
         for connection, reason in deliver(kind, subject, body).items():
@@ -105,39 +123,19 @@ def report_failure(context: Mapping[str, Any]) -> None:
     if context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS:
         log.error("%s", summary)
         return
-    send_alert("failure", *messages.failure(context))
+    _tell("failure", *messages.failure(context))
 
 
 async def report_deadline(context: Mapping[str, Any], hours: float) -> None:
     """Tell that a run is not done in time; called by the triggerer when a DAG's deadline has passed."""
     # The triggerer serves all deferred tasks with one thread, which must not wait for a mail server.
-    await asyncio.to_thread(send_alert, "deadline", *messages.deadline(context, hours))
+    await asyncio.to_thread(_tell, "deadline", *messages.deadline(context, hours))
 
 
-def alert_if_budget_spent(stopped: Sequence[str], task: Any) -> None:
-    """Tell that asking the model ended early; nothing when it did not.
-
-    Parameters
-    ----------
-    stopped : sequence of str
-        Why, one text for each task that stopped.
-    task : task instance
-        Where to look.
-    """
+def alert_if_budget_spent(stopped: Sequence[str]) -> None:
+    """Tell that asking the model ended early, and why; nothing when it did not."""
     if stopped:
-        send_alert("budget", *messages.budget(stopped, task))
-
-
-def alert_if_refused(gated: Mapping[str, Any], task: Any) -> None:
-    """Tell that no candidate passed the gate; nothing when one did."""
-    if gated["details"].get("challenger") is None:
-        send_alert("gate", *messages.refused(gated, task))
-
-
-def alert_of_promotion(promoted: Mapping[str, Any], task: Any) -> None:
-    """Tell that production follows another version now; nothing when it does not."""
-    if promoted["details"].get("promoted"):
-        send_alert("promotion", *messages.promotion(promoted, task))
+        send_alert("budget", "A budget for the language model is spent", messages.listed(stopped))
 
 
 @hookimpl
@@ -145,7 +143,7 @@ def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
     """Tell that a DAG file cannot be loaded: no run fails then, there are just none any more."""
     # Called in the DAG processor's own loop and transaction, which must go on.
     alert = messages.import_error(filename, stacktrace)
-    threading.Thread(target=send_alert, args=("failure", *alert), name="alert-import-error", daemon=True).start()
+    threading.Thread(target=_tell, args=("failure", *alert), name="alert-import-error", daemon=True).start()
 
 
 class ReviewclfAlerts(AirflowPlugin):

@@ -25,9 +25,9 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from airflow.sdk import dag, get_current_context, task
+from airflow.sdk import dag, task
 
-from reviewclf_alerts import alert_if_refused, report_failure
+from reviewclf_alerts import report_failure, send_alert
 from reviews_flow import TASK_DEFAULTS, done_within, run_stage
 
 COMMON = {
@@ -51,8 +51,7 @@ def always_fails():
 def refused():
     @task
     def gate():
-        verdicts = {"logreg": {"verdict": "failed", "reason": "weighted F1 0.61 < 0.74", "version": "3"}}
-        alert_if_refused({"details": {"verdicts": verdicts, "challenger": None}}, get_current_context()["ti"])
+        send_alert("gate", "No candidate passed the gate", "logreg: weighted F1 0.61 < 0.74")
 
     gate()
 
@@ -108,7 +107,6 @@ def airflow(
         **child_environment(home=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db"),
         **airflow_environment(home=home, dags=dags, plugins=ROOT / "plugins", port=port, keys=keys),
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "2",
-        "AIRFLOW_CONN_OPS": json.dumps({"conn_type": "http", "host": hook.address}),
         "AIRFLOW_CONN_MAIL": json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": mail.port, "extra": plain}),
         "REVIEWCLF_ALERTS__CONNECTIONS": '["ops", "mail"]',
     }
@@ -124,6 +122,8 @@ def airflow(
             processes.check()
             assert time.monotonic() < ends, api.import_errors() if api.healthy() else "Airflow does not start"
             time.sleep(0.5)
+        # One connection in Airflow's database, one in the environment: each component has its own way to either.
+        api._call("POST", "/connections", json={"connection_id": "ops", "conn_type": "http", "host": hook.address})
         for dag_id in ("always_fails", "refused", "too_slow"):
             api.unpause(dag_id)
         yield api
@@ -162,11 +162,18 @@ def test_failed_task_is_told_once_after_its_last_attempt(airflow: AirflowApi, ru
 def test_alert_of_a_task_reaches_the_mail_server_too(
     airflow: AirflowApi, runs: dict[str, str], hook: HttpReceiver, mail: MailReceiver
 ) -> None:
-    hook.wait_for("Gate refused all 1 candidates")
+    alert = hook.wait_for("No candidate passed the gate")
+    assert alert.body["body"].splitlines()[:4] == [
+        "DAG: refused",
+        f"Run: {runs['refused']}",
+        "Task: gate",
+        "logreg: weighted F1 0.61 < 0.74",
+    ]
+    assert f"Log: {airflow.address}/dags/refused/runs/" in alert.body["body"]
     ends = time.monotonic() + 30
-    while not any("Gate refused" in message["Subject"] for message in mail.messages) and time.monotonic() < ends:
+    while not any("passed the gate" in message["Subject"] for message in mail.messages) and time.monotonic() < ends:
         time.sleep(0.2)
-    assert "[reviewclf] Gate refused all 1 candidates" in [message["Subject"] for message in mail.messages]
+    assert "[reviewclf] No candidate passed the gate" in [message["Subject"] for message in mail.messages]
     assert set(mail.recipients) == {"night@example.com"}
 
 

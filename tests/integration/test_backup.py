@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from reviewclf.local.mlflow import server_environment
 from reviewclf.registry.leaderboard import leaderboard
@@ -224,7 +225,9 @@ def test_everything_is_back_after_all_was_lost(
     postgres.sql("airflow", "INSERT INTO connection VALUES (1, 'пароль')")
     make_buckets("reviewclf-store", "mlflow-artifacts")
     candidates = tmp_path / "candidates.yaml"
-    candidates.write_text("candidates:\n  - {name: logreg, kind: linear, params: {estimator: logistic_regression}}\n")
+    bundled = yaml.safe_load((ROOT / "reviewclf" / "candidates.yaml").read_text())["candidates"]
+    quick = [entry for entry in bundled if entry["name"] == "logreg"]
+    candidates.write_text(yaml.safe_dump({"candidates": quick}))
     backups = tmp_path / "backups"
     with mlflow_server(postgres, tmp_path) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
