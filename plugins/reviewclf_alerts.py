@@ -26,6 +26,9 @@ log = logging.getLogger("reviewclf.alerts")
 # A run that failed because of its tasks: each of them has told already.
 _TOLD_BY_TASKS = "task_failure"
 
+# A server that is away fails every shard of a night, and that is one piece of news.
+_MAX_ALERTS_OF_A_MAPPED_TASK = 3
+
 
 def send_alert(kind: str, subject: str, body: str) -> None:
     """Log an alert and tell people; never raises.
@@ -111,7 +114,7 @@ def report_failure(context: Mapping[str, Any]) -> None:
     """Tell what failed, why, in which attempt, where to look and what to do: the ``on_failure_callback`` of tasks and DAGs.
 
     Airflow calls it for a task whose last attempt failed, not for each retry. A run that failed because of its tasks is only
-    logged: they have told.
+    logged: they have told. So is a mapped task of which some others have failed in this run.
 
     Parameters
     ----------
@@ -120,10 +123,23 @@ def report_failure(context: Mapping[str, Any]) -> None:
         example by its time limit, brings ``reason``.
     """
     summary = messages.failure_summary(context)
-    if context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS:
+    told_already = context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS
+    if told_already or _enough_failed_before(context.get("ti")):
         log.error("%s", summary)
         return
     _tell("failure", *messages.failure(context))
+
+
+def _enough_failed_before(ti: Any) -> bool:
+    """Whether so many of the same mapped task have failed in this run that one more is only logged."""
+    if getattr(ti, "map_index", -1) < 0:
+        return False
+    try:
+        failed = ti.get_ti_count(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], states=["failed"])
+    except Exception:
+        log.debug("Failed tasks cannot be counted here", exc_info=True)
+        return False
+    return bool(failed > _MAX_ALERTS_OF_A_MAPPED_TASK)
 
 
 async def report_deadline(context: Mapping[str, Any], hours: float) -> None:
