@@ -32,7 +32,8 @@ from reviewclf.errors import (
 )
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import alert_of_promotion, report_deadline, report_failure
+from reviewclf_alerts import report_deadline, report_failure, send_alert
+from reviewclf_messages import listed
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
@@ -166,11 +167,26 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
 
 def announce_champion(promoted: Any) -> JsonValue:
     """Let everybody know of a new champion; end as skipped, with the reason, where there is none."""
-    alert_of_promotion(promoted, get_current_context()["ti"])
     details = promoted["details"]
+    if details["promoted"]:
+        was = f", was {details['previous']}" if details["previous"] else ""
+        send_alert("promotion", f"Version {details['champion']} is champion now{was}", f"Reason: {details['reason']}")
     return announce(
         REVIEW_CLASSIFIER, promoted, changed=bool(details["promoted"]), unchanged=f"nothing promoted: {details['reason']}"
     )
+
+
+def alert_if_refused(gated: Any) -> None:
+    """Tell people that no candidate passed the gate, or that what passed was decided against before, and why."""
+    details = gated["details"]
+    if details["challenger"] is not None:
+        return
+    verdicts = details["verdicts"]
+    reasons = [f"{name} (version {verdict['version']}): {verdict['reason']}" for name, verdict in sorted(verdicts.items())]
+    passed = any(verdict["verdict"] == "passed" for verdict in verdicts.values())
+    subject = "No challenger from this retrain" if passed else "No candidate passed the gate"
+    barred = [details["barred"]] if details.get("barred") else []
+    send_alert("gate", subject, listed([*reasons, *barred, f"Report: {details['gate_report']}"]))
 
 
 def triggered_by(context: Any) -> str:

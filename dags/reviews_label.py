@@ -20,7 +20,7 @@ import logging
 from datetime import timedelta
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import PokeReturnValue, TriggerRule, dag, get_current_context, task
+from airflow.sdk import PokeReturnValue, TriggerRule, dag, task
 from pydantic import JsonValue
 
 from reviewclf.errors import AnnotatorUnavailableError
@@ -84,7 +84,7 @@ def reviews_label() -> None:
         from reviewclf.stages import people as stages
 
         collected = run_stage(stages.collect, selected, annotated)
-        alert_if_budget_spent(collected["details"]["stopped"], get_current_context()["ti"])
+        alert_if_budget_spent(collected["details"]["stopped"])
         return collected  # type: ignore[no-any-return]
 
     @task.short_circuit(ignore_downstream_trigger_rules=False)

@@ -23,12 +23,13 @@ from airflow.sdk import AssetOrTimeSchedule, Param, TriggerRule, dag, get_curren
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
-from reviewclf_alerts import alert_if_budget_spent, alert_if_refused, report_failure
+from reviewclf_alerts import alert_if_budget_spent, report_failure
 from reviews_flow import (
     REVIEW_CLASSIFIER,
     REVIEWS_DRIFTED,
     REVIEWS_LABELLED,
     TASK_DEFAULTS,
+    alert_if_refused,
     announce_champion,
     done_within,
     nightly,
@@ -44,7 +45,7 @@ def gate(evaluated: JsonValue) -> JsonValue:
     from reviewclf.stages import judge as stages
 
     gated = run_stage(stages.gate, evaluated)
-    alert_if_refused(gated, get_current_context()["ti"])
+    alert_if_refused(gated)
     return gated  # type: ignore[no-any-return]
 
 
@@ -147,7 +148,7 @@ def reviews_retrain() -> None:
         written: list[Any] = list(synthesized or [])  # type: ignore[arg-type]
         reports = [manifest["details"]["report"] for manifest in written]
         stopped = [f"{report['category']}: {report['stopped']}" for report in reports if report["stopped"]]
-        alert_if_budget_spent(stopped, get_current_context()["ti"])
+        alert_if_budget_spent(stopped)
         return run_stage(stages.build_dataset, written)
 
     @task(

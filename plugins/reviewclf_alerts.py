@@ -26,9 +26,14 @@ log = logging.getLogger("reviewclf.alerts")
 # A run that failed because of its tasks: each of them has told already.
 _TOLD_BY_TASKS = "task_failure"
 
+# A server that is away fails every shard of a night, and that is one piece of news.
+_MAX_ALERTS_OF_A_MAPPED_TASK = 3
+
 
 def send_alert(kind: str, subject: str, body: str) -> None:
     """Log an alert and tell people; never raises.
+
+    Called in a task, it adds which one that was and where its log lies; and what to do about this kind of alert.
 
     Parameters
     ----------
@@ -37,6 +42,22 @@ def send_alert(kind: str, subject: str, body: str) -> None:
     subject, body : str
         One line, and what there is to know.
     """
+    try:
+        _tell(kind, subject, messages.complete(kind, body, _current_task()))
+    except Exception:
+        log.exception("Alert %r was not delivered", subject)
+
+
+def _current_task() -> Any:
+    from airflow.sdk import get_current_context
+
+    try:
+        return get_current_context()["ti"]
+    except (RuntimeError, KeyError):  # outside of tasks, such as in the API server
+        return None
+
+
+def _tell(kind: str, subject: str, body: str) -> None:
     try:
         (log.error if kind == "failure" else log.warning)("%s\n%s", subject, body)
         for connection, reason in deliver(kind, subject, body).items():
@@ -93,7 +114,7 @@ def report_failure(context: Mapping[str, Any]) -> None:
     """Tell what failed, why, in which attempt, where to look and what to do: the ``on_failure_callback`` of tasks and DAGs.
 
     Airflow calls it for a task whose last attempt failed, not for each retry. A run that failed because of its tasks is only
-    logged: they have told.
+    logged: they have told. So is a mapped task of which some others have failed in this run.
 
     Parameters
     ----------
@@ -102,42 +123,35 @@ def report_failure(context: Mapping[str, Any]) -> None:
         example by its time limit, brings ``reason``.
     """
     summary = messages.failure_summary(context)
-    if context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS:
+    told_already = context.get("exception") is None and context.get("reason") == _TOLD_BY_TASKS
+    if told_already or _enough_failed_before(context.get("ti")):
         log.error("%s", summary)
         return
-    send_alert("failure", *messages.failure(context))
+    _tell("failure", *messages.failure(context))
+
+
+def _enough_failed_before(ti: Any) -> bool:
+    """Whether so many of the same mapped task have failed in this run that one more is only logged."""
+    if getattr(ti, "map_index", -1) < 0:
+        return False
+    try:
+        failed = ti.get_ti_count(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], states=["failed"])
+    except Exception:
+        log.debug("Failed tasks cannot be counted here", exc_info=True)
+        return False
+    return bool(failed > _MAX_ALERTS_OF_A_MAPPED_TASK)
 
 
 async def report_deadline(context: Mapping[str, Any], hours: float) -> None:
     """Tell that a run is not done in time; called by the triggerer when a DAG's deadline has passed."""
     # The triggerer serves all deferred tasks with one thread, which must not wait for a mail server.
-    await asyncio.to_thread(send_alert, "deadline", *messages.deadline(context, hours))
+    await asyncio.to_thread(_tell, "deadline", *messages.deadline(context, hours))
 
 
-def alert_if_budget_spent(stopped: Sequence[str], task: Any) -> None:
-    """Tell that asking the model ended early; nothing when it did not.
-
-    Parameters
-    ----------
-    stopped : sequence of str
-        Why, one text for each task that stopped.
-    task : task instance
-        Where to look.
-    """
+def alert_if_budget_spent(stopped: Sequence[str]) -> None:
+    """Tell that asking the model ended early, and why; nothing when it did not."""
     if stopped:
-        send_alert("budget", *messages.budget(stopped, task))
-
-
-def alert_if_refused(gated: Mapping[str, Any], task: Any) -> None:
-    """Tell that no candidate passed the gate; nothing when one did."""
-    if gated["details"].get("challenger") is None:
-        send_alert("gate", *messages.refused(gated, task))
-
-
-def alert_of_promotion(promoted: Mapping[str, Any], task: Any) -> None:
-    """Tell that production follows another version now; nothing when it does not."""
-    if promoted["details"].get("promoted"):
-        send_alert("promotion", *messages.promotion(promoted, task))
+        send_alert("budget", "A budget for the language model is spent", messages.listed(stopped))
 
 
 @hookimpl
@@ -145,7 +159,7 @@ def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
     """Tell that a DAG file cannot be loaded: no run fails then, there are just none any more."""
     # Called in the DAG processor's own loop and transaction, which must go on.
     alert = messages.import_error(filename, stacktrace)
-    threading.Thread(target=send_alert, args=("failure", *alert), name="alert-import-error", daemon=True).start()
+    threading.Thread(target=_tell, args=("failure", *alert), name="alert-import-error", daemon=True).start()
 
 
 class ReviewclfAlerts(AirflowPlugin):

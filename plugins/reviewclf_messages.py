@@ -27,6 +27,12 @@ _WHAT_TO_DO = {
     "RegistryError": "See that MLflow (MLFLOW_TRACKING_URI) answers, then clear the task.",
     "AirflowTaskTimeout": "It took longer than the task may. See in its log how far it came; clear it to go on from there.",
 }
+_ADVICE = {
+    "gate": "production keeps its champion. The gate's report in MLflow lists each rule with value and limit.",
+    "budget": "nothing if you want this limit, the next run goes on where this one ended; else raise REVIEWCLF_LLM__MAX_*.",
+    "promotion": "nothing if you expected it; else trigger the DAG reviews_rollback with a reason.",
+    "drift": "see in the report what moved; a retrain has been asked for. Label some of the reviews if they are of a new kind.",
+}
 _RUN_REASONS = {
     "timed_out": "the run took longer than it may",
     "all_tasks_deadlocked": "no task can go on: what they wait for can never happen",
@@ -90,54 +96,15 @@ def deadline(context: Mapping[str, Any], hours: float) -> Message:
     )
 
 
-def budget(stopped: Sequence[str], ti: Any) -> Message:
-    """The model was not asked about everything."""
-    return f"Budget spent: {_task_name(ti)}", _joined(
-        [
-            *_task_lines(ti),
-            *(f"- {_short(reason)}" for reason in list(dict.fromkeys(stopped))[:_MAX_LINES]),
-            _log_line(ti),
-            "What to do: nothing if you want this limit, the next run goes on where this one ended; else raise the limit.",
-        ]
-    )
+def complete(kind: str, body: str, ti: Any) -> str:
+    """Body of an alert from within a task: which one (None: from elsewhere), what there is to know, its log, what to do."""
+    where = [*_task_lines(ti), body, _log_line(ti)] if ti is not None else [body]
+    return _joined([*where, f"What to do: {_ADVICE[kind]}" if kind in _ADVICE else ""])
 
 
-def refused(gated: Mapping[str, Any], ti: Any) -> Message:
-    """No candidate passed the gate, or what passed was decided against before."""
-    details = gated["details"]
-    verdicts = details.get("verdicts") or {}
-    lines = [
-        f"- {name} (version {verdict.get('version', '?')}): {_short(str(verdict.get('reason', 'no reason given')))}"
-        for name, verdict in list(verdicts.items())[:_MAX_LINES]
-    ]
-    if details.get("barred"):
-        lines.append(_short(str(details["barred"])))
-    if details.get("gate_report"):
-        lines.append(f"Report: {details['gate_report']}")
-    refused_all = not any(verdict.get("verdict") == "passed" for verdict in verdicts.values())
-    subject = f"Gate refused all {len(verdicts)} candidates" if refused_all else "No challenger from this retrain"
-    return subject, _joined(
-        [
-            *_task_lines(ti),
-            *lines,
-            _log_line(ti),
-            "What to do: production keeps its champion. The gate's report in MLflow lists each rule with value and limit.",
-        ]
-    )
-
-
-def promotion(promoted: Mapping[str, Any], ti: Any) -> Message:
-    """Production follows another version."""
-    details = promoted["details"]
-    was = f", was {details['previous']}" if details.get("previous") else ""
-    return f"Version {details.get('champion')} is champion now{was}", _joined(
-        [
-            *_task_lines(ti),
-            f"Reason: {_short(str(details.get('reason', 'none given')))}",
-            _log_line(ti),
-            "What to do: nothing if you expected it; else trigger the DAG reviews_rollback with a reason.",
-        ]
-    )
+def listed(reasons: Sequence[str]) -> str:
+    """Reasons as a list, each once."""
+    return "\n".join(f"- {_short(reason)}" for reason in list(dict.fromkeys(reasons))[:_MAX_LINES])
 
 
 def _run_of(context: Mapping[str, Any]) -> tuple[str, str]:

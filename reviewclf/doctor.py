@@ -46,6 +46,7 @@ def examine() -> list[Finding]:
         ("encoders", _encoders),
         ("store", _store),
         ("registry", _registry),
+        ("alerts", _alerts),
     )
     for subject, check in checks:
         try:
@@ -186,3 +187,10 @@ def _registry(settings: Settings) -> Finding:
     if champion is None:
         return Finding("note", "registry", f"{uri}: no champion yet; `make run` trains one")
     return Finding("ok", "registry", f"{uri}: champion is version {champion}")
+
+
+def _alerts(settings: Settings) -> Finding:
+    if not settings.alerts.connections:
+        return Finding("note", "alerts", "REVIEWCLF_ALERTS__CONNECTIONS is empty: what goes wrong at night is only logged")
+    names = ", ".join(settings.alerts.connections)
+    return Finding("ok", "alerts", f"go to {names}; the DAG reviews_alert_test tries them")

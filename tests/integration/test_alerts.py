@@ -197,24 +197,33 @@ def test_run_that_failed_by_its_tasks_is_not_told_twice(alerts: ModuleType, http
     assert "http://airflow.example.com/dags/reviews_label/runs/night%201" in request.body["body"]
 
 
-def test_refused_candidates_promotion_and_budget_are_told_with_reasons(
+def test_alert_from_outside_of_tasks_says_what_to_do(alerts: ModuleType, http: HttpReceiver, connect: Connect) -> None:
+    connect("ops", conn_type="http", host=http.address)
+    alerts.alert_if_budget_spent([])
+    assert http.requests == []
+    alerts.alert_if_budget_spent(["REVIEWCLF_LLM__MAX_TOKENS=10 is reached", "REVIEWCLF_LLM__MAX_TOKENS=10 is reached"])
+    alerts.send_alert("promotion", "Version 3 is champion now", "Reason: passed the gate")
+    budget, promotion = (request.body for request in http.requests)
+    assert (budget["kind"], promotion["kind"]) == ("budget", "promotion")
+    assert budget["body"].count("REVIEWCLF_LLM__MAX_TOKENS=10 is reached") == 1
+    assert promotion["body"].splitlines() == [
+        "Reason: passed the gate",
+        "What to do: nothing if you expected it; else trigger the DAG reviews_rollback with a reason.",
+    ]
+
+
+def test_refused_candidates_and_promotions_are_told_with_reasons(
     alerts: ModuleType, http: HttpReceiver, connect: Connect
 ) -> None:
+    flow = importlib.import_module("reviews_flow")
     connect("ops", conn_type="http", host=http.address)
-    ti = SimpleNamespace(dag_id="reviews_retrain", task_id="gate", map_index=-1, run_id="r", log_url="http://airflow/log")
     verdicts = {"logreg": {"verdict": "failed", "reason": "weighted F1 0.61 < 0.74", "version": "3"}}
-    alerts.alert_if_refused({"details": {"verdicts": verdicts, "challenger": {"version": "3"}}}, ti)
-    alerts.alert_of_promotion({"details": {"promoted": False, "champion": "2"}}, ti)
-    alerts.alert_if_budget_spent([], ti)
+    flow.alert_if_refused({"details": {"verdicts": verdicts, "challenger": {"version": "3"}}})
+    flow.alert_of_promotion({"details": {"promoted": False, "champion": "2"}})
     assert http.requests == []
-    alerts.alert_if_refused({"details": {"verdicts": verdicts, "challenger": None}}, ti)
-    alerts.alert_of_promotion({"details": {"promoted": True, "champion": "3", "previous": "2", "reason": "passed"}}, ti)
-    alerts.alert_if_budget_spent(["REVIEWCLF_LLM__MAX_TOKENS=10 is reached"], ti)
-    told = {request.body["kind"]: request.body["text"] for request in http.requests}
-    assert set(told) == {"gate", "promotion", "budget"}
-    assert "logreg (version 3): weighted F1 0.61 < 0.74" in told["gate"]
-    assert told["promotion"].startswith("Version 3 is champion now, was 2")
-    assert "REVIEWCLF_LLM__MAX_TOKENS=10 is reached" in told["budget"]
-    for text in told.values():
-        assert "Log: http://airflow/log" in text
-        assert "What to do: " in text
+    flow.alert_if_refused({"details": {"verdicts": verdicts, "challenger": None}})
+    flow.alert_of_promotion({"details": {"promoted": True, "champion": "3", "previous": "2", "reason": "passed"}})
+    refused, promoted = (request.body for request in http.requests)
+    assert (refused["kind"], promoted["kind"]) == ("gate", "promotion")
+    assert "logreg (version 3): weighted F1 0.61 < 0.74" in refused["body"]
+    assert promoted["subject"] == "Version 3 is champion now, was 2"
