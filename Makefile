@@ -63,7 +63,8 @@ COMPOSE = COMPOSE_PROFILES='$(PROFILES)' REVISION="$$(git rev-parse HEAD 2>/dev/
 up:  ## build the image, make what secrets are missing, start the platform of a team (PROFILES=monitoring,gpu WORKERS=3)
 	@docker compose version >/dev/null 2>&1 || { echo "make up needs Docker with the plugin compose (2.24 or newer); on one machine without it: make run"; exit 1; }
 	@"$(PYTHON)" infra/make_secrets.py .env
-	$(COMPOSE) up --detach --build --wait --wait-timeout 3600 --remove-orphans --scale airflow-worker=$(WORKERS)
+	$(COMPOSE) build
+	$(COMPOSE) up --detach --wait --wait-timeout 3600 --remove-orphans --scale airflow-worker=$(WORKERS)
 	@echo "Airflow http://localhost:8080, MLflow http://localhost:5000, serving http://localhost:8000$(if $(findstring monitoring,$(PROFILES)),$(comma) Grafana http://localhost:3000)"
 	@echo "Account admin everywhere; AIRFLOW_ADMIN_PASSWORD, MLFLOW_ADMIN_PASSWORD and GRAFANA_ADMIN_PASSWORD are in .env"
 

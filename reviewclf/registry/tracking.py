@@ -303,8 +303,8 @@ def git_commit(folder: Path | None = None) -> str | None:
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        revision = os.environ.get("REVIEWCLF_REVISION", "unknown")
-        return None if revision == "unknown" else revision
+        noted = os.environ.get("SOURCE_COMMIT", "unknown")
+        return None if noted == "unknown" else noted
     return answer.stdout.strip() or None
 
 

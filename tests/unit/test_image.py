@@ -9,7 +9,10 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from infra import sbom
+from reviewclf.registry.tracking import git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
@@ -87,3 +90,11 @@ def test_bill_of_materials_lists_python_and_debian_packages() -> None:
     assert f"pkg:pypi/mlflow@{importlib.metadata.version('mlflow')}" in listed
     assert listed["pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64&distro=debian-12"]["version"] == "2.36-9+deb12u10"
     assert not [purl for purl in listed if "gone" in purl]
+
+
+def test_commit_that_the_image_was_built_from_is_known_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_COMMIT", "unknown")
+    assert git_commit(tmp_path) is None
+    monkeypatch.setenv("SOURCE_COMMIT", "a" * 40)
+    assert git_commit(tmp_path) == "a" * 40
+    assert "SOURCE_COMMIT=${REVISION}" in FINAL
