@@ -57,8 +57,8 @@ def _verdict(gated: Mapping[str, Any] | None, promoted: Mapping[str, Any] | None
         return f"**Promoted**: version {details.get('champion')} ({details.get('candidate')}), before: {_named(details)}"
     if challenger is None:
         return "**Not promoted**: no candidate passed the gate"
-    why = f": {promoted['details']['reason']}" if promoted is not None and promoted["details"].get("reason") else ""
-    return f"**Not promoted**: version {challenger['version']} ({challenger['candidate']}) passed the gate{why}"
+    why = (promoted or {}).get("details", {}).get("reason") or "it waits"
+    return f"**Not promoted**: version {challenger['version']} ({challenger['candidate']}) passed the gate; {why}"
 
 
 def _named(details: Mapping[str, Any]) -> str:
@@ -69,6 +69,8 @@ def _reviews(published: Mapping[str, Any] | None, ingested: Mapping[str, Any] | 
     counts = (published or ingested or {}).get("counts") or {}
     if "rows_in" not in counts:
         return ""
+    if not counts["rows_in"]:
+        return "- Reviews: none came in"
     names = (("known", "known"), ("clean", "new"), ("duplicates", "duplicates"), ("quarantined", "quarantined"))
     parts = ", ".join(f"{counts[name]:,} {word}" for name, word in names if counts.get(name) is not None)
     return f"- Reviews: {counts['rows_in']:,} in: {parts}"

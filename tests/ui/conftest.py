@@ -132,6 +132,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterato
         env |= airflow_environment(home=airflow_home, dags=ROOT / "dags", plugins=ROOT / "plugins", port=ports[0], keys=keys)
         env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = ",".join(f"{name}:{role}" for name, role in USERS.items())
         env["HF_HUB_OFFLINE"] = "1"
+        # The DAGs find the whole sample, and a store that the registry was not filled from.
+        env["REVIEWCLF_STORE"] = str(home / "store of the dags")
         processes = Processes(record=home / "children.json", logs=home / "logs")
 
         def start(component: str) -> None:
