@@ -4,8 +4,7 @@ All of it lies in :mod:`reviewclf.pages`; this says who is asking and what they 
 who may read the DAG reviews_retrain sees the page, who may trigger reviews_promote or reviews_rollback may do that here too.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: FastAPI looks for the types of a dependency that is made inside a function.
 import asyncio
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -96,5 +95,6 @@ class ReviewclfPage(AirflowPlugin):
             "destination": "nav",
             "nav_top_level": True,
             "icon": f"{_root()}{PREFIX}/static/icon.svg",
+            "icon_dark_mode": f"{_root()}{PREFIX}/static/icon-dark.svg",
         }
     ]

@@ -60,6 +60,14 @@ class Person:
     may_roll_back: bool
 
 
+def who_asks() -> Person:
+    """Stands for the dependency that :func:`create_app` was given."""
+    raise NotImplementedError
+
+
+Who = Annotated[Person, Depends(who_asks)]
+
+
 class _Action(BaseModel):
     """What the person decided, and which champion they saw when they did."""
 
@@ -102,19 +110,21 @@ def create_app(
     app.add_exception_handler(HTTPException, partial(_refused, login=login))
     app.add_exception_handler(RequestValidationError, partial(_malformed, login=login))
     app.add_exception_handler(ReviewclfError, _failed)
-    app.include_router(_pages(state, person))
-    app.include_router(_documents(state, person))
-    app.include_router(_actions(state, person, origin, announce))
+    app.dependency_overrides[who_asks] = person
+    app.state.origin = origin
+    app.include_router(_pages(state))
+    app.include_router(_documents(state))
+    app.include_router(_actions(state, announce))
     return app
 
 
-def _pages(state: State, person: Callable[..., Person]) -> APIRouter:
+def _pages(state: State) -> APIRouter:
     router = APIRouter()
 
     @router.get("/promotion", response_class=HTMLResponse)
     def promotion(
         request: Request,
-        who: Annotated[Person, Depends(person)],
+        who: Who,
         version: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$")] = None,
         winner: Winner | None = None,
         page: Annotated[int, Query(ge=1, le=10_000)] = 1,
@@ -126,9 +136,9 @@ def _pages(state: State, person: Callable[..., Person]) -> APIRouter:
     return router
 
 
-def _documents(state: State, person: Callable[..., Person]) -> APIRouter:
+def _documents(state: State) -> APIRouter:
     router = APIRouter()
-    signed_in = [Depends(person)]
+    signed_in = [Depends(who_asks)]
 
     @router.get("/gate/{version}", dependencies=signed_in)
     def gate_report(version: str) -> Response:
@@ -166,10 +176,8 @@ def _documents(state: State, person: Callable[..., Person]) -> APIRouter:
     return router
 
 
-def _actions(
-    state: State, person: Callable[..., Person], origin: Callable[[], str], announce: Callable[[str, str, str], Any] | None
-) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(partial(_not_forged, origin=origin))])
+def _actions(state: State, announce: Callable[[str, str, str], Any] | None) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(_not_forged)])
 
     def done(request: Request, verb: Literal["promote", "roll_back"], who: Person, reason: str, moved: Any) -> dict[str, Any]:
         texts = _texts(request)
@@ -181,7 +189,7 @@ def _actions(
         return {"message": texts(key, version=moved.champion), "champion": moved.champion, "previous": moved.previous}
 
     @router.post("/promotion/promote")
-    def promote(request: Request, action: _Promote, who: Annotated[Person, Depends(person)]) -> Any:
+    def promote(request: Request, action: _Promote, who: Who) -> Any:
         """Make a version the champion."""
         if not who.may_promote:
             raise HTTPException(403, _texts(request)("may_not_promote"))
@@ -190,7 +198,7 @@ def _actions(
         return done(request, "promote", who, action.reason, moved)
 
     @router.post("/promotion/rollback")
-    def roll_back(request: Request, action: _Action, who: Annotated[Person, Depends(person)]) -> Any:
+    def roll_back(request: Request, action: _Action, who: Who) -> Any:
         """Make the previous version the champion again."""
         if not who.may_roll_back:
             raise HTTPException(403, _texts(request)("may_not_roll_back"))
@@ -201,7 +209,7 @@ def _actions(
     return router
 
 
-def _not_forged(request: Request, origin: Callable[[], str]) -> None:
+def _not_forged(request: Request) -> None:
     """Refuse what another site could have made the browser send.
 
     The session lives in a cookie, which the browser adds to every request to this host, whoever caused it. That cookie is
@@ -219,7 +227,7 @@ def _not_forged(request: Request, origin: Callable[[], str]) -> None:
         return
     if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
         raise HTTPException(403, "this action was not asked for by the page itself")
-    here = {request.headers.get("host", "").lower(), urlsplit(origin()).netloc.lower()} - {""}
+    here = {request.headers.get("host", "").lower(), urlsplit(request.app.state.origin()).netloc.lower()} - {""}
     if sent is None or urlsplit(sent).netloc.lower() not in here:
         raise HTTPException(403, "this action was not asked for by the page itself")
 

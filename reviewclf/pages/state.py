@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -202,11 +203,11 @@ def _read_gold(settings: Settings) -> Mapping[str, str]:
 
 def _read_health(settings: Settings) -> HealthReport | None:
     try:
-        from reviewclf.stages.score import latest_report
+        score = importlib.import_module("reviewclf.stages.score")
     except ModuleNotFoundError:
         return None
     try:
-        report: HealthReport | None = latest_report(settings)
+        report: HealthReport | None = score.latest_report(settings)
     except ReviewclfError as error:
         logger.warning("the newest health report cannot be read: %s", error)
         return None

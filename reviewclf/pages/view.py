@@ -19,7 +19,7 @@ PAGE_ROWS = 10
 SHADES = 8
 
 # Bar of an interval, in the units of its picture.
-BAR_WIDTH, BAR_HEIGHT = 168.0, 26.0
+BAR_WIDTH, BAR_HEIGHT = 132.0, 26.0
 _NAMED_LEVEL = 0.005
 
 
@@ -164,9 +164,9 @@ def metric_rows(champion: Version, other: Version, texts: Texts) -> list[MetricR
         rows.append(
             MetricRow(
                 name=texts(metric.text),
-                champion=number(ours and ours.value, metric.kind, texts),
+                champion=number(_value(ours), metric.kind, texts),
                 champion_interval=_interval(ours, texts),
-                other=number(theirs and theirs.value, metric.kind, texts),
+                other=number(_value(theirs), metric.kind, texts),
                 other_interval=_interval(theirs, texts),
                 difference=_difference(metric, ours, theirs, texts),
                 trend=_trend(metric, ours, theirs),
@@ -280,6 +280,10 @@ def choose_other(overview: Overview, wanted: str | None) -> Version | None:
         return by_number.get(overview.challenger.version)
     of_newest = [version for version in overview.candidates if version.version in by_number]
     return next(iter([*of_newest, *others]), None)
+
+
+def _value(figure: Figure | None) -> float | None:
+    return None if figure is None else figure.value
 
 
 def _interval(figure: Figure | None, texts: Texts) -> str:

@@ -316,15 +316,14 @@ def _newest_retrain(tracker: Tracker, by_run: Mapping[str, ModelVersion]) -> tup
 
 def _run_of(tracker: Tracker, version: ModelVersion, known: Mapping[str, Run]) -> Run | None:
     """The run behind a version; None when somebody has deleted it for good."""
-    if version.run_id in known:
-        return known[version.run_id]
+    run_id = str(version.run_id)
+    if run_id in known:
+        return known[run_id]
     try:
-        return tracker.client.get_run(version.run_id)
+        return tracker.client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise RegistryError(
-                f"MLflow at {tracker.tracking_uri} did not show run {version.run_id}: {error.message}"
-            ) from error
+            raise RegistryError(f"MLflow at {tracker.tracking_uri} did not show run {run_id}: {error.message}") from error
         return None
 
 
@@ -341,7 +340,7 @@ def _version(version: ModelVersion, run: Run | None, named: Mapping[str, str]) -
         created_at=_time(version.creation_timestamp),
         dataset=tags.get("reviewclf.dataset", ""),
         gold=tags.get("reviewclf.gold", ""),
-        gate=gate if gate in ("passed", "failed") else "not judged",  # type: ignore[arg-type]
+        gate=gate if gate in ("passed", "failed") else "not judged",
         gate_reason=tags.get("reviewclf.gate_reason", ""),
         figures={
             name: Figure(value=value, low=metrics.get(f"{name}_low"), high=metrics.get(f"{name}_high"))

@@ -16,6 +16,7 @@
     else delete root.dataset.theme;
   };
   follow();
+  if (window.parent !== window) root.dataset.framed = "";
   addEventListener("storage", (event) => {
     if (event.key === "theme" || event.key === null) follow();
   });
