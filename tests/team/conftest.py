@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reviewclf.settings import load_settings
 from tests.services import postgres_binaries, redis_server, weed
-from tests.team.night import Fault, Night, clear_mlflow, left_behind, run_night
+from tests.team.night import Fault, Night, as_pipeline, clear_mlflow, left_behind, run_night
 from tests.team.platform import Platform, running
 
 # The product waits two minutes before it gives a silent worker up. What happens then is the same after a quarter of a minute,
@@ -33,16 +34,32 @@ class Nights:
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self._numbers = count(1)
+        self._inputs = _bring_in(platform)
 
     def run(self, name: str, **options: Any) -> tuple[Night, dict[str, Any]]:
         """One night and what it leaves behind; see :func:`run_night`."""
         name = f"{name}-{next(self._numbers)}"
         store = f"s3://reviews/{name}"
-        self.platform.configure(REVIEWCLF_STORE=store)
+        self.platform.configure(REVIEWCLF_STORE=store, **self._inputs)
         night = run_night(self.platform, **options)
         found = left_behind(self.platform, store, night)
         clear_mlflow(self.platform, name)
         return night, found
+
+
+def _bring_in(platform: Platform) -> dict[str, str]:
+    """Put the bundled sample into the bucket; the settings that name it there."""
+    import boto3
+
+    settings = load_settings(_env_file=None)
+    found = {}
+    with as_pipeline(platform):
+        client = boto3.client("s3")
+        for name in ("source", "gold", "votes", "synthetic", "synthetic_votes"):
+            path = Path(getattr(settings, name))
+            client.upload_file(str(path), "reviews", f"in/{path.name}")
+            found[f"REVIEWCLF_{name.upper()}"] = f"s3://reviews/in/{path.name}"
+    return found
 
 
 class Undisturbed(NamedTuple):

@@ -243,7 +243,7 @@ def _in_mlflow(platform: Platform) -> dict[str, Any]:
         for run in runs
         if run.data.tags.get(KIND_TAG) == "candidate"
     }
-    kinds = sorted((run.data.tags[KIND_TAG], run.info.status) for run in runs)
+    kinds = sorted((run.data.tags.get(KIND_TAG, ""), run.info.status) for run in runs)
     known = versions(tracker)
     named = {version: alias for alias, version in aliases(tracker).items()}
     registry = sorted(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 import httpx
 
@@ -133,6 +134,7 @@ class Platform:
         env = {
             **server_environment(child_environment(home=folder, tracking_uri="")),
             **self.s3.variables,
+            **product_settings(),
             "MLFLOW_AUTH_CONFIG_PATH": str(accounts),
             "MLFLOW_AUTH_ADMIN_PASSWORD": self._mlflow_passwords["admin"],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
@@ -270,12 +272,16 @@ class Platform:
 
 @contextmanager
 def running(folder: Path, *, overrides: Mapping[str, str] | None = None) -> Iterator[Platform]:
-    """A platform that is started and, whatever happens, ended."""
-    started = time.monotonic()
+    """A platform that is started and, whatever happens, ended: also when the tests are asked to end by SIGTERM."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     platform = Platform(folder, overrides=overrides)
     try:
         platform.start()
-        platform.seconds_to_start = time.monotonic() - started  # type: ignore[attr-defined]
         yield platform
     finally:
         platform.close()
+        signal.signal(signal.SIGTERM, before)
