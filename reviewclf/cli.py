@@ -277,6 +277,19 @@ def health(
 
 
 @app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: REVIEWCLF_SERVING__HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: REVIEWCLF_SERVING__PORT.", min=0, max=65535)] = None,
+) -> None:
+    """Answer over HTTP with the champion, and follow the alias: a promotion or a rollback is live within seconds."""
+    from reviewclf.serving.server import serve as run
+
+    settings = load_settings()
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run(settings.model_copy(update={"serving": settings.serving.model_copy(update=given)}))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is missing here, and how to get it. Exits 1 when something needed is."""
     from reviewclf.doctor import examine

@@ -80,3 +80,7 @@ class StaleVerdictError(GateError):
 
 class RegistryError(ReviewclfError):
     """The tracking server or the model registry refused, or does not hold what was asked for."""
+
+
+class ServingError(ReviewclfError):
+    """The server of online answers cannot be started."""

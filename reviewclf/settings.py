@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reviewclf.errors import SettingsError
@@ -286,6 +286,35 @@ class AlertSettings(_Group):
         return None if isinstance(value, str) and not value.strip() else value
 
 
+class ServingSettings(_Group):
+    """The server of online answers."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all, then with keys and behind TLS")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="to listen on; 0: any free one, which the log names")
+    poll_seconds: PositiveFloat = Field(2.0, description="between looks at the alias `champion`")
+    threads: PositiveInt | None = Field(None, description="batches answered side by side; default: the cores, at most 4")
+    max_batch: PositiveInt = Field(16, description="texts that go through the model together")
+    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        2.0, description="how long a batch waits under load for as many texts as the last one had"
+    )
+    max_queue: PositiveInt = Field(1000, description="texts that may wait; beyond it requests get 503 and Retry-After")
+    max_texts: PositiveInt = Field(500, description="texts of one request; more get 422")
+    max_characters: PositiveInt = Field(10_000, description="characters of one text; more get 422")
+    max_body_bytes: PositiveInt = Field(4_194_304, description="bytes of one request; more get 413")
+    drain_seconds: PositiveFloat = Field(10.0, description="on SIGTERM, what is being answered gets this long to finish")
+    api_keys: SecretStr | None = Field(
+        None, description="keys that may ask, comma-separated, plain or as `sha256:` and 64 hex digits; empty: everybody"
+    )
+    log_texts: bool = Field(False, description="write the reviews into the log as well")
+    shadow_share: Share = Field(0.0, description="share of requests that `challenger` answers too, unseen, to be compared")
+    shadow_log_seconds: PositiveFloat = Field(60.0, description="between lines in the log about how often the two disagree")
+
+    @field_validator("api_keys", "threads", mode="before")
+    @classmethod
+    def _empty_means_none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+
 class Settings(BaseSettings):
     """Everything a run depends on. Paths may be relative to the working directory.
 
@@ -343,6 +372,7 @@ class Settings(BaseSettings):
     monitoring: MonitoringSettings = MonitoringSettings()
     alerts: AlertSettings = AlertSettings()
     registry: RegistrySettings = RegistrySettings()
+    serving: ServingSettings = ServingSettings()
 
     @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", "mlflow_url", mode="before")
     @classmethod

@@ -1,1 +1,1 @@
-"""Answers from the champion."""
+"""Answers from the champion: over HTTP, and for whole tables."""

@@ -147,7 +147,7 @@ class OnnxClassifier(TextClassifier):
         ).write(folder)
 
     @classmethod
-    def _arguments(cls, folder: Path, card: ModelCard) -> dict[str, Any]:
+    def _arguments(cls, folder: Path, card: ModelCard, threads: int | None) -> dict[str, Any]:
         """Keywords of the constructor from what :meth:`save` wrote; raises RegistryError or what a wrong card leads to."""
         warn_of_other_versions(card, folder)
         extra = card.extra
@@ -160,7 +160,7 @@ class OnnxClassifier(TextClassifier):
         exported = dict(extra["exported"])  # type: ignore[arg-type]
         warn_of_other_processor(exported, folder)
         return {
-            "encoder": OnnxEncoder.load(folder, extra["files"]),
+            "encoder": OnnxEncoder.load(folder, extra["files"], threads=threads),
             "classes": card.classes,
             "seen": seen,
             "prior": np.array(extra["prior"], dtype=np.float64),
@@ -281,8 +281,8 @@ class EncoderClassifier(OnnxClassifier):
         return {}
 
     @classmethod
-    def load(cls, folder: Path, card: ModelCard) -> EncoderClassifier:
-        """Read what :meth:`save` wrote.
+    def load(cls, folder: Path, card: ModelCard, *, threads: int | None = None) -> EncoderClassifier:
+        """Read what :meth:`save` wrote; `threads` as in :func:`reviewclf.training.model.load_model`.
 
         Raises
         ------
@@ -291,7 +291,7 @@ class EncoderClassifier(OnnxClassifier):
         """
         network = folder / NETWORK if (folder / NETWORK).is_dir() else None
         try:
-            loaded = cls(network=network, **cls._arguments(folder, card))
+            loaded = cls(network=network, **cls._arguments(folder, card, threads))
             loaded._check(folder)
         except (ValidationError, KeyError, TypeError, ValueError, IndexError) as error:
             raise RegistryError(

@@ -79,8 +79,8 @@ class FrozenEncoderClassifier(OnnxClassifier):
         }
 
     @classmethod
-    def load(cls, folder: Path, card: ModelCard) -> FrozenEncoderClassifier:
-        """Read what :meth:`save` wrote.
+    def load(cls, folder: Path, card: ModelCard, *, threads: int | None = None) -> FrozenEncoderClassifier:
+        """Read what :meth:`save` wrote; `threads` as in :func:`reviewclf.training.model.load_model`.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class FrozenEncoderClassifier(OnnxClassifier):
                 stem_weight=float(card.extra["stem_weight"]),  # type: ignore[arg-type]
                 weights=weights,
                 bias=bias,
-                **cls._arguments(folder, card),
+                **cls._arguments(folder, card, threads),
             )
             loaded._check(folder)
         except (ValidationError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

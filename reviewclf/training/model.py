@@ -151,8 +151,14 @@ class ModelCard(BaseModel):
         return card
 
 
-def load_model(folder: str | Path) -> TextClassifier:
+def load_model(folder: str | Path, *, threads: int | None = None) -> TextClassifier:
     """Load a saved classifier.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Threads of one call, of the kinds that use several; default: the physical cores, at most 4. A server that answers
+        several calls at once wants 1.
 
     Raises
     ------
@@ -168,11 +174,11 @@ def load_model(folder: str | Path) -> TextClassifier:
     if card.kind == "encoder":
         from reviewclf.training.encoder_classifier import EncoderClassifier
 
-        return EncoderClassifier.load(folder, card)
+        return EncoderClassifier.load(folder, card, threads=threads)
     if card.kind == "frozen-encoder":
         from reviewclf.training.frozen import FrozenEncoderClassifier
 
-        return FrozenEncoderClassifier.load(folder, card)
+        return FrozenEncoderClassifier.load(folder, card, threads=threads)
     raise RegistryError(f"{folder / _CARD}: unknown kind {card.kind!r}; this version loads: linear, encoder, frozen-encoder")
 
 

@@ -1,0 +1,160 @@
+"""What a server that follows the registry reads: where an alias points, what a version is, the files of its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict
+
+from reviewclf.errors import RegistryError
+from reviewclf.registry import REGISTERED_MODEL
+
+_SQLITE = "sqlite:///"
+# Metrics of a run that say how good its model is; their intervals end in `_low` and `_high`.
+_FIGURES = ("gold/", "latency/")
+
+
+class Version(BaseModel):
+    """One version of the registered model.
+
+    Attributes
+    ----------
+    version, run_id : str
+        Its number and the run that made it.
+    registered_at : datetime
+        With time zone.
+    tags : dict
+        Gate verdict, candidate, dataset, who promoted it and why.
+    description : str
+        For people.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    run_id: str
+    registered_at: datetime
+    tags: dict[str, str] = {}
+    description: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Name that no other version has, also when the registry was emptied and its numbers begin anew."""
+        return f"{self.version}-{self.run_id[:8]}-{int(self.registered_at.timestamp() * 1000):x}"
+
+
+class Deployments:
+    """The registry as a server sees it; nothing is written there.
+
+    Parameters
+    ----------
+    tracking_uri : str
+        What MLflow takes: ``http://...``, ``sqlite:///...``.
+
+    Raises
+    ------
+    RegistryError
+        From every method: the registry cannot be reached or refuses.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        mlflow.set_tracking_uri(tracking_uri)
+        self._client: MlflowClient | None = None
+
+    def aliases(self) -> dict[str, str]:
+        """Version by alias; empty when nothing is registered yet."""
+        try:
+            model = self._call("show its models", lambda client: client.get_registered_model(REGISTERED_MODEL))
+        except _MissingError:
+            return {}
+        return {str(name): str(version) for name, version in model.aliases.items()}
+
+    def version(self, version: str) -> Version:
+        """One version with its tags as they are now."""
+        found = self._call(
+            f"show version {version}", lambda client: client.get_model_version(REGISTERED_MODEL, version), missing_is_error=True
+        )
+        return Version(
+            version=str(found.version),
+            run_id=str(found.run_id or ""),
+            registered_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+            tags={str(name): str(value) for name, value in (found.tags or {}).items()},
+            description=found.description or "",
+        )
+
+    def figures(self, version: Version) -> dict[str, float]:
+        """What was measured about a version on gold and on the serving path; empty where its run is gone."""
+        try:
+            run = self._call("show a run", lambda client: client.get_run(version.run_id))
+        except _MissingError:
+            return {}
+        metrics: Mapping[str, float] = run.data.metrics
+        return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_FIGURES)}
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        """Copy the files of a version's classifier into `folder`: what :func:`reviewclf.training.model.load_model` reads.
+
+        Subfolders, such as a network for further training, are left out.
+        """
+        uri = f"models:/{REGISTERED_MODEL}/{version.version}"
+
+        def download(_: MlflowClient) -> None:
+            described = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/MLmodel", dst_path=str(folder)))
+            place = _classifier_place(described, uri)
+            described.unlink()
+            found = mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{place}")
+            files = [item.path for item in found if not item.is_dir]
+            if not files:
+                raise RegistryError(f"{uri}: holds no files below {place}; the version was not logged by this package")
+            for path in files:
+                name = Path(path).name
+                copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{place}/{name}", dst_path=str(folder)))
+                if copied != folder / name:
+                    copied.replace(folder / name)
+
+        self._call(f"hand out {uri}", download, missing_is_error=True)
+
+    def _call(self, doing: str, call: Any, *, missing_is_error: bool = False) -> Any:
+        try:
+            return call(self._connect())
+        except RegistryError:
+            raise
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not missing_is_error:
+                raise _MissingError(str(error.message)) from error
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}") from error
+        except Exception as error:  # whatever the network, a database or an artifact store raise
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error!r:.300}") from error
+
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
+            path = Path(self.tracking_uri.removeprefix(_SQLITE))
+            # MLflow would make an empty database here, which takes seconds and hides a wrong address.
+            if self.tracking_uri.startswith(_SQLITE) and not path.exists():
+                raise RegistryError(f"{path}: not there yet; `make run` creates it, or set MLFLOW_TRACKING_URI")
+            self._client = MlflowClient(self.tracking_uri)
+        return self._client
+
+
+class _MissingError(RegistryError):
+    """What was asked for is not there."""
+
+
+def _classifier_place(described: Path, uri: str) -> str:
+    """Where the classifier lies below the model, read from its ``MLmodel`` file."""
+    try:
+        content = yaml.safe_load(described.read_text(encoding="utf-8"))
+        place = str(content["flavors"]["python_function"]["artifacts"]["classifier"]["path"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RegistryError(f"{uri}: its MLmodel names no artifact `classifier`; it was not logged by this package") from error
+    if Path(place).is_absolute() or ".." in Path(place).parts:
+        raise RegistryError(f"{uri}: its MLmodel names {place!r}, which lies outside the model; it is not loaded")
+    return place

@@ -1,0 +1,139 @@
+"""The outermost layer: request ids, figures, log lines, errors in one shape. Plain ASGI, since every request passes here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.problems import ErrorBody, ErrorResponse, Problem
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+# Questions of load balancers and Prometheus, which come every few seconds, are logged when they fail only.
+_QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+
+@dataclass
+class Trace:
+    """What is known about a request while it is answered; `fields` go into its log line."""
+
+    request_id: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    code: str | None = None
+
+
+def trace_of(request: Request) -> Trace:
+    """The trace of a request that came through :class:`Edge`."""
+    trace: Trace = request.scope["reviewclf.trace"]
+    return trace
+
+
+def problem_response(request: Request, problem: Problem) -> Response:
+    """A problem as the answer to a request."""
+    trace = trace_of(request)
+    trace.code = problem.code
+    body = ErrorResponse(error=ErrorBody(code=problem.code, message=problem.message, request_id=trace.request_id))
+    return Response(body.model_dump_json(), problem.status, problem.headers, "application/json")
+
+
+class Edge:
+    """ASGI middleware around the whole application.
+
+    Parameters
+    ----------
+    app : ASGIApp
+        What answers.
+    metrics : Metrics
+        Told each request.
+    paths : frozenset of str
+        The routes; anything else is counted as ``other``.
+    log_texts : bool
+        Whether the words of an error, which may quote a review, go into the log.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str], log_texts: bool = False) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+        self._log_texts = log_texts
+        self.in_flight = 0
+        self.closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = scope["reviewclf.trace"] = Trace(_request_id(scope))
+        started = time.perf_counter()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
+                if self.closing:
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        self.in_flight += 1
+        self._metrics.in_flight.set(self.in_flight)
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:  # answered by the application already, which raises it again for the log
+            self._tell_fault(error, trace)
+        finally:
+            self.in_flight -= 1
+            self._metrics.in_flight.set(self.in_flight)
+            self._tell(scope, trace, status, time.perf_counter() - started)
+
+    def _tell_fault(self, error: Exception, trace: Trace) -> None:
+        fields: dict[str, Any] = {
+            "event": "fault",
+            "request_id": trace.request_id,
+            "error": type(error).__name__,
+            "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)],
+        }
+        if self._log_texts:
+            fields["words"] = str(error)
+        logger.error("a request failed", extra={"fields": fields})
+
+    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        self._metrics.request(path, status, seconds)
+        if trace.code is not None:
+            self._metrics.error(trace.code)
+        if path in _QUIET and status < 400:
+            return
+        fields = {
+            "event": "request",
+            "request_id": trace.request_id,
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "seconds": round(seconds, 6),
+            **({"code": trace.code} if trace.code else {}),
+            **trace.fields,
+        }
+        logger.info("request", extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, where it is one that fits into a log line and a header; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex

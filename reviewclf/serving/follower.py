@@ -1,0 +1,269 @@
+"""Follows the alias `champion`: looks at the registry, loads and tries out what it names, and only then lets it answer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from reviewclf.errors import RegistryError
+from reviewclf.registry import CHALLENGER, CHAMPION
+from reviewclf.registry.deployment import Version
+from reviewclf.serving.cache import Known, ModelCache
+from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.served import ServedModel, load, try_out
+
+logger = logging.getLogger(__name__)
+
+# A version that could not be used is tried again after this many seconds, then after twice as many, and so on.
+_FIRST_RETRY = 15.0
+_LAST_RETRY = 600.0
+
+
+class Registry(Protocol):
+    """Where aliases and models come from: see :class:`reviewclf.registry.deployment.Deployments`."""
+
+    def aliases(self) -> dict[str, str]:
+        """Version by alias."""
+
+    def version(self, version: str) -> Version:
+        """One version."""
+
+    def figures(self, version: Version) -> dict[str, float]:
+        """Metrics of its run."""
+
+    def fetch(self, version: Version, folder: object) -> None:
+        """Copy the files of its classifier."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version that an alias names but that is not served; `retry_at` is monotonic seconds."""
+
+    version: Version
+    reason: str
+    at: datetime
+    attempts: int
+    retry_at: float
+
+
+class Follower:
+    """The models that answer, kept in step with the registry by a thread of its own.
+
+    Parameters
+    ----------
+    registry : Registry
+        Looked at every `poll_seconds`.
+    cache : ModelCache
+        Where versions are fetched to, and where the last champion is found while the registry is away.
+    metrics : Metrics
+        Told about swaps, refusals and the registry's state.
+    poll_seconds : float
+        Between two looks.
+    threads : int or None
+        For :func:`reviewclf.training.model.load_model`.
+    batch : int
+        Texts that will go through the model together; warmed up with as many.
+    shadow : bool
+        Whether `challenger` is followed as well.
+    clock : callable
+        Monotonic seconds.
+
+    Attributes
+    ----------
+    champion, challenger : ServedModel or None
+        What answers, and what is compared with it. Replaced as a whole, so that readers in other threads see one or the other.
+    refused : Refusal or None
+        The version that `champion` names, when another one is served or none.
+    reachable : bool or None
+        Whether the last look found the registry; None before the first.
+    last_contact : datetime or None
+        When one last did.
+    problem : str or None
+        Why there is no champion, or why the registry could not be read.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        cache: ModelCache,
+        metrics: Metrics,
+        *,
+        poll_seconds: float,
+        threads: int | None,
+        batch: int,
+        shadow: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._metrics = metrics
+        self._poll_seconds = poll_seconds
+        self._threads = threads
+        self._batch = batch
+        self._shadow = shadow
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._refusals: dict[str, Refusal] = {}
+        self.champion: ServedModel | None = None
+        self.challenger: ServedModel | None = None
+        self.reachable: bool | None = None
+        self.last_contact: datetime | None = None
+        self.problem: str | None = "the registry has not been read yet"
+
+    @property
+    def refused(self) -> Refusal | None:
+        """See the class."""
+        return self._refusals.get(CHAMPION)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """Look no more; waits for a look in progress at most `seconds`."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def seconds_to_retry(self) -> float:
+        """Until the refused version is tried again; 0 when none is."""
+        return max(0.0, self.refused.retry_at - self._clock()) if self.refused else 0.0
+
+    def look(self) -> None:
+        """Look once, and load what has changed. Never raises: a server goes on with what it has."""
+        try:
+            aliases = self._registry.aliases()
+            self._follow_champion(aliases.get(CHAMPION))
+            if self._shadow:
+                self._follow_challenger(aliases.get(CHALLENGER))
+            if self.reachable is False:
+                logger.info("the registry answers again")
+            self.reachable, self.last_contact = True, datetime.now(UTC)
+        except RegistryError as error:
+            if self.reachable is not False:
+                logger.warning("the registry cannot be read, the last champion goes on: %s", error)
+            self.reachable, self.problem = False, str(error)
+            self._serve_last_known()
+        except Exception as error:  # a bug here must not end the thread: then no promotion would ever arrive
+            logger.exception("following the registry failed")
+            self.reachable, self.problem = False, f"following the registry failed: {error!r:.300}"
+            self._serve_last_known()
+        self._metrics.registry(reachable=bool(self.reachable), contact=self.last_contact)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.look()
+            self._stop.wait(self._poll_seconds)
+
+    def _follow_champion(self, number: str | None) -> None:
+        current = self.champion
+        if number is None:
+            self._refusals.pop(CHAMPION, None)
+            problem = "no version carries the alias `champion`: run a retrain that passes the gate first (`make run`)"
+            if self.problem != problem:
+                logger.warning("%s%s", problem, f"; version {current.version} goes on" if current else "")
+            self.problem = problem
+            return
+        info = self._registry.version(number)
+        if current is not None and current.info.identity == info.identity:
+            self._refusals.pop(CHAMPION, None)
+            self.problem = None
+            if current.info != info:  # tags and description change while it serves
+                self.champion = replace(current, info=info)
+            return
+        model = self._try_load(CHAMPION, info)
+        if model is None:
+            if self.champion is None:
+                self._serve_last_known()
+            return
+        self._swap(model)
+
+    def _follow_challenger(self, number: str | None) -> None:
+        champion, current = self.champion, self.challenger
+        if number is None or (champion is not None and champion.version == number):
+            self.challenger = None
+            self._refusals.pop(CHALLENGER, None)
+            return
+        info = self._registry.version(number)
+        if current is not None and current.info.identity == info.identity:
+            return
+        model = self._try_load(CHALLENGER, info)
+        # An old challenger's answers would say nothing about the one that the alias names now.
+        self.challenger = model
+        if model is not None:
+            logger.info("version %s answers in the shadow of the champion", model.version)
+
+    def _try_load(self, alias: str, info: Version) -> ServedModel | None:
+        """The model, or None while it is refused."""
+        known = self._refusals.get(alias)
+        if known is not None and known.version.identity != info.identity:
+            known = None
+        if known is not None and self._clock() < known.retry_at:
+            return None
+        try:
+            model = self._load(info)
+        except RegistryError as error:
+            attempts = known.attempts + 1 if known else 1
+            wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** (attempts - 1))
+            reason = str(error)
+            self._refusals[alias] = Refusal(info, reason, datetime.now(UTC), attempts, self._clock() + wait)
+            self._metrics.refused(alias, info.version)
+            goes_on = f"version {self.champion.version} goes on" if self.champion else "there is no other"
+            logger.error(  # noqa: TRY400 - said in words
+                "%s: version %s is refused, %s; next attempt in %.0f s or when the alias moves: %s",
+                *(alias, info.version, goes_on, wait, reason),
+            )
+            if alias == CHAMPION:
+                self.problem = f"version {info.version} is refused: {reason}"
+            return None
+        self._refusals.pop(alias, None)
+        return model
+
+    def _load(self, info: Version, *, source: str = "registry", figures: dict[str, float] | None = None) -> ServedModel:
+        started = self._clock()
+        folder = self._cache.get(info, self._registry.fetch)
+        try:
+            classifier, kind = load(folder, threads=self._threads)
+            try_out(classifier, batch=self._batch)
+        except Exception as error:
+            # What was fetched may have been damaged on this disk.
+            self._cache.forget(info)
+            if isinstance(error, RegistryError):
+                raise
+            raise RegistryError(f"it cannot be loaded: {error!r:.300}; train it anew") from error
+        figures = self._registry.figures(info) if figures is None else figures
+        logger.info("version %s loaded and warmed up in %.1f s", info.version, self._clock() - started)
+        return ServedModel(info, classifier, figures, datetime.now(UTC), source, kind)
+
+    def _swap(self, model: ServedModel) -> None:
+        old, self.champion = self.champion, model
+        self.problem = None
+        self._metrics.swapped(model)
+        logger.info("version %s answers now%s", model.version, f", in place of version {old.version}" if old else "")
+        self._cache.remember_champion(Known(info=model.info, figures=model.figures))
+        # The one before stays on disk: a rollback goes there.
+        keep = [model.info, *([old.info] if old else []), *([self.challenger.info] if self.challenger else [])]
+        self._cache.prune(keep)
+
+    def _serve_last_known(self) -> None:
+        """Before the first champion came from the registry: the one of the last run, if its files are still here."""
+        if self.champion is not None:
+            return
+        known = self._cache.last_champion()
+        refused = self.refused
+        if known is None or (refused is not None and refused.version.identity == known.info.identity):
+            return
+        try:
+            model = self._load(known.info, source="cache", figures=known.figures)
+        except RegistryError as error:
+            logger.error("the champion of the last run cannot be used either: %s", error)  # noqa: TRY400 - said in words
+            return
+        self.champion = model
+        self._metrics.swapped(model)
+        logger.warning("version %s, the champion of the last run, answers from this disk", model.version)

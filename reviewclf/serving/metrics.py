@@ -1,0 +1,131 @@
+"""Figures for Prometheus. Each application has a registry of its own, so that two in one process do not add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+if TYPE_CHECKING:
+    from reviewclf.serving.served import ServedModel
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_CONFIDENCE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_INFO = ("version", "candidate", "kind", "gate", "source")
+
+
+class Metrics:
+    """All figures of one server; names begin with ``reviewclf_``."""
+
+    def __init__(self) -> None:
+        registry = self.collectors = CollectorRegistry()
+        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+            registry.register(collector)
+        self._requests = Counter("reviewclf_requests", "Requests.", ("path", "status"), registry=registry)
+        self._seconds = Histogram(
+            "reviewclf_request_seconds", "Seconds of a request.", ("path",), buckets=_SECONDS, registry=registry
+        )
+        self._errors = Counter(
+            "reviewclf_errors", "Requests that ended in an error, by its code.", ("code",), registry=registry
+        )
+        self.in_flight = Gauge("reviewclf_requests_in_flight", "Requests being answered.", registry=registry)
+        self.request_texts = Histogram("reviewclf_request_texts", "Texts of a request.", buckets=_TEXTS, registry=registry)
+        self.batch_texts = Histogram(
+            "reviewclf_batch_texts", "Texts that went through the model together.", buckets=_TEXTS, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "reviewclf_batch_seconds", "Seconds of a batch in the model.", buckets=_SECONDS, registry=registry
+        )
+        self.queue_texts = Gauge("reviewclf_queue_texts", "Texts that wait for the model.", registry=registry)
+        self.queue_seconds = Histogram(
+            "reviewclf_queue_seconds", "Seconds that a request waited for the model.", buckets=_SECONDS, registry=registry
+        )
+        self._predictions = Counter("reviewclf_predictions", "Answers by label.", ("label", "version"), registry=registry)
+        self._confidence = Histogram(
+            "reviewclf_confidence", "Probability of the answered label.", ("version",), buckets=_CONFIDENCE, registry=registry
+        )
+        self._model = Gauge("reviewclf_model_info", "1 for the version that answers.", _INFO, registry=registry)
+        self._loaded = Gauge("reviewclf_model_loaded_timestamp_seconds", "When it was loaded.", registry=registry)
+        self._swaps = Counter("reviewclf_model_swaps", "Times that another version began to answer.", registry=registry)
+        self._refused = Counter(
+            "reviewclf_model_refused", "Attempts to load a version that failed.", ("alias", "version"), registry=registry
+        )
+        self._reachable = Gauge("reviewclf_registry_up", "1 when the last look found the registry.", registry=registry)
+        self._contact = Gauge(
+            "reviewclf_registry_contact_timestamp_seconds", "When the registry last answered.", registry=registry
+        )
+        pair = ("champion", "challenger")
+        self.shadow_compared = Counter(
+            "reviewclf_shadow_compared", "Texts that both champion and challenger answered.", pair, registry=registry
+        )
+        self.shadow_disagreements = Counter(
+            "reviewclf_shadow_disagreements",
+            "Texts on which they disagree.",
+            (*pair, "champion_label", "challenger_label"),
+            registry=registry,
+        )
+        self.shadow_rate = Gauge(
+            "reviewclf_shadow_disagreement_rate", "Share of texts on which they disagree.", pair, registry=registry
+        )
+        self.shadow_skipped = Counter(
+            "reviewclf_shadow_skipped",
+            "Texts that the challenger did not answer: no room (busy), or it failed (failed).",
+            ("why",),
+            registry=registry,
+        )
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Count one finished request; `path` is a route, never what a client wrote."""
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def error(self, code: str) -> None:
+        """Count an error by its code."""
+        self._errors.labels(code).inc()
+
+    def answered(self, version: str, labels: Sequence[str], confidences: Sequence[float]) -> None:
+        """Count labels and confidences of one request."""
+        observe = self._confidence.labels(version).observe
+        for label, confidence in zip(labels, confidences, strict=True):
+            self._predictions.labels(label, version).inc()
+            observe(confidence)
+
+    def swapped(self, model: ServedModel) -> None:
+        """Another version answers."""
+        tags = model.info.tags
+        self._model.clear()
+        self._model.labels(
+            model.version,
+            tags.get("reviewclf.candidate", ""),
+            model.kind,
+            tags.get("reviewclf.gate", ""),
+            model.loaded_from,
+        ).set(1)
+        self._loaded.set(model.loaded_at.timestamp())
+        self._swaps.inc()
+
+    def refused(self, alias: str, version: str) -> None:
+        """A version could not be used."""
+        self._refused.labels(alias, version).inc()
+
+    def registry(self, *, reachable: bool, contact: datetime | None) -> None:
+        """What the last look at the registry found."""
+        self._reachable.set(reachable)
+        if contact is not None:
+            self._contact.set(contact.timestamp())
+
+    def render(self) -> bytes:
+        """All figures as Prometheus reads them."""
+        return generate_latest(self.collectors)

@@ -1,0 +1,298 @@
+"""Following the alias: swaps after a trial, refusals, back-off, a registry that is away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from reviewclf.errors import RegistryError
+from reviewclf.registry.deployment import Version
+from reviewclf.serving.cache import ModelCache
+from reviewclf.serving.follower import Follower
+from reviewclf.serving.metrics import Metrics
+from tests.small_models import REVIEWS, answers_of, save_small
+
+
+class Folders:
+    """A registry of folders: the network's edge, with real models behind it."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, str] = {}
+        self.folders: dict[str, Path] = {}
+        self.away = False
+        self.fetched: list[str] = []
+        self.tags: dict[str, str] = {}
+
+    def aliases(self) -> dict[str, str]:
+        if self.away:
+            raise RegistryError("MLflow is away")
+        return dict(self.named)
+
+    def version(self, version: str) -> Version:
+        return Version(version=version, run_id=f"run{version}", registered_at=datetime(2026, 1, 1, tzinfo=UTC), tags=self.tags)
+
+    def figures(self, version: Version) -> dict[str, float]:
+        return {"gold/weighted_f1": 0.9}
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        self.fetched.append(version.version)
+        if self.away:
+            raise RegistryError("MLflow is away")
+        shutil.copytree(self.folders[version.version], folder, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [save_small(tmp_path_factory.mktemp(f"m{shift}"), shift=shift) for shift in range(3)]
+
+
+@pytest.fixture
+def registry(models: list[Path]) -> Folders:
+    folders = Folders()
+    folders.folders = {str(number): path for number, path in enumerate(models, 1)}
+    return folders
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[..., Follower]:
+    def follower(*, shadow: bool = False) -> Follower:
+        return Follower(
+            registry,  # type: ignore[arg-type]
+            ModelCache(tmp_path / "cache"),
+            Metrics(),
+            poll_seconds=1,
+            threads=1,
+            batch=4,
+            shadow=shadow,
+            clock=lambda: clock[0],
+        )
+
+    return follower
+
+
+def served(follower: Follower) -> tuple[str, list[str]] | None:
+    model = follower.champion
+    return model and (model.version, model.classifier.answers(model.answer(REVIEWS)))
+
+
+def figures(follower: Follower) -> str:
+    return follower._metrics.render().decode()
+
+
+def test_without_a_champion_there_is_a_reason(make: Callable[..., Follower]) -> None:
+    follower = make()
+    follower.look()
+    assert follower.champion is None
+    assert "alias `champion`" in (follower.problem or "")
+    assert follower.reachable is True
+
+
+def test_promotion_and_rollback_are_followed_and_the_old_version_is_not_fetched_again(
+    make: Callable[..., Follower], registry: Folders
+) -> None:
+    follower = make()
+    for number in ("1", "2", "1"):
+        registry.named["champion"] = number
+        follower.look()
+        assert served(follower) == (number, answers_of(int(number) - 1))
+    assert registry.fetched == ["1", "2"]
+    assert "reviewclf_model_swaps_total 3.0" in figures(follower)
+    assert 'reviewclf_model_info{candidate="",gate="",kind="linear",source="registry",version="1"} 1.0' in figures(follower)
+
+
+def damage_card(folder: Path) -> None:
+    (folder / "model.json").write_text("{}", encoding="utf-8")
+
+
+def later_format(folder: Path) -> None:
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    (folder / "model.json").write_text(json.dumps({**card, "format": 99}), encoding="utf-8")
+
+
+def fewer_classes(folder: Path) -> None:
+    card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    (folder / "model.json").write_text(json.dumps({**card, "classes": card["classes"][:2]}), encoding="utf-8")
+
+
+def half_a_file(folder: Path) -> None:
+    content = (folder / "model.skops").read_bytes()
+    (folder / "model.skops").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (damage_card, "is no description of a saved classifier"),
+        (later_format, "format 99, this version reads 1"),
+        (fewer_classes, "train"),
+        (half_a_file, "damaged"),
+        (lambda folder: (folder / "model.skops").unlink(), "cannot be read"),
+    ],
+)
+def test_broken_version_is_refused_and_the_old_one_goes_on(
+    make: Callable[..., Follower],
+    registry: Folders,
+    tmp_path: Path,
+    clock: list[float],
+    break_it: Callable[[Path], None],
+    said: str,
+) -> None:
+    follower = make()
+    registry.named["champion"] = "1"
+    follower.look()
+    broken = Path(shutil.copytree(registry.folders["2"], tmp_path / "broken"))
+    break_it(broken)
+    whole, registry.folders["2"] = registry.folders["2"], broken
+    registry.named["champion"] = "2"
+    follower.look()
+    assert served(follower) == ("1", answers_of(0))
+    assert follower.refused is not None
+    assert (follower.refused.version.version, said in follower.refused.reason) == ("2", True)
+    assert 'reviewclf_model_refused_total{alias="champion",version="2"} 1.0' in figures(follower)
+
+    follower.look()
+    assert registry.fetched == ["1", "2"], "it is not tried at every look"
+    clock[0] = 16
+    follower.look()
+    assert registry.fetched == ["1", "2", "2"], "after the back-off it is fetched anew"
+    clock[0] = 40
+    follower.look()
+    assert registry.fetched == ["1", "2", "2"], "each back-off is longer"
+    registry.folders["2"] = whole
+    clock[0] = 60
+    follower.look()
+    assert served(follower) == ("2", answers_of(1))
+    assert follower.refused is None
+
+
+def test_refusal_ends_when_the_alias_moves(make: Callable[..., Follower], registry: Folders, tmp_path: Path) -> None:
+    follower = make()
+    registry.named["champion"] = "1"
+    follower.look()
+    broken = Path(shutil.copytree(registry.folders["2"], tmp_path / "broken"))
+    damage_card(broken)
+    registry.folders["2"] = broken
+    for number in ("2", "3", "2", "1"):
+        registry.named["champion"] = number
+        follower.look()
+    assert registry.fetched == ["1", "2", "3", "2"]
+    assert follower.refused is None
+    assert follower.problem is None
+
+
+class Wrong:
+    """A classifier whose parts load but whose answers are wrong."""
+
+    classes = ("a", "b")
+
+    def __init__(self, value: float, columns: int = 2) -> None:
+        self.value, self.columns = value, columns
+
+    def predict_proba(self, texts: list[str]) -> object:
+        import numpy as np
+
+        return np.full((len(texts), self.columns), self.value)
+
+    def answers(self, probabilities: object) -> list[str]:
+        return ["a"]
+
+
+@pytest.mark.parametrize(("value", "columns"), [(float("nan"), 2), (0.7, 2), (0.5, 3), (-1.0, 2)])
+def test_answers_that_are_no_probabilities_fail_the_trial(value: float, columns: int) -> None:
+    from reviewclf.serving.served import try_out
+
+    with pytest.raises(RegistryError, match="train it anew"):
+        try_out(Wrong(value, columns), batch=2)  # type: ignore[arg-type]
+
+
+def test_registry_away_changes_nothing_and_a_restart_serves_the_last_champion(
+    make: Callable[..., Follower], registry: Folders
+) -> None:
+    follower = make()
+    registry.named["champion"] = "2"
+    follower.look()
+    registry.away = True
+    follower.look()
+    assert served(follower) == ("2", answers_of(1))
+    assert follower.reachable is False
+    assert "reviewclf_registry_up 0.0" in figures(follower)
+
+    restarted = make()
+    restarted.look()
+    assert served(restarted) == ("2", answers_of(1))
+    assert restarted.champion is not None
+    assert (restarted.champion.loaded_from, restarted.champion.figures) == ("cache", {"gold/weighted_f1": 0.9})
+
+    registry.away = False
+    registry.named["champion"] = "3"
+    restarted.look()
+    assert served(restarted) == ("3", answers_of(2))
+    assert restarted.reachable is True
+
+
+def test_restart_with_a_broken_champion_serves_the_last_good_one(
+    make: Callable[..., Follower], registry: Folders, tmp_path: Path
+) -> None:
+    registry.named["champion"] = "1"
+    make().look()
+    broken = Path(shutil.copytree(registry.folders["2"], tmp_path / "broken"))
+    damage_card(broken)
+    registry.folders["2"] = broken
+    registry.named["champion"] = "2"
+    restarted = make()
+    restarted.look()
+    assert served(restarted) == ("1", answers_of(0))
+    assert restarted.refused is not None
+
+
+def test_taken_away_alias_leaves_the_last_champion_answering(make: Callable[..., Follower], registry: Folders) -> None:
+    follower = make()
+    registry.named["champion"] = "1"
+    follower.look()
+    del registry.named["champion"]
+    follower.look()
+    assert served(follower) == ("1", answers_of(0))
+    assert "alias `champion`" in (follower.problem or "")
+
+
+def test_tags_are_read_anew_while_a_version_serves(make: Callable[..., Follower], registry: Folders) -> None:
+    follower = make()
+    registry.named["champion"] = "1"
+    follower.look()
+    registry.tags["reviewclf.promoted_by"] = "anna"
+    follower.look()
+    assert follower.champion is not None
+    assert follower.champion.info.tags == {"reviewclf.promoted_by": "anna"}
+
+
+def test_challenger_is_followed_only_for_the_shadow(make: Callable[..., Follower], registry: Folders) -> None:
+    registry.named.update(champion="1", challenger="2")
+    plain, shadowing = make(), make(shadow=True)
+    plain.look()
+    shadowing.look()
+    assert plain.challenger is None
+    assert shadowing.challenger is not None
+    assert shadowing.challenger.version == "2"
+    registry.named.update(champion="2")
+    del registry.named["challenger"]
+    shadowing.look()
+    assert shadowing.challenger is None
+    assert served(shadowing) == ("2", answers_of(1))
+
+
+def test_disk_keeps_the_champion_and_the_one_before(make: Callable[..., Follower], registry: Folders, tmp_path: Path) -> None:
+    follower = make()
+    for number in ("1", "2", "3"):
+        registry.named["champion"] = number
+        follower.look()
+    assert sorted(path.name[0] for path in (tmp_path / "cache" / "models").iterdir()) == ["2", "3"]
