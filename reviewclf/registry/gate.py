@@ -148,13 +148,14 @@ def rules_of(limits: GateSettings, classes: Mapping[str, int]) -> tuple[Rule, ..
         A rule or a floor of the settings cannot be used; the message names it.
     """
     percent = f"{limits.confidence:.0%}"
+    loss = f"at most {limits.margin:g} below" if limits.margin else "not below"
     rules = [
         _rule("gold_rows", "reviews labelled by people to judge by", ">=", limits.min_gold_rows),
         _rule("weighted_f1", "weighted F1 on gold", ">=", limits.min_weighted_f1),
         Rule(
             rule="not_worse_than_champion",
-            description=f"share of paired bootstrap draws in which it loses at most {limits.margin:g} of weighted F1 against "
-            f"the champion on the same gold reviews; refused when it is {percent} sure to lose more",
+            description=f"share of paired bootstrap draws in which its weighted F1 is {loss} the champion's, on the same gold "
+            f"reviews; refused when it is {percent} sure to be lower",
             measure="not_worse_than_champion",
             comparison=">=",
             limit=round(1 - limits.confidence, 10),

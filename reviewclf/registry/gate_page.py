@@ -51,10 +51,10 @@ def _row(rule: RuleResult) -> str:
     verdict = "passed" if rule.passed else "failed"
     return (
         f'<tr class="{_kind(rule.passed)}"><th scope="row">{html.escape(rule.rule)}<small>{html.escape(rule.description)}'
-        f'</small></th><td class="number" data-name="Value">{value}</td>'
-        f'<td class="number" data-name="Limit">{html.escape(rule.comparison)} {rule.limit:g}</td>'
-        f'<td class="verdict" data-name="Verdict">{verdict}</td><td class="number" data-name="n">{rule.n}</td>'
-        f'<td class="note" data-name="Note">{html.escape(rule.note)}</td></tr>'
+        f'</small></th><td class="number value" data-name="value">{value}</td>'
+        f'<td class="number limit" data-name="limit">{html.escape(rule.comparison)} {rule.limit:g}</td>'
+        f'<td class="verdict">{verdict}</td><td class="number rows" data-name="n">{rule.n}</td>'
+        f'<td class="note">{html.escape(rule.note)}</td></tr>'
     )
 
 
@@ -95,13 +95,14 @@ small { display: block; color: var(--soft); font-weight: 400; font-size: .85rem;
 tr.fail { background: color-mix(in srgb, var(--bad-ground) 55%, transparent); }
 @media (max-width: 44rem) {
   body { padding: 1rem .6rem 2rem; } section { padding: .9rem .8rem; }
-  table, tbody, tr, th, td { display: block; width: auto; } thead { position: absolute; left: -9999px; }
-  tr { border-top: 1px solid var(--line); padding: .6rem .5rem; margin: 0 -.5rem; }
-  tbody th { width: auto; padding: 0 0 .35rem; border: 0; }
-  td { border: 0; padding: .1rem 0; display: flex; gap: .75rem; text-align: left; }
-  td.number { text-align: left; white-space: normal; }
-  td::before { content: attr(data-name) !important; color: var(--soft); font-weight: 400; flex: 0 0 4.2rem; font-size: .85rem; }
-  td.note:empty { display: none; }
+  table, tbody { display: block; } thead { position: absolute; left: -9999px; }
+  tbody tr { display: grid; grid-template: "rule rule verdict" auto "value limit n" auto "note note note" auto / 1fr 1fr 1fr;
+    gap: .3rem .6rem; border-top: 1px solid var(--line); padding: .6rem .5rem; margin: 0 -.5rem; }
+  th, td { display: block; border: 0; padding: 0; } tbody th { grid-area: rule; width: auto; }
+  .verdict { grid-area: verdict; text-align: right; } .value { grid-area: value; } .limit { grid-area: limit; }
+  .rows { grid-area: n; } .note { grid-area: note; } .note:empty { display: none; }
+  td.number { text-align: left; } td.rows { text-align: right; }
+  td.number::before { content: attr(data-name) "\\00a0"; color: var(--soft); font-size: .85rem; }
 }
 </style></head><body><main>{body}</main></body></html>
 """

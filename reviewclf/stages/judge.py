@@ -85,6 +85,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         "challenger": best,
         "champion": None if champion is None else champion.version,
         "evaluated": evaluated.digest,
+        "retrain_run": parent,
         "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=_ui(settings)),
     }
     if best is not None:
@@ -173,9 +174,9 @@ def _comparison(
     seen = seen_rows(settings, store, champion.dataset, gold)
     note = ""
     if seen is None:
-        note = "whether it was trained on gold that came later is unknown: its dataset is not in this store"
+        note = "whether the champion was trained on any of it is unknown: its dataset is not in this store"
     elif seen:
-        note = f"{len(seen)} gold review(s) that it was trained on are left out"
+        note = f"{len(seen)} gold review(s) that the champion was trained on are left out"
         own, other = (frame.drop(index=seen) for frame in (own, other))
     if own.empty:
         return Measure(value=None, n=0, note=f"version {champion.version} was trained on all gold reviews")
