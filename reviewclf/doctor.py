@@ -46,6 +46,7 @@ def examine() -> list[Finding]:
         ("encoders", _encoders),
         ("store", _store),
         ("registry", _registry),
+        ("serving", _serving),
     )
     for subject, check in checks:
         try:
@@ -186,3 +187,21 @@ def _registry(settings: Settings) -> Finding:
     if champion is None:
         return Finding("note", "registry", f"{uri}: no champion yet; `make run` trains one")
     return Finding("ok", "registry", f"{uri}: champion is version {champion}")
+
+
+def _serving(settings: Settings) -> Finding:
+    from ipaddress import ip_address
+
+    from reviewclf.serving.keys import ApiKeys
+
+    serving = settings.serving
+    keys = ApiKeys(serving.api_keys)
+    try:
+        inside = ip_address(serving.host).is_loopback
+    except ValueError:
+        inside = serving.host == "localhost"
+    address = f"{serving.host}:{serving.port}"
+    if not inside and not keys:
+        how = "set REVIEWCLF_SERVING__API_KEYS, or let REVIEWCLF_SERVING__HOST be 127.0.0.1"
+        return Finding("note", "serving", f"{address}: everybody who reaches this machine may ask; {how}")
+    return Finding("ok", "serving", f"{address}, {'with keys' if keys else 'open to this machine alone'}")
