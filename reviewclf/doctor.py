@@ -47,6 +47,7 @@ def examine() -> list[Finding]:
         ("store", _store),
         ("registry", _registry),
         ("alerts", _alerts),
+        ("serving", _serving),
     )
     for subject, check in checks:
         try:
@@ -194,3 +195,21 @@ def _alerts(settings: Settings) -> Finding:
         return Finding("note", "alerts", "REVIEWCLF_ALERTS__CONNECTIONS is empty: what goes wrong at night is only logged")
     names = ", ".join(settings.alerts.connections)
     return Finding("ok", "alerts", f"go to {names}; the DAG reviews_alert_test tries them")
+
+
+def _serving(settings: Settings) -> Finding:
+    from ipaddress import ip_address
+
+    from reviewclf.serving.keys import ApiKeys
+
+    serving = settings.serving
+    keys = ApiKeys(serving.api_keys)
+    try:
+        inside = ip_address(serving.host).is_loopback
+    except ValueError:
+        inside = serving.host == "localhost"
+    address = f"{serving.host}:{serving.port}"
+    if not inside and not keys:
+        how = "set REVIEWCLF_SERVING__API_KEYS, or let REVIEWCLF_SERVING__HOST be 127.0.0.1"
+        return Finding("note", "serving", f"{address}: everybody who reaches this machine may ask; {how}")
+    return Finding("ok", "serving", f"{address}, {'with keys' if keys else 'open to this machine alone'}")

@@ -29,6 +29,10 @@ _NEWEST = 0.2
 class Model(Protocol):
     """What answers: see :class:`reviewclf.serving.served.ServedModel`."""
 
+    @property
+    def most_together(self) -> int | None:
+        """Texts that may go through it together; None: any number."""
+
     def answer(self, texts: Sequence[str]) -> Floats:
         """Probabilities, shape (texts, classes)."""
 
@@ -178,8 +182,11 @@ class Batcher:
 
     def _take(self) -> list[_Part]:
         """The next batch: jobs of one model from the head of the queue, this free thread's share of what waits."""
+        if not self._queue:  # another worker was faster
+            return []
         free = max(1, self._workers - self._busy)
-        size = min(self._max_batch, max(1, ceil(self._waiting / free)))
+        most = self._queue[0].model.most_together or self._max_batch
+        size = min(self._max_batch, most, max(1, ceil(self._waiting / free)))
         now = time.perf_counter()
         batch: list[_Part] = []
         unfinished: list[_Job] = []

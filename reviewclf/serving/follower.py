@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 from reviewclf.errors import RegistryError
@@ -36,7 +37,7 @@ class Registry(Protocol):
     def figures(self, version: Version) -> dict[str, float]:
         """Metrics of its run."""
 
-    def fetch(self, version: Version, folder: object) -> None:
+    def fetch(self, version: Version, folder: Path) -> None:
         """Copy the files of its classifier."""
 
 

@@ -38,6 +38,7 @@ def configure_logging() -> None:
             "loggers": {
                 "uvicorn": {"handlers": [], "propagate": True},
                 "uvicorn.access": {"handlers": [], "propagate": False},
+                "mlflow": {"handlers": [], "propagate": True},
                 "alembic": {"level": "WARNING"},
             },
         }

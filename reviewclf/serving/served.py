@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ class ServedModel:
         With time zone.
     loaded_from : str
         ``registry`` or ``cache``.
+    kind : str
+        Of its candidate: ``linear``, ``encoder``, ...
     """
 
     info: Version
@@ -54,7 +56,16 @@ class ServedModel:
     figures: dict[str, float]
     loaded_at: datetime
     loaded_from: str = "registry"
-    kind: str = field(default="")
+    kind: str = ""
+
+    @property
+    def most_together(self) -> int | None:
+        """Texts that may go through it together; None: any number.
+
+        An 8-bit encoder scales its numbers by the whole batch, so that an answer would depend on what others asked at the same
+        moment. It also gains nothing from batches on a processor: the padding costs what the fewer calls save.
+        """
+        return 1 if str(self.classifier.exported.get("served", "")).startswith("int8") else None
 
     @property
     def version(self) -> str:

@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 # How long those who keep a connection open are told that the server stops, so that they close it.
 _NOTICE_SECONDS = 0.5
 # A server follows by asking often; it must not hang on one question.
-_MLFLOW_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def build_service(settings: Settings, registry: Registry) -> Service:
@@ -84,7 +88,7 @@ def serve(settings: Settings) -> None:
     from reviewclf.registry.deployment import Deployments
 
     app = create_app(build_service(settings, Deployments(settings.tracking_uri)))
-    listener = _listen(settings.serving.host, settings.serving.port)
+    listener = listen(settings.serving.host, settings.serving.port)
     configure_logging()
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d, following %s", f"[{host}]" if ":" in host else host, port, settings.tracking_uri)
@@ -142,12 +146,20 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that clients can connect to from now on, also while the server behind it still starts.
+
+    Raises
+    ------
+    ServingError
+        The address is taken or none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)
     except OSError as error:
         listener.close()
         raise ServingError(

@@ -117,7 +117,7 @@ def test_doctor_finds_nothing_missing_after_a_night(command: Command, home: Path
     done = command("doctor", home=home)
     assert done.returncode == 0, done.stdout
     assert "missing" not in done.stdout
-    for subject in ("python", "taxonomy", "source", "gold", "votes", "candidates", "store", "registry"):
+    for subject in ("python", "taxonomy", "source", "gold", "votes", "candidates", "store", "registry", "serving"):
         assert f"{subject}: " in done.stdout
 
 

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from reviewclf.errors import SettingsError
+from reviewclf.errors import ServingError, SettingsError
 from reviewclf.registry.deployment import Version
 from reviewclf.serving.app import create_app
 from reviewclf.serving.keys import ApiKeys
@@ -27,7 +29,7 @@ from reviewclf.serving.logs import JsonFormatter
 from reviewclf.serving.problems import Problem
 from reviewclf.serving.schema import parse_request
 from reviewclf.serving.served import ServedModel
-from reviewclf.serving.server import build_service
+from reviewclf.serving.server import build_service, listen
 from reviewclf.settings import ServingSettings, load_settings
 from reviewclf.training.model import TextClassifier
 from tests.small_models import CLASSES, REVIEWS, answers_of, train_small
@@ -152,6 +154,33 @@ def test_answers_are_those_of_the_classifier(server: Server, classifier: TextCla
     got = np.array([[prediction["probabilities"][name] for name in CLASSES] for prediction in answer])
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     assert [prediction["confidence"] for prediction in answer] == pytest.approx(expected.max(axis=1).tolist())
+
+
+def test_answer_of_an_8_bit_encoder_does_not_depend_on_who_else_asks(start: Callable[..., Server]) -> None:
+    from reviewclf.training.encoder_classifier import EncoderClassifier
+    from tests.unit.tiny_encoder import CLASSES as NAMES
+    from tests.unit.tiny_encoder import SEEN, tiny_network, tiny_tokenizer, toy_reviews
+
+    texts = toy_reviews()[0][:16]
+    encoder = EncoderClassifier.from_network(
+        tiny_network(),
+        tiny_tokenizer(),
+        classes=NAMES,
+        seen=SEEN,
+        prior=np.array([0.5, 0.3, 0.0, 0.2]),
+        candidate={},
+        chosen={},
+        verify_texts=texts,
+        validation_logits=np.empty((0, len(NAMES))),
+        validation_labels=[],
+        max_length=64,
+        precision="int8",
+    )
+    alone = np.vstack([encoder.predict_proba([text]) for text in texts])
+    assert not np.array_equal(alone, encoder.predict_proba(texts)), "then this test shows nothing"
+    answer = start(as_served(encoder)).post({"texts": texts, "probabilities": True}).json()["predictions"]
+    got = [[prediction["probabilities"][name] for name in NAMES] for prediction in answer]
+    np.testing.assert_array_equal(got, alone)
 
 
 def test_doubtful_reviews_are_answered_with_unsure_when_asked(start: Callable[..., Server], other: TextClassifier) -> None:
@@ -324,6 +353,7 @@ def test_stopping_server_refuses_what_is_new(start: Callable[..., Server], class
 def test_fault_in_the_model_is_one_500_without_details(start: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
     class Faulty:
         classes = CLASSES
+        exported = MappingProxyType({})
 
         def predict_proba(self, texts: list[str]) -> None:
             raise ValueError(f"secret {texts}")
@@ -427,6 +457,7 @@ def test_shadow_that_fails_or_hangs_changes_no_answer(start: Callable[..., Serve
 
     class Hanging:
         classes = CLASSES
+        exported = MappingProxyType({})
 
         def predict_proba(self, texts: list[str]) -> None:
             release.wait(20)
@@ -446,6 +477,15 @@ def test_shadow_takes_its_share_of_the_requests(start: Callable[..., Server], cl
     for _ in range(5):
         server.post({"texts": REVIEWS[:1]})
     wait_for(lambda: server.service.shadow.comparison is not None and server.service.shadow.comparison.compared == 2)
+
+
+def test_address_in_use_is_one_clear_message() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"127.0.0.1:{port} cannot be listened on.*REVIEWCLF_SERVING__PORT"):
+            listen("127.0.0.1", port)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:

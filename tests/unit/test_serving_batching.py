@@ -18,11 +18,12 @@ from reviewclf.serving.problems import Problem
 class Recorder:
     """A model that notes its batches, can be held back, and answers each text's own number."""
 
-    def __init__(self, *, poison: str | None = None) -> None:
+    def __init__(self, *, poison: str | None = None, most_together: int | None = None) -> None:
         self.batches: list[list[str]] = []
         self.go = threading.Event()
         self.go.set()
         self.poison = poison
+        self.most_together = most_together
 
     def answer(self, texts: Sequence[str]) -> np.ndarray:
         self.batches.append(list(texts))
@@ -107,6 +108,17 @@ def test_free_threads_share_what_waits() -> None:
         assert sorted(map(len, model.batches)) == [2, 2]
 
     run(scenario, workers=2)
+
+
+def test_a_model_whose_answers_depend_on_the_batch_gets_each_text_alone() -> None:
+    model = Recorder(most_together=1)
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = await asyncio.gather(*(batcher.submit(model, [str(n), str(n + 10)]) for n in range(5)))
+        assert [answer.ravel().tolist() for answer in answers] == [[n, n + 10] for n in range(5)]
+        assert max(map(len, model.batches)) == 1
+
+    run(scenario)
 
 
 def test_a_full_queue_refuses_with_the_time_to_come_again_and_loses_nothing_it_took() -> None:
