@@ -87,7 +87,7 @@ def sample(values: Floats, weights: Floats | None = None, *, nights: int = 1) ->
     return Sample(mean=mean, error=error, spread=float(np.sqrt(error * n)), n=n, nights=nights)
 
 
-def shift(tonight: Sample, others: Sequence[Sample]) -> Shift:
+def shift(tonight: Sample, others: Sequence[Sample], *, between: float | None = None, axes: int = 1) -> Shift:
     """Compare tonight with other nights, or with the training data as a single one.
 
     Parameters
@@ -95,22 +95,22 @@ def shift(tonight: Sample, others: Sequence[Sample]) -> Shift:
     tonight : Sample
     others : sequence of Sample
         At least one.
+    between : float, optional
+        Variance between nights; default: what `others` show.
+    axes : int
+        How many figures of each night `between` was estimated from.
     """
     from scipy.stats import norm, t
 
-    errors = np.array([other.error for other in others])
-    means = np.array([other.mean for other in others])
+    means, errors, spread = _columns(others, tonight.spread)
     sizes = np.array([other.n for other in others], dtype=np.float64)
-    spread = float(np.sqrt(np.average([other.spread**2 for other in others], weights=sizes)))
-    # A night on which all reviews are alike is as uncertain as others of its size.
-    floor = max(spread, tonight.spread, 1e-9) ** 2 / sizes
-    errors = np.maximum(errors, 0.25 * floor)
-    between = _between(means, errors, prior=(PRIOR_BETWEEN * max(spread, 1e-9)) ** 2)
+    if between is None:
+        between = variance_between([(means, errors)], prior=(PRIOR_BETWEEN * max(spread, 1e-9)) ** 2)
     weights = 1.0 / (errors + between)
     reference = float((weights * means).sum() / weights.sum())
     own = max(tonight.error, 0.25 * spread**2 / tonight.n, 1e-18)
     parts = np.array([own, between / tonight.nights, 1.0 / weights.sum()])
-    freedom = np.array([tonight.n - 1, len(others) - 1 + PRIOR_NIGHTS, sizes.sum() - 1])
+    freedom = np.array([tonight.n - 1, axes * (len(others) - 1) + PRIOR_NIGHTS, sizes.sum() - 1])
     variance = float(parts.sum())
     degrees = variance**2 / float((parts**2 / freedom).sum())  # Welch and Satterthwaite
     difference = tonight.mean - reference
@@ -162,11 +162,17 @@ def distance(tonight: Floats, others: Sequence[Floats], *, nights: int = 1) -> t
     """
     from scipy.stats import chi2
 
-    samples = [[sample(part[:, axis]) for part in others] for axis in range(tonight.shape[1])]
+    axes = tonight.shape[1]
+    samples = [[there for part in others if (there := sample(part[:, axis])) is not None] for axis in range(axes)]
+    if len(tonight) < 2 or not samples[0]:
+        return 0.0, 1.0, np.zeros(axes)
+    # A night that differs by nature does so in many directions: their common variance is known after a few nights.
+    columns = [_columns(column, 1.0)[:2] for column in samples]
+    between = variance_between(columns, prior=PRIOR_BETWEEN**2)
     shifts = []
     for axis, column in enumerate(samples):
         here = sample(tonight[:, axis], nights=nights)
-        shifts.append(None if here is None or None in column else shift(here, [item for item in column if item is not None]))
+        shifts.append(None if here is None else shift(here, column, between=between, axes=axes))
     usable = [item for item in shifts if item is not None]
     if not usable:
         return 0.0, 1.0, np.zeros(tonight.shape[1])
@@ -211,18 +217,36 @@ def bursts(
     return best
 
 
-def _between(means: Floats, errors: Floats, *, prior: float) -> float:
-    """Variance between nights; with a single one the prior."""
-    nights = len(means)
+def variance_between(columns: Sequence[tuple[Floats, Floats]], *, prior: float) -> float:
+    """Variance between nights that one or several figures (means and their variances, a night each) show together.
+
+    Parameters
+    ----------
+    columns : sequence of (means, errors), each of shape (nights,)
+    prior : float
+        Taken for natural before any night was seen; counts as much as `PRIOR_NIGHTS` nights of one figure.
+    """
+    nights = len(columns[0][0])
     if nights < 2:
-        # One source is not a night among others: how far a night may lie from it is unknown, so the prior is taken wider.
-        return 4 * prior
-    weights = 1 / errors
-    centre = (weights * means).sum() / weights.sum()
-    excess = float((weights * (means - centre) ** 2).sum()) - (nights - 1)
-    scale = float(weights.sum() - (weights**2).sum() / weights.sum())
-    seen = max(0.0, excess / scale)
-    return (PRIOR_NIGHTS * prior + (nights - 1) * seen) / (PRIOR_NIGHTS + nights - 1)
+        # One source is no night among others: how far nights lie from it is unknown, so the prior is taken wider.
+        return 2 * prior
+    seen = 0.0
+    for means, errors in columns:
+        weights = 1 / errors
+        centre = (weights * means).sum() / weights.sum()
+        excess = float((weights * (means - centre) ** 2).sum()) - (nights - 1)
+        seen += excess / float(weights.sum() - (weights**2).sum() / weights.sum())
+    known = len(columns) * (nights - 1)
+    return (PRIOR_NIGHTS * prior + known * max(0.0, seen / len(columns))) / (PRIOR_NIGHTS + known)
+
+
+def _columns(others: Sequence[Sample], spread_here: float) -> tuple[Floats, Floats, float]:
+    """Means, their variances, and the spread of one review; a night on which all are alike is as uncertain as the others."""
+    sizes = np.array([other.n for other in others], dtype=np.float64)
+    spread = float(np.sqrt(np.average([other.spread**2 for other in others], weights=sizes)))
+    floor = 0.25 * max(spread, spread_here, 1e-9) ** 2 / sizes
+    errors = np.maximum(np.array([other.error for other in others]), floor)
+    return np.array([other.mean for other in others]), errors, spread
 
 
 def _share(count: int, n: int, nights: int = 1) -> Sample:

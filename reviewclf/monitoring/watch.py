@@ -7,9 +7,10 @@ signals: a night's looks (signals times windows) share that rate by Bonferroni's
 rate of false alarms per night is what can be promised (the average run length of control charts); spending a total error
 level over the looks would make the watch blind in the end.
 
-A window is compared with the nights before it, up to ``reference_nights``; nights that alarmed are left out until there is a
-new champion, whose normal they are. Where fewer than three nights are left, the champion's training data stand in: for the
-input the texts it was trained on, for its answers those to validation rows, which it was not fitted to.
+A window is compared with the nights before it, up to ``reference_nights``. A night that alarmed is left out for a week, or
+until there is a new champion: a shift goes on being reported, and what lasts becomes the normal, so that the watch learns how
+much nights differ here. Where fewer than three nights are left, the champion's training data stand in: for the input the texts
+it was trained on, for its answers those to validation rows, which it was not fitted to.
 
 **Why no library.** Looked at in November 2026. Evidently (Apache 2.0, kept up, runs beside pandas 3) compares two samples
 column by column: it would bring twenty packages, among them a web framework and usage telemetry, for tests that SciPy has,
@@ -39,6 +40,8 @@ Group = Literal["input", "prediction", "confidence", "label"]
 
 WINDOWS = (1, 2, 7)
 FEWEST_NIGHTS = 3
+# So many nights a night that alarmed is kept out of the reference.
+QUARANTINE = 7
 _DAYS = 365
 _EXAMPLES = 3
 _SHOWN = 200
@@ -47,10 +50,10 @@ _SHOWN = 200
 LIMITS = {
     "input/length": 0.25,
     "input/language": 0.03,
-    "input/unknown_words": 0.02,
-    "input/misspellings": 0.008,
-    "input/embedding": 0.35,
-    "input/templates": 0.03,
+    "input/unknown_words": 0.2,
+    "input/misspellings": 0.4,
+    "input/embedding": 0.25,
+    "input/templates": 0.02,
     "input/copies": 0.15,
     "prediction/class_shares": 0.08,
     "confidence/mean": 0.03,
@@ -110,6 +113,8 @@ class _Finding(NamedTuple):
     n: int
     reference_n: int
     score: Callable[[Night], Floats] | None = None
+    # Asked for only when it alarms: naming words means reading the nights again.
+    words: Callable[[], str] | None = None
 
 
 class _Watched(NamedTuple):
@@ -169,8 +174,7 @@ def _signal(
         if sum(len(night.texts) for night in window) < options.min_rows:
             why = f"fewer than {options.min_rows} reviews"
             continue
-        before = [night for night in nights[:-width] if not night.alarmed or night.version != tonight.version]
-        before = before[-options.reference_nights :]
+        before = _reference(nights[:-width], tonight.version)[-options.reference_nights :]
         reference = before if len(before) >= FEWEST_NIGHTS else [training] if training is not None else []
         if not reference:
             why = why or "nothing to compare with yet"
@@ -206,9 +210,15 @@ def _signal(
         n=finding.n,
         reference_n=finding.reference_n,
         alarmed=bool(crossed),
-        note=finding.note + over,
+        note=finding.note + (finding.words() if crossed and finding.words else "") + over,
         examples=_examples(nights[-width:], finding) if crossed else (),
     )
+
+
+def _reference(nights: Sequence[Night], version: str) -> list[Night]:
+    """Nights fit to compare with; see the module's words on nights that alarmed."""
+    old = len(nights) - QUARANTINE
+    return [night for place, night in enumerate(nights) if place < old or not night.alarmed or night.version != version]
 
 
 def _examples(window: Sequence[Night], finding: _Finding) -> tuple[str, ...]:
@@ -284,9 +294,12 @@ def _unknown_words(window: Sequence[Night], reference: Sequence[Night], lens: Le
     if found is None:
         return None
     moved, n, m = found
-    often = _often(lens.unknown_words(text for night in window for text in night.texts))
-    note = f"{moved.mean:.1%} of the words were never seen in training, {moved.reference:.1%} before{often}"
-    return _Finding(moved.difference, moved.p_value, note, n, m, lambda night: night.readings.unknown)
+    note = f"{moved.mean:.1%} of the words were never seen in training, {moved.reference:.1%} before"
+
+    def words() -> str:
+        return _often(lens.unknown_words(text for night in window for text in night.texts))
+
+    return _Finding(_relative(moved), moved.p_value, note, n, m, lambda night: night.readings.unknown, words)
 
 
 def _misspellings(window: Sequence[Night], reference: Sequence[Night], lens: Lens) -> _Finding | None:
@@ -298,9 +311,12 @@ def _misspellings(window: Sequence[Night], reference: Sequence[Night], lens: Len
     if found is None:
         return None
     moved, n, m = found
-    often = _often(lens.unknown_words((text for night in window for text in night.texts), misspelt=True))
-    note = f"{moved.mean:.1%} of the longer words are one letter off a common one, {moved.reference:.1%} before{often}"
-    return _Finding(moved.difference, moved.p_value, note, n, m, lambda night: night.readings.misspelt)
+    note = f"{moved.mean:.1%} of the longer words are one letter off a common one, {moved.reference:.1%} before"
+
+    def words() -> str:
+        return _often(lens.unknown_words((text for night in window for text in night.texts), misspelt=True))
+
+    return _Finding(_relative(moved), moved.p_value, note, n, m, lambda night: night.readings.misspelt, words)
 
 
 def _embedding(window: Sequence[Night], reference: Sequence[Night], lens: Lens) -> _Finding | None:
@@ -339,20 +355,22 @@ def _copies(window: Sequence[Night], reference: Sequence[Night], lens: Lens) -> 
 def _class_shares(window: Sequence[Night], reference: Sequence[Night], lens: Lens) -> _Finding | None:
     counts = [Counter(night.labels) for night in (*window, *reference)]
     classes = sorted({label for count in counts for label in count})
-    best: tuple[str, Shift, int, int] | None = None
     limit = LIMITS["prediction/class_shares"]
+    looks: list[tuple[str, Shift, int, int]] = []
     for label in classes:
         found = _share_look(window, reference, lambda night, label=label: (_count(night, label), len(night.labels)))  # type: ignore[misc]
-        if found is None:
-            continue
-        # A change too small to matter must not hide one that is not.
-        weight = (abs(found[0].difference) >= limit, -found[0].p_value)
-        if best is None or weight > (abs(best[1].difference) >= limit, -best[1].p_value):
-            best = (label, *found)
-    if best is None:
+        if found is not None:
+            looks.append((label, *found))
+    if not looks:
         return None
-    label, moved, n, m = best
-    note = f"«{label}»: {moved.mean:.1%} of the answers, {moved.reference:.1%} before"
+    # A change too small to matter must not hide one that is not.
+    looks.sort(key=lambda item: (abs(item[1].difference) < limit, item[1].p_value))
+    label, moved, n, m = looks[0]
+    told = sorted((item for item in looks if abs(item[1].difference) >= limit / 2), key=lambda item: -abs(item[1].difference))
+    note = "; ".join(
+        f"«{name}»: {change.mean:.1%} of the answers, {change.reference:.1%} before"
+        for name, change, _, _ in (told or looks[:1])[:3]
+    )
     p_value = min(1.0, moved.p_value * len(classes))
     grew = moved.difference > 0
     return _Finding(moved.difference, p_value, note, n, m, (lambda night: _answered(night, label)) if grew else None)
@@ -395,10 +413,10 @@ _WATCHED = {
     "input/length": _Watched("input", "change of the typical length, relative", _length, of_model=False),
     "input/language": _Watched("input", "change of the share of reviews in another script", _language, of_model=False),
     "input/unknown_words": _Watched(
-        "input", "change of the share of words that training did not have", _unknown_words, of_model=False
+        "input", "change of the share of words that training did not have, relative", _unknown_words, of_model=False
     ),
     "input/misspellings": _Watched(
-        "input", "change of the share of longer words that look misspelt", _misspellings, of_model=False
+        "input", "change of the share of longer words that look misspelt, relative", _misspellings, of_model=False
     ),
     "input/embedding": _Watched(
         "input", "distance between mean embeddings, in standard deviations of a review", _embedding, of_model=False
@@ -418,6 +436,11 @@ _WATCHED = {
         "label", "change of the share of later labels that are the champion's answer", _agreement, of_model=True
     ),
 }
+
+
+def _relative(moved: Shift) -> float:
+    # Where nearly nothing was there before, anything would be a multiple of it.
+    return moved.difference / max(moved.reference, 0.002)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

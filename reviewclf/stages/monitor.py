@@ -45,6 +45,10 @@ _QUIET = 3
 # A night's estimate is held against labels where at least so many came in.
 _FEWEST_LABELS = 30
 _SHOWN = 20
+# Training reviews that the lens learns from, at most.
+_LENS_ROWS = 20_000
+# Nights read beyond those of the reference: a window's own, and those that alarmed.
+_LONGER = 14
 # Validation rows that weigh less carry what stems say, not what somebody read.
 _READ = 0.3
 
@@ -121,7 +125,7 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
     version = str(published.details["champion"])
     classes: Any = published.details["classes"]
     options = settings.monitoring
-    rows = _night_rows(store, published.keys("night"))
+    rows = _night_rows(store, published.keys("night"), options.sample_rows)
     training = _training(settings, store, tracker, version, classes)
     remembered = _remembered(base)
     note = _why_not(rows, training, remembered)
@@ -131,14 +135,13 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
         "night": published.keys("night"),
         "version": version,
         "classes": classes,
-        "rows": len(rows),
+        "rows": published.counts["fresh"],
         "history": bool(note),
         "duplicates": len(published.keys("duplicates")),
-        **_copies(store, published, remembered, len(rows)),
+        **_copies(store, published, remembered),
         "alarmed": [],
     }
-    sampled = _sampled(rows, options.sample_rows)
-    probabilities = _matrix(sampled)
+    probabilities = _matrix(rows)
     calibrator = _calibrator(training, classes, settings.seed)
     # On reviews that it was trained on, a model is surer than it has reason to be.
     estimate = None if note else estimate_f1(probabilities, calibrator, seed=settings.seed)
@@ -146,12 +149,12 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
     signals: tuple[Signal, ...] = ()
     if training is not None and not note:
         labels = _labels(store, base)
-        entries = [item for item in remembered if not item["history"]][-2 * options.reference_nights :]
-        frames = [_sampled(_night_rows(store, item["night"]), options.sample_rows) for item in entries]
+        entries = [item for item in remembered if not item["history"]][-options.reference_nights - _LONGER :]
+        frames = [_night_rows(store, item["night"], options.sample_rows) for item in entries]
         lens = Lens(training.texts)
         past = [_night(item, frame, lens, labels) for item, frame in zip(entries, frames, strict=True)]
         signals = look(
-            _night(entry, sampled, lens, labels),
+            _night(entry, rows, lens, labels),
             past,
             _training_night(training, lens, version),
             lens,
@@ -170,7 +173,7 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
     report = HealthReport(
         at=datetime.fromisoformat(entry["at"]),
         model_version=version,
-        n=len(rows),
+        n=published.counts["fresh"],
         verdict="drift" if alarmed else "healthy" if any(signal.value is not None for signal in signals) else "unknown",
         signals=signals,
         abstained_share=round(published.counts["abstained"] / published.counts["reviews"], 6),
@@ -198,7 +201,7 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
     )
     return StageResult(
         outputs={"health": [store.put_table(table)]},
-        counts={"reviews": len(rows), "signals": len(signals), "alarms": len(alarmed), "new_alarms": len(new)},
+        counts={"reviews": report.n, "signals": len(signals), "alarms": len(alarmed), "new_alarms": len(new)},
         details={
             "verdict": report.verdict,
             "headline": headline(report),
@@ -250,9 +253,11 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
 
     inputs = {"dataset": dataset.digest, "version": version, "tracking": tracker.identity}
     said = store.read_table(store.run_stage("validation_answers", 1, inputs, work).keys("answers")).to_pandas()
+    hashes = [text_hash(text) for text in rows["text_clean"]]
+    read = rows.assign(text_hash=hashes).sort_values("text_hash", kind="stable").head(_LENS_ROWS)
     return _Training(
-        texts=rows["text_clean"].tolist(),
-        hashes={text_hash(text) for text in rows["text_clean"]},
+        texts=read["text_clean"].tolist(),
+        hashes=set(hashes),
         validation=validation.assign(predicted=said["predicted"], abstained=said["abstained"]),
         probabilities=_matrix(said),
     )
@@ -324,14 +329,14 @@ def _remembered(base: Snapshot) -> list[dict[str, Any]]:
     return list(base.state.get(_NIGHTS) or [])  # type: ignore[arg-type]
 
 
-def _night_rows(store: Store, keys: Sequence[str]) -> pd.DataFrame:
-    frame: pd.DataFrame = store.read_table(keys, schema=tables.NIGHT_SCHEMA).to_pandas()
-    return frame
-
-
-def _sampled(rows: pd.DataFrame, size: int) -> pd.DataFrame:
-    """At most `size` rows, always the same ones: those with the smallest hashes, which know nothing of the text's meaning."""
-    return rows.nsmallest(size, "text_hash") if len(rows) > size else rows
+def _night_rows(store: Store, keys: Sequence[str], size: int) -> pd.DataFrame:
+    """At most `size` reviews of a night, always the same: those with the smallest hashes, which know nothing of the meaning."""
+    kept = tables.NIGHT_SCHEMA.empty_table().to_pandas()
+    for part in store.iter_tables(keys):
+        kept = pd.concat([kept, part.to_pandas()], ignore_index=True) if len(kept) else part.to_pandas()
+        if len(kept) > size:
+            kept = kept.sort_values("text_hash", kind="stable").head(size).reset_index(drop=True)
+    return kept
 
 
 def _matrix(rows: pd.DataFrame) -> np.ndarray:
@@ -346,17 +351,17 @@ def _labels(store: Store, base: Snapshot) -> dict[str, str]:
     return dict(zip(labels["text_hash"], labels["label"], strict=True))
 
 
-def _copies(store: Store, published: Manifest, remembered: Sequence[Mapping[str, Any]], fresh: int) -> dict[str, int]:
+def _copies(store: Store, published: Manifest, remembered: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Exact copies that came in since the scoring before, and all that came in; unknown at the first one."""
     if not remembered:
         return {"copies": 0, "arrivals": 0}
     new = published.keys("duplicates")[int(remembered[-1]["duplicates"]) :]
     copies = sum(part.num_rows for part in store.iter_tables(new, ["review_id"]))
-    return {"copies": copies, "arrivals": copies + fresh}
+    return {"copies": copies, "arrivals": copies + published.counts["fresh"]}
 
 
 def _disagreements(rows: pd.DataFrame) -> dict[str, Any]:
-    """On which categories champion and challenger differ, and some reviews; empty without a challenger."""
+    """On which categories they differ in the reviews looked at, with some of them; empty without a challenger."""
     compared = rows[rows["challenger"].notna()]
     differ = compared[compared["challenger"] != compared["label"]]
     if compared.empty:
