@@ -201,3 +201,24 @@ def test_workers_of_both_queues_are_there() -> None:
     devices = SERVICES["airflow-worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]
     assert {name for name, service in SERVICES.items() if service.get("profiles") == ["gpu"]} == {"vllm", "airflow-worker-gpu"}
+
+
+def test_make_up_makes_secrets_first_and_hands_its_options_on() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "up", "PROFILES=monitoring,gpu", "WORKERS=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    (secrets,) = [number for number, line in enumerate(lines) if "make_secrets.py .env" in line]
+    (start,) = [number for number, line in enumerate(lines) if "docker compose up" in line]
+    assert secrets < start
+    options = "\n".join(lines[secrets:])
+    for expected in ("COMPOSE_PROFILES='monitoring,gpu'", "AIRFLOW_METRICS=True", "REVIEWCLF_LLM__BACKEND=openai"):
+        assert expected in options
+    assert "--scale airflow-worker=3" in options
+    plain = subprocess.run(["make", "--dry-run", "up", "PROFILES="], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "AIRFLOW_METRICS=False" in plain.stdout
+    assert "REVIEWCLF_LLM__BACKEND" not in plain.stdout
