@@ -56,48 +56,40 @@ def survive(nights: Nights, undisturbed: Undisturbed, name: str, faults: list[Fa
     note_all(faults)
 
 
-def test_kills_and_outages_change_nothing(nights: Nights, undisturbed: Undisturbed) -> None:
-    survive(
-        nights,
-        undisturbed,
-        "some",
-        [
-            Fault("commit-reviews", f"{INGEST}.publish"),
-            Fault("begin-annotate", f"{LABEL}.annotate", "postgres"),
-            Fault("stage-train", f"{RETRAIN}.train"),
-            Fault("begin-evaluate", f"{RETRAIN}.evaluate", "s3"),
-            Fault("before-champion", f"{RETRAIN}.promote"),
-        ],
-    )
+# The quick half, in one night.
+SOME = [
+    Fault("begin-annotate", f"{LABEL}.annotate", "postgres"),
+    Fault("stage-train", f"{RETRAIN}.train"),
+    Fault("begin-evaluate", f"{RETRAIN}.evaluate", "s3"),
+    Fault("before-champion", f"{RETRAIN}.promote"),
+]
 
 
-def test_the_same_run_triggered_twice_at_once_is_one_run(nights: Nights, undisturbed: Undisturbed) -> None:
+def test_second_trigger_rival_kills_and_outages_change_nothing(nights: Nights, undisturbed: Undisturbed) -> None:
+    """The same run is triggered twice at once; while it is about to publish, another process goes through the same night."""
     platform = nights.platform
-    refused: list[int] = []
+    rival: list[dict[str, int]] = []
 
     def trigger_twice() -> str:
         with ThreadPoolExecutor(2) as both:
             answers = list(both.map(lambda _: _trigger(nights, "the-same"), range(2)))
         assert sorted(answers) == [200, 409]
-        refused.append(409)
         return "the-same"
-
-    # While the run is about to publish, the same night is gone through once more, to its end, by somebody else.
-    rival: list[dict[str, int]] = []
-    platform.arm("commit-reviews")
 
     def overtake() -> None:
         if not rival and platform.held("commit-reviews") is not None:
             rival.append(_ingest_here(nights))
             platform.release("commit-reviews")
 
-    night, found = nights.run("twice", start=trigger_twice, meanwhile=overtake)
+    platform.arm("commit-reviews")
+    night, found = nights.run("some", faults=SOME, start=trigger_twice, meanwhile=overtake)
     assert rival
     assert rival[0]["new"] == found["rows"]["clean"]
     assert found == undisturbed.found
     assert night.states(f"{INGEST}.publish") == ["success"]
-    note("the same run triggered twice at once", "reviews_ingest", "second trigger refused (409)", None)
-    note("another process publishes the same night first", "publish", "same snapshot, nothing doubled", None)
+    note("the same run triggered twice at once", "reviews_ingest", "second trigger refused (409), one run", None)
+    note("another process publishes the same night first", "publish (commit-reviews)", "same snapshot, nothing doubled", None)
+    note_all(SOME)
 
 
 def _trigger(nights: Nights, run_id: str) -> int:
