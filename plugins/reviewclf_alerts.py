@@ -26,6 +26,10 @@ log = logging.getLogger("reviewclf.alerts")
 # A run that failed because of its tasks: each of them has told already.
 _TOLD_BY_TASKS = "task_failure"
 
+# Looking up connections and importing a provider, on a machine that has other things to do. Together with the longest
+# REVIEWCLF_ALERTS__TIMEOUT_SECONDS it stays below the 50 seconds after which the DAG processor ends a callback.
+_PREPARATION_SECONDS = 25.0
+
 # A server that is away fails every shard of a night, and that is one piece of news.
 _MAX_ALERTS_OF_A_MAPPED_TASK = 3
 
@@ -90,7 +94,8 @@ def deliver(kind: str, subject: str, body: str) -> dict[str, str]:
 def _send_to_all(connections: Sequence[str], limit: float, *, kind: str, subject: str, body: str) -> dict[str, str]:
     from reviewclf_channels import send
 
-    undelivered = dict.fromkeys(connections, f"no answer within {limit:g} s")
+    most = limit + _PREPARATION_SECONDS
+    undelivered = dict.fromkeys(connections, f"not done within {most:g} s")
 
     def attempt(connection_id: str) -> None:
         reason = send(connection_id, kind=kind, subject=subject, body=body, timeout=limit)
@@ -104,7 +109,7 @@ def _send_to_all(connections: Sequence[str], limit: float, *, kind: str, subject
     threads = [threading.Thread(target=attempt, args=(name,), name=f"alert-{name}", daemon=True) for name in undelivered]
     for thread in threads:
         thread.start()
-    ends = time.monotonic() + limit
+    ends = time.monotonic() + most
     for thread in threads:
         thread.join(max(0.0, ends - time.monotonic()))
     return dict(undelivered)

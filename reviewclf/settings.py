@@ -271,8 +271,8 @@ class AlertSettings(_Group):
     kinds: tuple[AlertKind, ...] = Field(
         ("failure", "deadline", "gate", "budget", "drift", "promotion"), description="which alerts are sent; all are logged"
     )
-    timeout_seconds: Annotated[float, Field(gt=0.0, le=30.0)] = Field(
-        10.0, description="until a channel is given up, and that is logged"
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=20.0)] = Field(
+        10.0, description="until a channel that does not answer is given up, and that is logged"
     )
     ingest_hours: PositiveFloat | None = Field(
         3.0, description="deadline: a run of reviews_ingest has to be done so long after it was queued; empty: none"

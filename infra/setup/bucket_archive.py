@@ -55,6 +55,16 @@ def dump(client: Any, bucket: str, target: BinaryIO) -> tuple[int, int]:
     return len(done), total
 
 
+class _Forward:
+    """A file that can only be read on: one in a stream says that it could go back as well, which it cannot."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._file.read(size))
+
+
 def load(client: Any, bucket: str, source: BinaryIO) -> tuple[int, int]:
     """Fill the bucket, which is made when missing; objects and bytes.
 
@@ -70,7 +80,7 @@ def load(client: Any, bucket: str, source: BinaryIO) -> tuple[int, int]:
     count = total = 0
     with tarfile.open(fileobj=source, mode="r|") as archive:
         for entry in archive:
-            client.upload_fileobj(archive.extractfile(entry), bucket, entry.name)
+            client.upload_fileobj(_Forward(archive.extractfile(entry)), bucket, entry.name)
             count += 1
             total += entry.size
     return count, total
