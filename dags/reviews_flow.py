@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from reviewclf.errors import AnnotatorUnavailableError, ConflictError, RegistryError, ReviewclfError, StoreError
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import report_failure
+from reviewclf_alerts import report_failure, send_alert
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
@@ -129,6 +129,34 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
         raise AirflowSkipException(unchanged)
     context["outlet_events"][asset].extra = {"digest": manifest["digest"], **manifest["counts"]}
     return manifest  # type: ignore[no-any-return]
+
+
+def announce_champion(promoted: Any) -> JsonValue:
+    """Let everybody know of a new champion; end as skipped, with the reason, where there is none."""
+    details = promoted["details"]
+    if details["promoted"]:
+        subject = f"Version {details['champion']} is champion"
+        send_alert("promotion", subject, f"{details['reason']}. A rollback returns to version {details['previous'] or 'none'}.")
+    return announce(
+        REVIEW_CLASSIFIER, promoted, changed=bool(details["promoted"]), unchanged=f"nothing promoted: {details['reason']}"
+    )
+
+
+def refusals(gated: Any) -> str:
+    """Why the gate left no challenger, one line a candidate, and where the report lies."""
+    details = gated["details"]
+    lines = [
+        f"{name} (version {verdict['version']}): {verdict['reason']}" for name, verdict in sorted(details["verdicts"].items())
+    ]
+    if details.get("barred"):
+        lines.append(details["barred"])
+    return "\n".join([*lines, f"Report: {details['gate_report']}"])
+
+
+def triggered_by(context: Any) -> str:
+    """Who triggered this run by hand, and which run it is."""
+    run = context["dag_run"]
+    return f"{getattr(run, 'triggering_user_name', None) or 'unknown'} (airflow run {context['run_id']})"
 
 
 def skip_if_told(manifest: Any) -> JsonValue:

@@ -1,26 +1,79 @@
 """Train the candidates, compare them, promote the best.
 
     asset reviews_labelled, or nightly → plan_synthesis → synthesize (a task per thin class) → build_dataset
-        → train, finetune (a task per candidate) → evaluate → gate → promote → asset review_classifier
+        → train, finetune (a task per candidate) → evaluate → gate → [ask_person] → promote → asset review_classifier → retire
 
 Runs when labels changed, and every night at 04:00 in Moscow: have reviews of thin classes written where somebody can write
 them (`REVIEWCLF_AUGMENTATION__BACKEND`; else `synthesize` ends as skipped), build a training set that shares nothing with
 the gold reviews and holds as many synthetic ones as help, train every candidate of `REVIEWCLF_CANDIDATES` (at most as many
-at once as the pool `training` has slots), compare them on gold in MLflow, hold the best against the gate, and move the alias
-`champion` if it passes. When nothing is promoted, `promote` ends as skipped; the report of `gate` says which rule was not
-met.
+at once as the pool `training` has slots), compare them on gold in MLflow, hold them against the gate and the champion, and
+move the alias `champion` to the best that passed. With `REVIEWCLF_REGISTRY__APPROVAL=true` a person has to agree first, under
+Required Actions; no answer promotes nothing. When nothing is promoted, `promote` ends as skipped; the log of `gate` says which
+rule was not met and where its report lies. In the end old versions without an alias are retired.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import AssetOrTimeSchedule, TriggerRule, dag, get_current_context, task
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import AssetOrTimeSchedule, Param, TriggerRule, dag, get_current_context, task
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
-from reviewclf_alerts import report_failure
-from reviews_flow import REVIEW_CLASSIFIER, REVIEWS_LABELLED, TASK_DEFAULTS, announce, nightly, run_stage, skip_if_told
+from reviewclf_alerts import report_failure, send_alert
+from reviews_flow import (
+    REVIEW_CLASSIFIER,
+    REVIEWS_LABELLED,
+    TASK_DEFAULTS,
+    announce_champion,
+    nightly,
+    refusals,
+    run_stage,
+    skip_if_told,
+)
+
+
+@task
+def gate(evaluated: JsonValue) -> JsonValue:
+    """Hold every candidate against the gate's rules and the champion; the log says where the report lies."""
+    from reviewclf.stages import judge as stages
+
+    gated = run_stage(stages.gate, evaluated)
+    if gated["details"]["challenger"] is None:
+        send_alert("gate", "No challenger from this retrain", refusals(gated))
+    return gated  # type: ignore[no-any-return]
+
+
+@task.short_circuit(ignore_downstream_trigger_rules=False)
+def wait_for_person(gated: JsonValue) -> bool:
+    """Go by way of a person only when REVIEWCLF_REGISTRY__APPROVAL says so and there is a challenger."""
+    details = gated["details"]  # type: ignore[index,call-overload]
+    challenger = details["challenger"]  # type: ignore[index,call-overload]
+    if challenger is None or challenger["version"] == details["champion"]:  # type: ignore[index,call-overload]
+        return False
+    return load_settings().registry.approval
+
+
+@task(outlets=[REVIEW_CLASSIFIER], trigger_rule=TriggerRule.NONE_FAILED)
+def promote(gated: JsonValue) -> JsonValue:
+    """Move the alias `champion` to the version that passed; skipped when none did, or it is champion already."""
+    from reviewclf.stages import promotion as stages
+
+    # A retried task of this run is told again what its first attempt did.
+    context = get_current_context()
+    answer = context["ti"].xcom_pull(task_ids="ask_person")
+    promoted = run_stage(stages.promote, gated, who=f"airflow run {context['run_id']}", answer=answer)
+    return announce_champion(promoted)
+
+
+# A night without a promotion ends `promote` as skipped.
+@task(trigger_rule=TriggerRule.NONE_FAILED)
+def retire(promoted: JsonValue) -> JsonValue:
+    """Remove versions and models that are older and more than REVIEWCLF_REGISTRY__KEEP_* allow; never one with an alias."""
+    from reviewclf.stages import promotion as stages
+
+    return run_stage(stages.retire, who=f"airflow run {get_current_context()['run_id']}")
 
 
 @dag(
@@ -118,32 +171,27 @@ def reviews_retrain() -> None:
 
         return run_stage(stages.evaluate, dataset, [*(trained or []), *(finetuned or [])])  # type: ignore[misc]
 
-    @task
-    def gate(evaluated: JsonValue) -> JsonValue:
-        """Hold the best candidate against the gate's rules; the report lists each with its measured value."""
-        from reviewclf.stages import retrain as stages
-
-        return run_stage(stages.gate, evaluated)
-
-    @task(outlets=[REVIEW_CLASSIFIER])
-    def promote(gated: JsonValue) -> JsonValue:
-        """Move the alias `champion` to the version that passed; skipped when none did, or it is champion already."""
-        from reviewclf.stages import retrain as stages
-
-        # A retried task of this run is told again what its first attempt did.
-        promoted = run_stage(stages.promote, gated, who=f"airflow run {get_current_context()['run_id']}")
-        return announce(
-            REVIEW_CLASSIFIER,
-            promoted,
-            changed=bool(promoted["details"].get("promoted")),
-            unchanged="nothing to promote: see the gate's report",
-        )
+    ask_person = HITLOperator(
+        task_id="ask_person",
+        subject="Promote {{ ti.xcom_pull(task_ids='gate')['details']['challenger']['candidate'] }}, "
+        "version {{ ti.xcom_pull(task_ids='gate')['details']['challenger']['version'] }}?",
+        body="{{ ti.xcom_pull(task_ids='gate')['details']['summary'] }}\n\n"
+        "[Gate report]({{ ti.xcom_pull(task_ids='gate')['details']['gate_report'] }})",
+        options=["Promote", "Reject"],
+        defaults=["Reject"],
+        params={"reason": Param("", type=["null", "string"], title="Reason", description="Kept in the history.")},
+        response_timeout=timedelta(hours=load_settings().registry.approval_hours),
+        doc_md="Ask a person whether the challenger shall become champion; without an answer in time it does not.",
+    )
 
     planned = plan_synthesis()
     dataset = build_dataset(synthesize.partial(planned=planned).expand(category=thin_classes(planned)))
     trained = train.partial(dataset=dataset).expand(candidate=candidates())
     finetuned = finetune.partial(dataset=dataset).expand(candidate=encoders())
-    promote(gate(evaluate(dataset, trained, finetuned)))
+    gated = gate(evaluate(dataset, trained, finetuned))
+    promoted = promote(gated)
+    wait_for_person(gated) >> ask_person >> promoted
+    retire(promoted)
 
 
 reviews_retrain()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,6 +77,63 @@ def leaderboard(
         typer.echo(board.model_dump_json(indent=2))
     else:
         Console(width=None if sys.stdout.isatty() else 160).print(render(board))
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="Number of a version of the registered model.")],
+    reason: Annotated[str, typer.Option(help="Kept in the history and on the version.")],
+    force: Annotated[bool, typer.Option("--force", help="Also a version that has not passed the gate.")] = False,
+) -> None:
+    """Make a version the champion; the old champion becomes `previous`."""
+    from reviewclf.stages.promotion import promote_version
+
+    details = promote_version(load_settings(), version, reason=reason, who=_user(), force=force).details
+    typer.echo(
+        f"version {details['champion']} is champion, previous: {details['previous'] or 'none'}"
+        if details["promoted"]
+        else details["reason"]
+    )
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history and on the version that goes.")] = "",
+) -> None:
+    """Make `previous` the champion again; what was rolled back does not come back by itself on the same data."""
+    from reviewclf.stages.promotion import rollback as roll_back
+
+    details = roll_back(load_settings(), reason=reason, who=_user()).details
+    typer.echo(f"version {details['champion']} is champion again, previous: {details['previous'] or 'none'}")
+
+
+@app.command()
+def history(
+    newest: Annotated[int, typer.Option(help="How many entries.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what happened to the champion: promotions, rollbacks, rejections, by whom and why, newest first."""
+    from rich.console import Console
+
+    from reviewclf.registry.promotion import history as read
+    from reviewclf.registry.promotion import render
+
+    events = read(_tracker(), newest)
+    if as_json:
+        typer.echo(json.dumps([event.model_dump(mode="json") for event in events], ensure_ascii=False, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(render(events))
+
+
+@app.command()
+def retire(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name them.")] = False,
+) -> None:
+    """Remove versions that are older and more than REVIEWCLF_REGISTRY__KEEP_* allow; those with an alias stay."""
+    from reviewclf.stages.promotion import retire as remove
+
+    gone: list[str] = remove(load_settings(), who=_user(), dry_run=dry_run).details["versions"]  # type: ignore[assignment]
+    typer.echo(f"{'would retire' if dry_run else 'retired'}: {', '.join(f'version {number}' for number in gone) or 'none'}")
 
 
 review = typer.Typer(help="The queue of doubtful labels for people.", no_args_is_help=True)
@@ -185,6 +246,15 @@ def doctor() -> None:
     for finding in findings:
         typer.echo(f"{finding.mark:7} {finding.subject}: {finding.text}")
     raise typer.Exit(int(any(finding.mark == "missing" for finding in findings)))
+
+
+def _user() -> str:
+    """Who is at the keyboard, for the history."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def _tracker() -> Tracker:

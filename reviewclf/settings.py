@@ -194,11 +194,42 @@ class TrainingSettings(_Group):
 
 
 class GateSettings(_Group):
-    """Limits of the gate."""
+    """Limits of the gate. An empty limit switches its rule off."""
 
     min_weighted_f1: Share = Field(0.74, description="weighted F1 on gold that a candidate has to reach")
     max_seconds_per_example: PositiveFloat = Field(5.0, description="p95 of one review on the serving path has to be below")
     min_gold_rows: PositiveInt = Field(50, description="gold reviews that a verdict needs at least")
+    margin: Share = Field(0.0, description="loss of weighted F1 against the champion that is put up with")
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.9, description="how sure a paired bootstrap has to be that the loss is larger, for the candidate to be refused"
+    )
+    min_class_recall: Share | None = Field(0.5, description="recall on gold that every class has to reach; empty: no floor")
+    min_class_recalls: dict[str, Share] = Field({}, description='floors by category instead, as JSON: `{"обувь": 0.8}`')
+    min_class_rows: PositiveInt = Field(20, description="gold reviews that a class needs for its floor to count")
+    max_ece: Share | None = Field(None, description="calibration error on gold that is allowed; empty: any")
+    max_model_mib: PositiveFloat | None = Field(None, description="size of the model's files in MiB; empty: any")
+    max_gold_age_days: PositiveFloat | None = Field(
+        None, description="age of gold: its newest `created_at`, else when the file was written; empty: any"
+    )
+    rules: list[dict[str, Any]] = Field(
+        [], description='more rules, as JSON: `[{"measure": "macro_f1", "comparison": ">=", "limit": 0.6}]`'
+    )
+
+    @field_validator("min_class_recall", "max_ece", "max_model_mib", "max_gold_age_days", mode="before")
+    @classmethod
+    def _empty_means_off(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+
+class RegistrySettings(_Group):
+    """What becomes of versions."""
+
+    approval: bool = Field(False, description="a person has to agree, under Required Actions in Airflow, before a promotion")
+    approval_hours: PositiveFloat = Field(12.0, description="how long that is waited for; no answer promotes nothing")
+    keep_versions: PositiveInt = Field(20, description="newest versions that are never retired")
+    keep_days: Annotated[float, Field(ge=0.0)] = Field(
+        90.0, description="age in days below which no version is retired; versions with an alias never are"
+    )
 
 
 class Settings(BaseSettings):
@@ -254,6 +285,7 @@ class Settings(BaseSettings):
     augmentation: AugmentationSettings = AugmentationSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
+    registry: RegistrySettings = RegistrySettings()
 
     @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", "mlflow_url", mode="before")
     @classmethod

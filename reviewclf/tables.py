@@ -121,6 +121,17 @@ DATASET_SCHEMA = pa.schema(
     ]
 )
 
+# What one model answers on gold; no texts.
+GOLD_ANSWERS_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("text_hash", pa.string()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),
+        ("confidence", pa.float64()),
+    ]
+)
+
 LEFT_OUT_SCHEMA = pa.schema(
     [
         ("review_id", pa.string()),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import fsspec
 import pandas as pd
 
 from reviewclf.data.dataset import prepare_gold
@@ -15,11 +17,19 @@ from reviewclf.taxonomy import Taxonomy
 
 @dataclass(frozen=True)
 class Gold:
-    """Gold rows (``review_id``, ``text_clean``, ``text_hash``, ``label``, and ``text`` as it came), their file and digest."""
+    """Gold rows (``review_id``, ``text_clean``, ``text_hash``, ``label``, and ``text`` as it came), their file and digest.
+
+    Attributes
+    ----------
+    written_at : datetime or None
+        The newest ``created_at``: when the last of the reviews was written, which a copy of the file does not change. Without
+        that column, when the file was last modified (``LastModified`` on S3). None where neither can be told.
+    """
 
     frame: pd.DataFrame
     uri: str
     digest: str
+    written_at: datetime | None = None
 
 
 def load_gold(settings: Settings, taxonomy: Taxonomy) -> Gold | None:
@@ -35,4 +45,20 @@ def load_gold(settings: Settings, taxonomy: Taxonomy) -> Gold | None:
     raw = read_frame(settings.gold, setting="REVIEWCLF_GOLD")
     frame = prepare_gold(raw, taxonomy.names, name=settings.gold)
     frame["text"] = raw["text"].astype(str).to_numpy()
-    return Gold(frame=frame, uri=settings.gold, digest=digest_of(frame.to_dict("records")))
+    return Gold(
+        frame=frame, uri=settings.gold, digest=digest_of(frame.to_dict("records")), written_at=_written_at(raw, settings.gold)
+    )
+
+
+def _written_at(raw: pd.DataFrame, uri: str) -> datetime | None:
+    if "created_at" in raw.columns:
+        times = pd.to_datetime(raw["created_at"], errors="coerce", utc=True, format="mixed").dropna()
+        if len(times):
+            newest: datetime = times.max().to_pydatetime()
+            return newest
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        modified: datetime = filesystem.modified(path)
+    except (OSError, ValueError, NotImplementedError):
+        return None
+    return modified if modified.tzinfo else modified.replace(tzinfo=UTC)

@@ -65,7 +65,7 @@ class Evaluation(Result):
 
 
 class Difference(Result):
-    """A metric of model a minus that of model b on the same rows; `p_not_worse` is the share of draws where a >= b."""
+    """A metric of model a minus that of model b on the same rows; `p_not_worse` is the share of draws where a >= b - margin."""
 
     value: float
     low: float
@@ -153,6 +153,7 @@ def paired_bootstrap(
     metric: Metric = "weighted_f1",
     bootstrap: int = 2000,
     confidence: float = 0.95,
+    margin: float = 0.0,
     seed: int = 0,
 ) -> Difference:
     """Compare two models on the same rows: both are scored on the same draws, so what is hard for both cancels out.
@@ -163,6 +164,8 @@ def paired_bootstrap(
         True labels, predictions of the model in question (a) and of the one it is held against (b).
     metric : str
         What is compared; see :class:`Evaluation`.
+    margin : float
+        How much worse a may be and still count as not worse.
 
     Returns
     -------
@@ -189,7 +192,7 @@ def paired_bootstrap(
     differences = scores(cells[0]) - scores(cells[1])
     low, high = _bounds(differences[1:], confidence)
     # Equal predictions may differ by rounding alone; that is no loss.
-    p_not_worse = float((differences[1:] >= -1e-12).mean())
+    p_not_worse = float((differences[1:] >= -margin - 1e-12).mean())
     return Difference(value=float(differences[0]), low=low, high=high, p_not_worse=p_not_worse)
 
 

@@ -159,6 +159,12 @@ def version_of_alias(tracker: Tracker, alias: str) -> str | None:
     return aliases(tracker).get(alias)
 
 
+def dataset_of(tracker: Tracker, version: str) -> str:
+    """Digest of the dataset that a version was trained on; empty where it is not said."""
+    with tracker.errors(f"show version {version}"):
+        return str(tracker.client.get_model_version(REGISTERED_MODEL, version).tags.get("reviewclf.dataset", ""))
+
+
 def aliases(tracker: Tracker) -> dict[str, str]:
     """Version by alias; empty when nothing is registered yet."""
     try:

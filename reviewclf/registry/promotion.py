@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
+from rich.markup import escape
+from rich.table import Table
 
 from reviewclf.errors import GateError, RegistryError, StaleVerdictError
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
@@ -15,7 +18,18 @@ from reviewclf.registry.ledger import Event, Ledger, State
 from reviewclf.registry.model import aliases
 from reviewclf.registry.tracking import Tracker
 
-__all__ = ["Event", "Promotion", "barred", "challenge", "history", "promote", "refuse", "rollback", "withdraw_challenger"]
+__all__ = [
+    "Event",
+    "Promotion",
+    "barred",
+    "challenge",
+    "history",
+    "promote",
+    "refuse",
+    "render",
+    "rollback",
+    "withdraw_challenger",
+]
 
 _ATTEMPTS = 50
 
@@ -217,6 +231,18 @@ def _why_barred(event: Event, version: str) -> str:
         f"{same} (version {gone}) {did}{by} on {event.at:%Y-%m-%d}{why}; neither dataset nor gold has changed since. "
         f"`reviewclf promote {version} --reason ...` promotes it all the same"
     )
+
+
+def render(events: Sequence[Event]) -> Table:
+    """The history as a table for the terminal."""
+    table = Table(title=f"History of {REGISTERED_MODEL}" if events else "Nothing has been promoted yet")
+    for name in ("when (UTC)", "what", "version", "from", "who", "why"):
+        table.add_column(name, no_wrap=name not in ("who", "why"))
+    for event in events:
+        when = f"{event.at:%Y-%m-%d %H:%M:%S}"
+        cells = (event.version or "none", event.from_version or "", escape(event.who), escape(event.reason))
+        table.add_row(when, event.action, *cells)
+    return table
 
 
 def _version(tracker: Tracker, version: str, state: State) -> ModelVersion:

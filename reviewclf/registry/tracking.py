@@ -35,6 +35,7 @@ KEY_TAG = "reviewclf.key"
 KIND_TAG = "reviewclf.kind"
 CANDIDATE_TAG = "reviewclf.candidate"
 PARENT_TAG = "mlflow.parentRunId"
+RETIRED_TAG = "reviewclf.retired_at"
 
 # Logs are for reading: a bar for two small files is not.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -100,12 +101,18 @@ class Tracker:
             )
 
     def is_alive(self, run_id: str) -> bool:
-        """Whether the run exists, was not deleted, and finished."""
+        """Whether the run exists, was not deleted, finished, and still has its model."""
         try:
             run = self.client.get_run(run_id)
         except MlflowException:
             return False
-        return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED")
+        return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED" and RETIRED_TAG not in run.data.tags)
+
+    def retrained_at(self, dataset: str) -> int | None:
+        """When the retrain on a dataset began, in milliseconds since 1970; None where its run is gone."""
+        for run in self.find_runs({KEY_TAG: dataset, KIND_TAG: "retrain"}, newest=1) if dataset else []:
+            return int(run.info.start_time)
+        return None
 
     def retrain_run(self, key: str, *, name: str, description: str, tags: Mapping[str, str]) -> str:
         """Id of the parent run of the retrain `key`; created at the first call."""

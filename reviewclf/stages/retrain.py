@@ -1,4 +1,4 @@
-"""Retraining: dataset, candidates, evaluation on gold, gate, promotion."""
+"""Retraining: the dataset and the candidates. What follows lies in the modules `evaluate`, `judge` and `promotion`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from reviewclf import tables
-from reviewclf.augmentation.amounts import cheapest, curve_table, recall_on
-from reviewclf.data.card import card_markdown
-from reviewclf.data.gold import Gold, load_gold
 from reviewclf.errors import EncoderUnavailableError, RegistryError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.registry.gate import Evidence, GateReport, judge, report_html
 from reviewclf.settings import Settings
-from reviewclf.stages.dataset import build, choices_of, filter_table
+from reviewclf.stages.dataset import build
+from reviewclf.stages.evaluate import evaluate
+from reviewclf.stages.judge import gate
+from reviewclf.stages.promotion import promote
+from reviewclf.stages.runs import log_dataset, metrics_of, retrain_run, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import check_available, train_candidate
@@ -30,9 +28,9 @@ from reviewclf.training.limits import memory_limit
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
 
-logger = logging.getLogger(__name__)
+__all__ = ["build_dataset", "candidate_names", "evaluate", "gate", "promote", "train"]
 
-_LATENCY_TEXTS = 200
+logger = logging.getLogger(__name__)
 
 
 def candidate_names(settings: Settings, *, encoders: bool | None = None) -> list[str]:
@@ -56,7 +54,7 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
         From :func:`reviewclf.stages.dataset.synthesize`, one a thin class.
     """
     manifest = build(settings, synthesized)
-    _retrain_run(_tracker(settings), manifest, Store(settings.store_uri))
+    retrain_run(tracker_of(settings), manifest, Store(settings.store_uri))
     return manifest
 
 
@@ -79,7 +77,7 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
-    tracker = _tracker(settings)
+    tracker = tracker_of(settings)
     spec = _candidate(dataset, candidate)
     inputs = {
         "dataset": dataset.digest,
@@ -103,176 +101,10 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
     raise RegistryError(f"every run of {candidate!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
 
 
-def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest]) -> Manifest:
-    """Score every candidate on gold, on the serving path, and log the figures to its run.
-
-    Without gold only the seconds per example are measured: agreement with votes is no substitute.
-
-    Returns
-    -------
-    Manifest
-        ``details["candidates"]``: for each, its run, model, metrics with intervals and seconds per example.
-    """
-    store = Store(settings.store_uri)
-    taxonomy = Taxonomy.load(settings.taxonomy)
-    tracker = _tracker(settings)
-    gold = load_gold(settings, taxonomy)
-    skipped = [manifest for manifest in trained if "skipped" in manifest.details]
-    trained = [manifest for manifest in trained if "skipped" not in manifest.details]
-    if not trained:
-        reasons = "; ".join(f"{manifest.details['candidate']}: {manifest.details['skipped']}" for manifest in skipped)
-        raise TrainingError(f"no candidate could be trained here ({reasons})")
-    inputs = {
-        "dataset": dataset.digest,
-        "trained": [manifest.digest for manifest in trained],
-        "gold": None if gold is None else gold.digest,
-    }
-
-    def work() -> StageResult:
-        results = [_evaluate_one(store, taxonomy, tracker, gold, dataset, manifest) for manifest in trained]
-        effect = {} if gold is None else _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset)
-        return StageResult(
-            counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
-            details={
-                "dataset": dataset.digest,
-                "leak_check": dataset.details.get("leak_check"),
-                "candidates": results,
-                "augmentation_on_gold": effect,
-            },
-        )
-
-    return store.run_stage("evaluate", 2, inputs, work)
-
-
-def gate(settings: Settings, evaluated: Manifest) -> Manifest:
-    """Hold every candidate against the gate, register all of them, and point `challenger` at the best that passed.
-
-    The best is the one with the highest weighted F1 on validation: choosing by gold would make gold's own figure too
-    good to be true.
-
-    Returns
-    -------
-    Manifest
-        ``details``: ``verdicts`` by candidate, and ``challenger`` (candidate, version, run) or null.
-    """
-    from reviewclf.registry.model import register
-    from reviewclf.registry.promotion import challenge
-
-    store = Store(settings.store_uri)
-    tracker = _tracker(settings)
-    inputs = {"evaluated": evaluated.digest, "limits": settings.gate}
-
-    def work() -> StageResult:
-        results: list[dict[str, Any]] = list(evaluated.details["candidates"])  # type: ignore[arg-type]
-        reports: list[GateReport] = []
-        verdicts: dict[str, Any] = {}
-        for result in results:
-            report = judge(
-                Evidence(
-                    candidate=result["candidate"],
-                    gold_rows=evaluated.counts["gold_rows"],
-                    weighted_f1=result.get("weighted_f1"),
-                    weighted_f1_low=result.get("weighted_f1_low"),
-                    weighted_f1_high=result.get("weighted_f1_high"),
-                    seconds_per_example=result["seconds_per_example_p95"],
-                    leak_check_passed=evaluated.details.get("leak_check") == "passed",
-                ),
-                settings.gate,
-            )
-            reports.append(report)
-            verdict = "passed" if report.passed else "failed"
-            tags = {"reviewclf.gate": verdict, "reviewclf.gate_reason": report.reason}
-            version = register(
-                tracker,
-                run_id=result["run_id"],
-                model_uri=result["model_uri"],
-                tags={
-                    **tags,
-                    "reviewclf.candidate": result["candidate"],
-                    "reviewclf.dataset": str(evaluated.details["dataset"]),
-                    "reviewclf.gold": str(evaluated.inputs["gold"] or ""),
-                    "reviewclf.gate_report": tracker.artifact_address(result["run_id"], "gate/report.html"),
-                },
-                description=_describe(result, report, evaluated.counts["gold_rows"]),
-            )
-            tracker.log(result["run_id"], tags=tags)
-            tracker.log_json(result["run_id"], report.model_dump(mode="json"), "gate/report.json")
-            page = report_html([report], title=f"Gate report: {result['candidate']}, version {version}")
-            tracker.log_text(result["run_id"], page, "gate/report.html")
-            verdicts[result["candidate"]] = {"verdict": verdict, "reason": report.reason, "version": version}
-            logger.info("%s (version %s): %s", result["candidate"], version, report.reason)
-        parent = _parent_of(tracker, str(evaluated.details["dataset"]))
-        tracker.log_text(parent, report_html(reports, title="Gate report"), "gate/report.html")
-        passed = [result for result in results if verdicts[result["candidate"]]["verdict"] == "passed"]
-        best = max(passed, key=lambda result: result["validation_weighted_f1"], default=None)
-        return StageResult(
-            counts={"candidates": len(results), "passed": len(passed)},
-            details={
-                "verdicts": verdicts,
-                "challenger": None
-                if best is None
-                else {
-                    "candidate": best["candidate"],
-                    "version": verdicts[best["candidate"]]["version"],
-                    "run_id": best["run_id"],
-                },
-            },
-        )
-
-    manifest = store.run_stage("gate", 1, inputs, work)
-    challenger: Any = manifest.details["challenger"]
-    if challenger is not None:
-        challenge(tracker, challenger["version"])
-    return manifest
-
-
-def promote(settings: Settings, gated: Manifest, *, who: str = "") -> Manifest:
-    """Make the challenger the champion; nothing happens when there is none or it is champion already.
-
-    Parameters
-    ----------
-    gated : Manifest
-        From :func:`gate`.
-    who : str
-        Recorded on the version. The same `who` repeating the call (a retried task) gets the same answer again.
-
-    Returns
-    -------
-    Manifest
-        ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``reason``.
-    """
-    from reviewclf.registry.model import aliases
-    from reviewclf.registry.promotion import promote as move_aliases
-
-    tracker = _tracker(settings)
-    challenger: Any = gated.details["challenger"]
-    details: dict[str, Any]
-    if challenger is None:
-        details = {"promoted": False, "champion": aliases(tracker).get("champion"), "reason": "no candidate passed the gate"}
-    else:
-        reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
-        promotion = move_aliases(tracker, challenger["version"], reason=reason, who=who, key=who)
-        details = {
-            "promoted": promotion.changed,
-            "champion": promotion.champion,
-            "previous": promotion.previous,
-            "candidate": challenger["candidate"],
-            "reason": reason if promotion.changed else f"version {promotion.champion} is champion already",
-        }
-    # Not a stage of the store: what it changes is the registry, which somebody else may have changed since.
-    return Manifest(
-        stage="promote",
-        digest=digest_of({"gated": gated.digest, **details}),
-        inputs={"gated": gated.digest},
-        counts={"promoted": int(details["promoted"])},
-        details=details,
-    )
-
-
 def _skip(tracker: Tracker, dataset: Manifest, spec: Candidate, store: Store, reason: str) -> Manifest:
     """Say why a candidate is not trained; not a stage of the store, as the next attempt may find what is missing now."""
     logger.warning("%s is skipped: %s", spec.name, reason)
-    parent = _retrain_run(tracker, dataset, store)
+    parent = retrain_run(tracker, dataset, store)
     tracker.log(parent, tags={f"reviewclf.skipped.{spec.name}": reason})
     details = {"candidate": spec.name, "skipped": reason}
     return Manifest(stage="train", digest=digest_of([dataset.digest, details]), details=details)
@@ -290,10 +122,10 @@ def _train(
 
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
-    parent = _retrain_run(tracker, dataset, store)
+    parent = retrain_run(tracker, dataset, store)
     with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
         tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
-        _log_dataset(tracker, run_id, dataset, store, rows)
+        log_dataset(tracker, run_id, dataset, store, rows)
         started = time.perf_counter()
         told: set[int] = set()
 
@@ -324,7 +156,7 @@ def _train(
             result = score(validation["label"].tolist(), predicted, taxonomy.names)
             weighted_f1 = result.weighted_f1.value
             calibration = expected_calibration_error(validation["label"].tolist(), probabilities, taxonomy.names)
-            metrics.update(_metrics("validation", result))
+            metrics.update(metrics_of("validation", result))
             metrics["validation/ece"] = calibration.value
             figure = plot_reliability(calibration, f"{spec.name} against votes on validation")
             tracker.log_figure(run_id, figure, "validation/reliability.png")
@@ -365,168 +197,6 @@ def _train(
     )
 
 
-def _evaluate_one(
-    store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold | None, dataset: Manifest, trained: Manifest
-) -> dict[str, Any]:
-    from reviewclf.evaluation import evaluate as score
-    from reviewclf.evaluation import (
-        expected_calibration_error,
-        measure_latency,
-        plot_confusion_matrix,
-        plot_reliability,
-    )
-    from reviewclf.registry.model import load_model
-
-    run_id, name = str(trained.details["run_id"]), str(trained.details["candidate"])
-    model = load_model(tracker, str(trained.details["model_uri"]), version="candidate")
-    result: dict[str, Any] = {**trained.details}
-    if gold is not None:
-        answers = model.predict(gold.frame["text"].tolist())
-        figures = score(gold.frame["label"].tolist(), answers["label"].tolist(), taxonomy.names)
-        probabilities = pd.DataFrame(answers["probabilities"].tolist())[taxonomy.names].to_numpy()
-        calibration = expected_calibration_error(gold.frame["label"].tolist(), probabilities, taxonomy.names)
-        tracker.log(run_id, metrics={**_metrics("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n})
-        tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
-        rows = gold.frame[["review_id", "text_hash", "label"]].assign(
-            predicted=answers["label"].to_numpy(), confidence=answers["confidence"].round(6).to_numpy()
-        )
-        tracker.log_json(run_id, rows.to_dict("records"), "evaluation/gold_answers.json")
-        tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
-        title = f"{name} on {figures.n} gold reviews"
-        tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
-        tracker.log_figure(run_id, plot_reliability(calibration, title), "evaluation/reliability.png")
-        result.update(
-            weighted_f1=figures.weighted_f1.value,
-            weighted_f1_low=figures.weighted_f1.low,
-            weighted_f1_high=figures.weighted_f1.high,
-            macro_f1=figures.macro_f1.value,
-            accuracy=figures.accuracy.value,
-        )
-        texts = gold.frame["text"].tolist()
-    else:
-        rows = store.read_table(dataset.keys("dataset"), ["text_clean"], schema=tables.DATASET_SCHEMA)
-        texts = rows["text_clean"].to_pylist()
-    latency = measure_latency(model.predict, texts[:_LATENCY_TEXTS])
-    tracker.log(
-        run_id,
-        metrics={
-            "latency/p50_seconds": latency.p50,
-            "latency/p95_seconds": latency.p95,
-            "latency/batch_seconds_per_example": latency.batch_seconds_per_example,
-        },
-    )
-    result.update(seconds_per_example_p50=latency.p50, seconds_per_example_p95=latency.p95)
-    return result
-
-
-def _effect_on_gold(
-    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, dataset: Manifest
-) -> dict[str, Any]:
-    """Recall on gold of each thin class, with the synthetic rows chosen and without any; for the record, it decides nothing."""
-    choices = choices_of(dataset)
-    if not choices:
-        return {}
-    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
-    train_rows = rows[rows["split"] == "train"].reset_index(drop=True)
-    validation = rows[rows["split"] == "validation"].reset_index(drop=True)
-    entries: Any = dataset.inputs["candidates"]
-    spec = cheapest([parse_candidate(entry) for entry in entries])
-    answers: list[list[str]] = []
-    real_rows = train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)
-    for part in [train_rows, real_rows] if len(real_rows) < len(train_rows) else [real_rows]:
-        classifier: Any = train_candidate(
-            spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
-        )
-        probabilities = classifier.predict_proba(gold.frame["text_clean"].tolist())
-        answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
-    effect: dict[str, Any] = {}
-    parent = _parent_of(tracker, dataset.digest)
-    for choice in choices:
-        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[-1], choice.category)
-        effect[choice.category] = figures
-        tracker.log(
-            parent,
-            metrics={f"augmentation/class_{choice.id}/gold_recall/{name}": value for name, value in figures.items()},
-        )
-        if figures:
-            logger.info(
-                "%s on %d gold reviews, %s: recall %.3f with %d synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",
-                choice.category,
-                figures["n"],
-                spec.name,
-                figures["with"],
-                choice.rows,
-                *(figures[name] for name in ("without", "difference", "difference_low", "difference_high")),
-            )
-    tracker.log_json(parent, effect, "augmentation/gold.json")
-    return effect
-
-
-# -- small parts -----------------------------------------------------------------------------------------------------
-
-
-def _tracker(settings: Settings) -> Tracker:
-    from reviewclf.registry.tracking import Tracker
-
-    return Tracker(settings.tracking_uri)
-
-
-def _retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
-    key = dataset.digest
-    known = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
-    if known:
-        return str(known[0].info.run_id)
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    run_id = tracker.retrain_run(
-        key,
-        name=f"retrain-{key[:8]}",
-        description=f"Retrain on dataset `{dataset.digest}`: {counts}.",
-        tags={"reviewclf.dataset": dataset.digest},
-    )
-    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
-    _log_dataset(tracker, run_id, dataset, store, rows)
-    tracker.log(run_id, metrics={f"dataset/{name}": count for name, count in dataset.counts.items()})
-    tracker.log_json(run_id, dataset.model_dump(mode="json"), "dataset/card.json")
-    tracker.log_text(run_id, card_markdown(dataset), "dataset/card.md")
-    _log_augmentation(tracker, run_id, dataset)
-    tracker.log_environment(run_id)
-    tracker.finish(run_id)
-    return run_id
-
-
-def _log_augmentation(tracker: Tracker, run_id: str, dataset: Manifest) -> None:
-    """What the filters refused, and the curve of each class: metrics whose steps are numbers of synthetic rows."""
-    card: Any = dataset.details["card"]
-    if card["filters"]:
-        tracker.log_text(run_id, filter_table(card["filters"]), "augmentation/filters.md")
-    choices = choices_of(dataset)
-    if not choices:
-        return
-    tracker.log_text(run_id, curve_table(choices), "augmentation/curve.md")
-    tracker.log_json(run_id, [choice.model_dump(mode="json") for choice in choices], "augmentation/curve.json")
-    for choice in choices:
-        prefix = f"augmentation/class_{choice.id}"
-        tracker.log(run_id, metrics={f"{prefix}/chosen_rows": choice.rows, f"{prefix}/chosen_amount": choice.amount})
-        for figure in choice.curve:
-            values = figure.model_dump(exclude={"amount", "rows", "n"})
-            tracker.log(run_id, metrics={f"{prefix}/{name}": value for name, value in values.items()}, step=figure.rows)
-
-
-def _parent_of(tracker: Tracker, key: str) -> str:
-    runs = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
-    if not runs:
-        raise RegistryError(f"the MLflow run of retrain {key} is gone; run build_dataset again")
-    return str(runs[0].info.run_id)
-
-
-def _log_dataset(tracker: Tracker, run_id: str, dataset: Manifest, store: Store, rows: pd.DataFrame) -> None:
-    source = f"{store.uri}/{dataset.keys('dataset')[0]}"
-    for split, context in (("train", "training"), ("validation", "validation"), ("test", "gold")):
-        part = rows[rows["split"] == split]
-        if len(part):
-            tracker.log_dataset(run_id, part, name=f"reviews-{split}", digest=dataset.digest, source=source, context=context)
-
-
 def _candidate(dataset: Manifest, name: str) -> Candidate:
     entries: Any = dataset.inputs["candidates"]
     known = {entry["name"]: entry for entry in entries}
@@ -535,27 +205,6 @@ def _candidate(dataset: Manifest, name: str) -> Candidate:
     return parse_candidate(known[name])
 
 
-def _metrics(prefix: str, result: Any) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for name in ("accuracy", "precision", "recall", "weighted_f1", "macro_f1"):
-        interval = getattr(result, name)
-        metrics.update(
-            {f"{prefix}/{name}": interval.value, f"{prefix}/{name}_low": interval.low, f"{prefix}/{name}_high": interval.high}
-        )
-    return metrics
-
-
 def _chosen(classifier: Any) -> dict[str, Any]:
     chosen = getattr(classifier, "chosen", None)
     return dict(chosen) if chosen else {}
-
-
-def _describe(result: dict[str, Any], report: GateReport, gold_rows: int) -> str:
-    if result.get("weighted_f1") is None:
-        figure = "not judged: no gold reviews"
-    else:
-        figure = (
-            f"weighted F1 {result['weighted_f1']:.3f} (95% interval {result['weighted_f1_low']:.3f} to "
-            f"{result['weighted_f1_high']:.3f}) on {gold_rows} gold reviews"
-        )
-    return f"{result['candidate']}: {figure}; gate {report.reason}."

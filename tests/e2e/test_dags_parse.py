@@ -53,6 +53,9 @@ print("RESULT" + json.dumps({
             "doc": dag.doc_md,
             "tags": sorted(dag.tags),
             "callbacks": bool(dag.on_failure_callback),
+            "paused": dag.is_paused_upon_creation,
+            "params": {name: param.schema | {"value": param.value if isinstance(param.value, (str, bool)) else None}
+                       for name, param in ((name, dag.params.get_param(name)) for name in dag.params)},
             "serialized": bool(DagSerialization.to_dict(dag)),
             "tasks": {
                 task.task_id: {
@@ -160,14 +163,31 @@ def test_retrain_maps_training_over_candidates_and_gates_before_promotion(parsed
         "finetune": ["build_dataset", "encoders"],
         "evaluate": ["build_dataset", "finetune", "train"],
         "gate": ["evaluate"],
-        "promote": ["gate"],
+        "wait_for_person": ["gate"],
+        "ask_person": ["wait_for_person"],
+        "promote": ["ask_person", "gate"],
+        "retire": ["promote"],
     }
+    assert tasks["promote"]["trigger_rule"] == tasks["retire"]["trigger_rule"] == "none_failed"
     assert sorted(name for name, task in tasks.items() if task["mapped"]) == ["finetune", "synthesize", "train"]
     assert tasks["synthesize"]["pool"] == "annotation"
     assert tasks["build_dataset"]["trigger_rule"] == "none_failed"
     assert tasks["finetune"]["pool"] == "gpu"
     assert tasks["evaluate"]["trigger_rule"] == "none_failed"
     assert tasks["train"]["pool"] == "training"
+
+
+def test_hand_triggered_dags_ask_for_what_they_need_and_are_ready_to_run(parsed: dict[str, Any]) -> None:
+    promote, rollback = (parsed["dags"][name] for name in ("reviews_promote", "reviews_rollback"))
+    for dag in (promote, rollback):
+        assert dag["paused"] is False
+        assert dag["timetable"]["cron"] is None
+        assert dag["timetable"]["assets"] == []
+    assert sorted(promote["params"]) == ["force", "reason", "version"]
+    assert promote["params"]["force"]["value"] is False
+    # Neither the version nor the reason of a promotion is filled in for anybody.
+    assert [promote["params"][name]["value"] for name in ("version", "reason")] == [None, None]
+    assert sorted(rollback["params"]) == ["reason"]
 
 
 def test_new_nightly_dags_wait_for_the_next_night(parsed: dict[str, Any]) -> None:
@@ -181,6 +201,8 @@ def test_assets_link_the_dags_and_only_the_last_task_emits_one(parsed: dict[str,
         "reviews_ingest.publish": ["reviews_clean"],
         "reviews_label.aggregate": ["reviews_labelled"],
         "reviews_retrain.promote": ["review_classifier"],
+        "reviews_promote.promote": ["review_classifier"],
+        "reviews_rollback.rollback": ["review_classifier"],
     }
     assert parsed["dags"]["reviews_label"]["timetable"]["assets"] == ["reviews_clean"]
     assert parsed["dags"]["reviews_retrain"]["timetable"]["assets"] == ["reviews_labelled"]

@@ -1,0 +1,317 @@
+"""Scores on gold, on the serving path: every candidate of a retrain, and the champion on the very same rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from reviewclf import tables
+from reviewclf.augmentation.amounts import cheapest, recall_on
+from reviewclf.data.gold import Gold, load_gold
+from reviewclf.duplicates import match_near_duplicates
+from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.manifest import Manifest, digest_of
+from reviewclf.settings import Settings
+from reviewclf.stages.dataset import choices_of
+from reviewclf.stages.runs import metrics_of, parent_of, tracker_of
+from reviewclf.storage import StageResult, Store
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.training import train_candidate
+from reviewclf.training.candidates import parse_candidate
+
+if TYPE_CHECKING:
+    from reviewclf.registry.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+_LATENCY_TEXTS = 200
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A registered version on gold: its number, its score (a manifest), and the digest of the dataset it was trained on."""
+
+    version: str
+    score: Manifest
+    dataset: str
+
+
+def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest]) -> Manifest:
+    """Score every candidate on gold, on the serving path, and log the figures to its run; then the champion, if any.
+
+    Without gold only the seconds per example are measured: agreement with votes is no substitute. What a model answers on one
+    gold set is kept in the store, so nothing is scored twice, and nothing scored on other gold is ever taken for it.
+
+    Returns
+    -------
+    Manifest
+        ``details["candidates"]``: for each, its run, model, metrics with intervals and seconds per example.
+    """
+    store = Store(settings.store_uri)
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    tracker = tracker_of(settings)
+    gold = load_gold(settings, taxonomy)
+    skipped = [manifest for manifest in trained if "skipped" in manifest.details]
+    trained = [manifest for manifest in trained if "skipped" not in manifest.details]
+    if not trained:
+        reasons = "; ".join(f"{manifest.details['candidate']}: {manifest.details['skipped']}" for manifest in skipped)
+        raise TrainingError(f"no candidate could be trained here ({reasons})")
+    inputs = {
+        "dataset": dataset.digest,
+        "trained": [manifest.digest for manifest in trained],
+        "gold": None if gold is None else gold.digest,
+    }
+
+    def work() -> StageResult:
+        results: list[dict[str, Any]] = []
+        for manifest in trained:
+            run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
+            texts = [] if gold is not None else _texts_of(store, dataset)
+            score = score_model(store, taxonomy, tracker, gold, run_id=run_id, model_uri=uri, texts=texts)
+            figures: Any = score.details["figures"]
+            results.append({**manifest.details, **figures, "score": score.digest})
+        effect = {} if gold is None else _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset)
+        return StageResult(
+            counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
+            details={
+                "dataset": dataset.digest,
+                "leak_check": _leak_check(settings, store, dataset, gold),
+                "candidates": results,
+                "augmentation_on_gold": effect,
+            },
+        )
+
+    manifest = store.run_stage("evaluate", 3, inputs, work)
+    if gold is not None:
+        score_champion(store, taxonomy, tracker, gold)
+    return manifest
+
+
+def score_champion(store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold) -> Scored | None:
+    """The champion on the same gold rows; scored anew where that has not been done on this gold. None without a champion.
+
+    Raises
+    ------
+    RegistryError
+        The champion cannot be loaded: what production follows is broken, and nothing can be compared with it.
+    """
+    from reviewclf.registry import REGISTERED_MODEL
+    from reviewclf.registry.model import version_of_alias
+
+    version = version_of_alias(tracker, "champion")
+    if version is None:
+        return None
+    with tracker.errors(f"show version {version}"):
+        found = tracker.client.get_model_version(REGISTERED_MODEL, version)
+    try:
+        score = score_model(
+            store, taxonomy, tracker, gold, run_id=found.run_id or "", model_uri=f"models:/{REGISTERED_MODEL}/{version}"
+        )
+    except RegistryError as error:
+        raise RegistryError(
+            f"the champion (version {version}) cannot be scored on gold, so nothing can be compared with it: {error}. "
+            "`reviewclf rollback` returns to the version before it, `reviewclf promote VERSION --reason ...` makes another one "
+            "the champion"
+        ) from error
+    if found.tags.get("reviewclf.gold") != gold.digest:
+        with tracker.errors(f"tag version {version}"):
+            tracker.client.set_model_version_tag(REGISTERED_MODEL, version, "reviewclf.gold", gold.digest)
+    return Scored(version=version, score=score, dataset=found.tags.get("reviewclf.dataset", ""))
+
+
+def score_model(
+    store: Store,
+    taxonomy: Taxonomy,
+    tracker: Tracker,
+    gold: Gold | None,
+    *,
+    run_id: str,
+    model_uri: str,
+    texts: Sequence[str] = (),
+) -> Manifest:
+    """Score one model on gold and time it, once for each gold set; the figures go to its run.
+
+    Parameters
+    ----------
+    run_id : str
+        Run that the model belongs to; empty for a version that was registered by hand, whose figures stay in the store.
+    texts : sequence of str
+        What to time it on without gold.
+
+    Returns
+    -------
+    Manifest
+        Output ``answers`` (``tables.GOLD_ANSWERS_SCHEMA``) where there is gold; ``details["figures"]``: metrics with bounds, by
+        class, calibration error, seconds per example, size.
+    """
+    inputs = {
+        "model": run_id or model_uri,
+        "tracking": tracker.identity,
+        "gold": None if gold is None else gold.digest,
+        "taxonomy": digest_of(taxonomy),
+    }
+
+    def work() -> StageResult:
+        from reviewclf.evaluation import measure_latency
+        from reviewclf.registry.model import load_model
+
+        model = load_model(tracker, model_uri, version="candidate")
+        figures: dict[str, Any] = {}
+        outputs: dict[str, str | list[str]] = {}
+        if gold is not None:
+            rows, figures = _on_gold(taxonomy, tracker, gold, model, run_id)
+            answers = pa.Table.from_pandas(rows, schema=tables.GOLD_ANSWERS_SCHEMA, preserve_index=False)
+            outputs = {"answers": store.put_table(answers)}
+        timed = gold.frame["text"].tolist() if gold is not None else list(texts)
+        latency = measure_latency(model.predict, timed[:_LATENCY_TEXTS])
+        size = model.pyfunc.metadata.model_size_bytes
+        figures |= {
+            "seconds_per_example_p50": latency.p50,
+            "seconds_per_example_p95": latency.p95,
+            "timed_calls": latency.n,
+            "model_mib": None if not size else size / _MIB,
+        }
+        if run_id:
+            metrics = {
+                "latency/p50_seconds": latency.p50,
+                "latency/p95_seconds": latency.p95,
+                "latency/batch_seconds_per_example": latency.batch_seconds_per_example,
+                **({"model/mib": size / _MIB} if size else {}),
+            }
+            tracker.log(run_id, metrics=metrics)
+        return StageResult(
+            outputs=outputs, counts={"gold_rows": 0 if gold is None else len(gold.frame)}, details={"figures": figures}
+        )
+
+    return store.run_stage("score", 1, inputs, work)
+
+
+def seen_rows(settings: Settings, store: Store, dataset: str, gold: Gold) -> list[int] | None:
+    """Positions of gold rows that a dataset's training or validation rows repeat; None where the dataset is not in this store.
+
+    A dataset is built free of the gold there is; gold that came later may hold what a model was trained on.
+    """
+    built = store.manifest("dataset", dataset) if dataset else None
+    if built is None:
+        return None
+    if built.inputs.get("gold") == gold.digest:
+        return []
+    similarity = settings.dataset.near_duplicate_similarity
+
+    def work() -> StageResult:
+        rows = store.read_table(built.keys("dataset"), ["text_clean", "split"], schema=tables.DATASET_SCHEMA).to_pandas()
+        known = rows.loc[rows["split"] != "test", "text_clean"].tolist()
+        matches = match_near_duplicates(gold.frame["text_clean"].tolist(), known, similarity=similarity) if known else []
+        positions = [place for place, match in enumerate(matches) if match is not None]
+        return StageResult(counts={"rows": len(positions)}, details={"positions": list(positions)})
+
+    inputs = {"dataset": dataset, "gold": gold.digest, "similarity": similarity}
+    found: Any = store.run_stage("seen", 1, inputs, work).details["positions"]
+    return [int(position) for position in found]
+
+
+def _leak_check(settings: Settings, store: Store, dataset: Manifest, gold: Gold | None) -> str:
+    """``passed``, or why not: the dataset was checked when it was built, but against the gold of that time."""
+    said = str(dataset.details.get("leak_check"))
+    if said != "passed" or gold is None:
+        return said
+    seen = seen_rows(settings, store, dataset.digest, gold)
+    if seen is None:
+        return "the dataset is not in this store"
+    return (
+        "passed" if not seen else f"{len(seen)} gold review(s) are, or nearly are, in the training set: gold has changed since"
+    )
+
+
+def _texts_of(store: Store, dataset: Manifest) -> list[str]:
+    rows = store.read_table(dataset.keys("dataset"), ["text_clean"], schema=tables.DATASET_SCHEMA)
+    texts: list[str] = rows["text_clean"].to_pylist()
+    return texts
+
+
+def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_id: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    from reviewclf.evaluation import evaluate as score
+    from reviewclf.evaluation import expected_calibration_error, plot_confusion_matrix, plot_reliability
+
+    answers = model.predict(gold.frame["text"].tolist())
+    true, predicted = gold.frame["label"].tolist(), answers["label"].tolist()
+    # The champion may know categories that the taxonomy has dropped, or lack some that are new.
+    probabilities = pd.DataFrame(answers["probabilities"].tolist())
+    labels = [*taxonomy.names, *(name for name in probabilities.columns if name not in taxonomy.names)]
+    figures = score(true, predicted, labels)
+    table = probabilities.reindex(columns=labels, fill_value=0.0).to_numpy()
+    calibration = expected_calibration_error(true, table, labels)
+    rows = gold.frame[["review_id", "text_hash", "label"]].assign(
+        predicted=predicted, confidence=answers["confidence"].round(6).to_numpy()
+    )
+    if run_id:
+        name = str(tracker.client.get_run(run_id).info.run_name)
+        tracker.log(
+            run_id,
+            metrics={**metrics_of("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n},
+            tags={"reviewclf.gold": gold.digest},
+        )
+        tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
+        tracker.log_json(run_id, rows.to_dict("records"), "evaluation/gold_answers.json")
+        tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
+        title = f"{name} on {figures.n} gold reviews"
+        tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
+        tracker.log_figure(run_id, plot_reliability(calibration, title), "evaluation/reliability.png")
+    return rows, {
+        "weighted_f1": figures.weighted_f1.value,
+        "weighted_f1_low": figures.weighted_f1.low,
+        "weighted_f1_high": figures.weighted_f1.high,
+        "macro_f1": figures.macro_f1.value,
+        "accuracy": figures.accuracy.value,
+        "ece": calibration.value,
+        "per_class": [item.model_dump(mode="json") for item in figures.per_class if item.support],
+    }
+
+
+def _effect_on_gold(
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, dataset: Manifest
+) -> dict[str, Any]:
+    """Recall on gold of each thin class, with the synthetic rows chosen and without any; for the record, it decides nothing."""
+    choices = choices_of(dataset)
+    if not choices:
+        return {}
+    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    train_rows = rows[rows["split"] == "train"].reset_index(drop=True)
+    validation = rows[rows["split"] == "validation"].reset_index(drop=True)
+    entries: Any = dataset.inputs["candidates"]
+    spec = cheapest([parse_candidate(entry) for entry in entries])
+    answers: list[list[str]] = []
+    real_rows = train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)
+    for part in [train_rows, real_rows] if len(real_rows) < len(train_rows) else [real_rows]:
+        classifier: Any = train_candidate(
+            spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
+        )
+        probabilities = classifier.predict_proba(gold.frame["text_clean"].tolist())
+        answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
+    effect: dict[str, Any] = {}
+    parent = parent_of(tracker, dataset.digest)
+    for choice in choices:
+        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[-1], choice.category)
+        effect[choice.category] = figures
+        tracker.log(
+            parent,
+            metrics={f"augmentation/class_{choice.id}/gold_recall/{name}": value for name, value in figures.items()},
+        )
+        if figures:
+            logger.info(
+                "%s on %d gold reviews, %s: recall %.3f with %d synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",
+                choice.category,
+                figures["n"],
+                spec.name,
+                figures["with"],
+                choice.rows,
+                *(figures[name] for name in ("without", "difference", "difference_low", "difference_high")),
+            )
+    tracker.log_json(parent, effect, "augmentation/gold.json")
+    return effect
