@@ -60,6 +60,28 @@ class Person:
     may_roll_back: bool
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a person has done here: the champion is another one now.
+
+    Attributes
+    ----------
+    action : str
+        ``promote`` or ``roll_back``.
+    champion, previous : str or None
+        Versions after it.
+    subject : str
+        One line for people, in English.
+    """
+
+    action: Literal["promote", "roll_back"]
+    champion: str | None
+    previous: str | None
+    who: str
+    reason: str
+    subject: str
+
+
 def who_asks() -> Person:
     """Stands for the dependency that :func:`create_app` was given."""
     raise NotImplementedError
@@ -87,7 +109,7 @@ def create_app(
     person: Callable[..., Person],
     login: Callable[[str], str],
     origin: Callable[[], str] = str,
-    announce: Callable[[str, str, str], Any] | None = None,
+    announce: Callable[[Change], None] | None = None,
 ) -> FastAPI:
     """Make the application.
 
@@ -103,7 +125,7 @@ def create_app(
     origin : callable, optional
         Public origin of the server (``https://host``) where it differs from what requests name, as behind a proxy.
     announce : callable, optional
-        Told of every change: kind of alert, subject, body.
+        Told of every change after it has happened.
     """
     app = FastAPI(title="reviewclf", openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
@@ -176,7 +198,7 @@ def _documents(state: State) -> APIRouter:
     return router
 
 
-def _actions(state: State, announce: Callable[[str, str, str], Any] | None) -> APIRouter:
+def _actions(state: State, announce: Callable[[Change], None] | None) -> APIRouter:
     router = APIRouter(dependencies=[Depends(_not_forged)])
 
     def done(request: Request, verb: Literal["promote", "roll_back"], who: Person, reason: str, moved: Any) -> dict[str, Any]:
@@ -184,8 +206,16 @@ def _actions(state: State, announce: Callable[[str, str, str], Any] | None) -> A
         key = f"done_{verb}" if moved.changed else "done_unchanged"
         logger.info("%s by %s: champion is version %s, was %s (%s)", verb, who.name, moved.champion, moved.previous, reason)
         if moved.changed and announce is not None:
-            said = Texts("en")(f"done_{verb}", version=moved.champion)
-            announce("promotion", said, f"By {who.name} on the promotion page: {reason}")
+            announce(
+                Change(
+                    action=verb,
+                    champion=moved.champion,
+                    previous=moved.previous,
+                    who=who.name,
+                    reason=reason,
+                    subject=Texts("en")(f"done_{verb}", version=moved.champion),
+                )
+            )
         return {"message": texts(key, version=moved.champion), "champion": moved.champion, "previous": moved.previous}
 
     @router.post("/promotion/promote")

@@ -140,7 +140,7 @@ class Tracker:
         return str(run.info.run_id)
 
     @contextlib.contextmanager
-    def candidate_run(self, key: str, *, parent: str, candidate: str, description: str) -> Iterator[str]:
+    def candidate_run(self, key: str, *, parent: str, candidate: str, name: str, description: str) -> Iterator[str]:
         """Child run of a candidate; what a killed attempt with the same key left behind is deleted first.
 
         The run ends FINISHED when the block does, FAILED when it raises.
@@ -151,7 +151,7 @@ class Tracker:
         with self.errors(f"create the run of {candidate}"):
             run = self.client.create_run(
                 self.experiment_id,
-                run_name=candidate,
+                run_name=name,
                 tags={
                     KEY_TAG: key,
                     KIND_TAG: "candidate",

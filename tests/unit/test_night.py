@@ -12,7 +12,9 @@ def manifest(stage: str, counts: dict[str, int] | None = None, **details: Any) -
 
 
 PUBLISHED = manifest("publish", {"rows_in": 620, "known": 0, "clean": 612, "duplicates": 4, "quarantined": 4})
-LABELLED = manifest("aggregate", {"labels": 915, "changed": 12, "new_votes": 36}, costs={"tokens_in": 1000, "tokens_out": 24, "cost": 0.5})
+LABELLED = manifest(
+    "aggregate", {"labels": 915, "changed": 12, "new_votes": 36}, costs={"tokens_in": 1000, "tokens_out": 24, "cost": 0.5}
+)
 BUILT = manifest("dataset", {"train_rows": 515, "validation_rows": 95})
 EVALUATED = manifest(
     "evaluate", candidates=[{"candidate": "logreg", "weighted_f1": 0.81}, {"candidate": "linear-svc", "weighted_f1": 0.83}]

@@ -83,7 +83,8 @@ def test_every_text_says_the_same_in_both_languages(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(1, "1 отзыв"), (2, "2 отзыва"), (5, "5 отзывов"), (11, "11 отзывов"), (21, "21 отзыв"), (304, "304 отзыва")]
+    ("number", "said"),
+    [(1, "1 отзыв"), (2, "2 отзыва"), (5, "5 отзывов"), (11, "11 отзывов"), (21, "21 отзыв"), (304, "304 отзыва")],
 )
 def test_russian_counts_take_the_right_form(number: int, said: str) -> None:
     assert RU.count("reviews", number) == said
@@ -143,7 +144,7 @@ def test_matrix_shades_are_shares_of_the_row() -> None:
     rows = view.matrix_rows(found, EN)
     assert [[cell.count for cell in row.cells] for row in rows] == [[3, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert [cell.shade for cell in rows[0].cells] == [6, 2, 0]
-    assert [row.recall for row in rows] == ["75 %", "100 %", "–"]
+    assert [row.recall for row in rows] == ["75\N{NO-BREAK SPACE}%", "100\N{NO-BREAK SPACE}%", "–"]
     assert rows[0].cells[1].title == "1 of 4 a labelled b"
 
 
@@ -171,7 +172,7 @@ def test_the_headline_says_what_waits_and_by_how_much_it_differs() -> None:
 
 def test_beside_the_champion_stands_the_challenger_unless_another_is_asked_for() -> None:
     three = overview(champion=version("2"), challenger=version("3"), previous=version("1"))
-    assert [found.version for found in map(lambda wanted: view.choose_other(three, wanted), (None, "1", "2", "77")) if found] == [
+    assert [found.version for found in (view.choose_other(three, wanted) for wanted in (None, "1", "2", "77")) if found] == [
         "3",
         "1",
         "3",
