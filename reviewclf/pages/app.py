@@ -188,7 +188,7 @@ def _documents(state: State) -> APIRouter:
     @router.get("/docs/static/{path:path}")
     def docs_static(path: str) -> Response:
         """Styles and pictures of the data docs."""
-        return _file(state.docs, f"static/{path}")
+        return _file(state.docs / "static", path, public=True)
 
     @router.get("/docs/{path:path}", dependencies=signed_in)
     def docs(path: str) -> Response:
@@ -269,7 +269,7 @@ def _still(state: State, seen: str | None, texts: Texts) -> None:
         raise HTTPException(409, texts("error_moved", version=now or texts("nothing")))
 
 
-def _file(folder: Path, path: str) -> Response:
+def _file(folder: Path, path: str, *, public: bool = False) -> Response:
     """A file below a folder; whatever leads out of it does not exist."""
     root = folder.resolve()
     try:
@@ -281,7 +281,7 @@ def _file(folder: Path, path: str) -> Response:
         raise HTTPException(404, "there is no such page in the data docs")
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = _headers(DOCS_POLICY)
-    if path.startswith("static/"):
+    if public:
         # Fonts are asked for by pages without an origin.
         headers["Access-Control-Allow-Origin"] = "*"
     return Response(file.read_bytes(), media_type=kind, headers=headers)
