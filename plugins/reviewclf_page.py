@@ -6,13 +6,21 @@ who may read the DAG reviews_retrain sees the page, who may trigger reviews_prom
 
 # No postponed annotations here: FastAPI looks for the types of a dependency that is made inside a function.
 import asyncio
+import json
+import logging
+import os
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from airflow.plugins_manager import AirflowPlugin
 
 PREFIX = "/reviewclf"
+ASSET = "review_classifier"
 SEEN_WITH, PROMOTED_WITH, ROLLED_BACK_WITH = "reviews_retrain", "reviews_promote", "reviews_rollback"
+
+
+log = logging.getLogger("reviewclf.page")
 
 
 def _application() -> Any:
@@ -25,7 +33,10 @@ def _application() -> Any:
     from reviewclf.pages.app import Person, create_app
     from reviewclf.pages.state import State
     from reviewclf.settings import load_settings
-    from reviewclf_alerts import send_alert
+
+    # A person waits for the answer: MLflow's own patience, seven tries with growing pauses, is that of a nightly job.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
     may_see = requires_access_dag("GET", param_dag_id=SEEN_WITH)
     may_promote = requires_access_dag("POST", DagAccessEntity.RUN, param_dag_id=PROMOTED_WITH)
@@ -55,8 +66,39 @@ def _application() -> Any:
         person=person,
         login=lambda back: get_auth_manager().get_url_login(next_url=back),
         origin=public_address,
-        announce=send_alert,
+        announce=_announce,
     )
+
+
+def _announce(change: Any) -> None:
+    """Let people know, and the DAGs that wait for another champion, as a promotion by a DAG does; note it in the audit log.
+
+    The champion has changed already: what fails here is logged, and does not make the answer a failure.
+    """
+    from airflow.assets.manager import asset_manager
+    from airflow.models import Log
+    from airflow.models.asset import AssetModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from reviewclf_alerts import send_alert
+
+    extra = {"action": change.action, "champion": change.champion, "previous": change.previous, "reason": change.reason}
+    try:
+        with create_session(scoped=False) as session:
+            session.add(Log(event=f"reviewclf_{change.action}", owner=change.who, extra=json.dumps(extra, ensure_ascii=False)))
+            asset = session.scalar(select(AssetModel).where(AssetModel.name == ASSET))
+            if asset is not None:
+                asset_manager.register_asset_change(
+                    asset=asset,
+                    timestamp=datetime.now(UTC),
+                    extra={**extra, "who": change.who},
+                    source_is_api=True,
+                    session=session,
+                )
+    except Exception:
+        log.exception("The new champion was not announced to the DAGs that wait for it")
+    send_alert("promotion", change.subject, f"By {change.who} on the promotion page: {change.reason}")
 
 
 class LazyPages:

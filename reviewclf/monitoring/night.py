@@ -56,7 +56,7 @@ def _verdict(gated: Mapping[str, Any] | None, promoted: Mapping[str, Any] | None
         details = promoted["details"]
         return f"**Promoted**: version {details.get('champion')} ({details.get('candidate')}), before: {_named(details)}"
     if challenger is None:
-        return "**Not promoted**: no candidate passed the gate"
+        return f"**Not promoted**: {gated['details'].get('barred') or 'no candidate passed the gate'}"
     why = (promoted or {}).get("details", {}).get("reason") or "it waits"
     return f"**Not promoted**: version {challenger['version']} ({challenger['candidate']}) passed the gate; {why}"
 

@@ -60,6 +60,28 @@ class Person:
     may_roll_back: bool
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a person has done here: the champion is another one now.
+
+    Attributes
+    ----------
+    action : str
+        ``promote`` or ``roll_back``.
+    champion, previous : str or None
+        Versions after it.
+    subject : str
+        One line for people, in English.
+    """
+
+    action: Literal["promote", "roll_back"]
+    champion: str | None
+    previous: str | None
+    who: str
+    reason: str
+    subject: str
+
+
 def who_asks() -> Person:
     """Stands for the dependency that :func:`create_app` was given."""
     raise NotImplementedError
@@ -87,7 +109,7 @@ def create_app(
     person: Callable[..., Person],
     login: Callable[[str], str],
     origin: Callable[[], str] = str,
-    announce: Callable[[str, str, str], Any] | None = None,
+    announce: Callable[[Change], None] | None = None,
 ) -> FastAPI:
     """Make the application.
 
@@ -103,7 +125,7 @@ def create_app(
     origin : callable, optional
         Public origin of the server (``https://host``) where it differs from what requests name, as behind a proxy.
     announce : callable, optional
-        Told of every change: kind of alert, subject, body.
+        Told of every change after it has happened.
     """
     app = FastAPI(title="reviewclf", openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
@@ -166,7 +188,7 @@ def _documents(state: State) -> APIRouter:
     @router.get("/docs/static/{path:path}")
     def docs_static(path: str) -> Response:
         """Styles and pictures of the data docs."""
-        return _file(state.docs, f"static/{path}")
+        return _file(state.docs / "static", path, public=True)
 
     @router.get("/docs/{path:path}", dependencies=signed_in)
     def docs(path: str) -> Response:
@@ -176,7 +198,7 @@ def _documents(state: State) -> APIRouter:
     return router
 
 
-def _actions(state: State, announce: Callable[[str, str, str], Any] | None) -> APIRouter:
+def _actions(state: State, announce: Callable[[Change], None] | None) -> APIRouter:
     router = APIRouter(dependencies=[Depends(_not_forged)])
 
     def done(request: Request, verb: Literal["promote", "roll_back"], who: Person, reason: str, moved: Any) -> dict[str, Any]:
@@ -184,8 +206,16 @@ def _actions(state: State, announce: Callable[[str, str, str], Any] | None) -> A
         key = f"done_{verb}" if moved.changed else "done_unchanged"
         logger.info("%s by %s: champion is version %s, was %s (%s)", verb, who.name, moved.champion, moved.previous, reason)
         if moved.changed and announce is not None:
-            said = Texts("en")(f"done_{verb}", version=moved.champion)
-            announce("promotion", said, f"By {who.name} on the promotion page: {reason}")
+            announce(
+                Change(
+                    action=verb,
+                    champion=moved.champion,
+                    previous=moved.previous,
+                    who=who.name,
+                    reason=reason,
+                    subject=Texts("en")(f"done_{verb}", version=moved.champion),
+                )
+            )
         return {"message": texts(key, version=moved.champion), "champion": moved.champion, "previous": moved.previous}
 
     @router.post("/promotion/promote")
@@ -239,7 +269,7 @@ def _still(state: State, seen: str | None, texts: Texts) -> None:
         raise HTTPException(409, texts("error_moved", version=now or texts("nothing")))
 
 
-def _file(folder: Path, path: str) -> Response:
+def _file(folder: Path, path: str, *, public: bool = False) -> Response:
     """A file below a folder; whatever leads out of it does not exist."""
     root = folder.resolve()
     try:
@@ -251,7 +281,7 @@ def _file(folder: Path, path: str) -> Response:
         raise HTTPException(404, "there is no such page in the data docs")
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = _headers(DOCS_POLICY)
-    if path.startswith("static/"):
+    if public:
         # Fonts are asked for by pages without an origin.
         headers["Access-Control-Allow-Origin"] = "*"
     return Response(file.read_bytes(), media_type=kind, headers=headers)

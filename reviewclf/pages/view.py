@@ -9,7 +9,7 @@ from typing import Literal
 from reviewclf.evaluation import Evaluation
 from reviewclf.monitoring.report import HealthReport
 from reviewclf.pages.texts import Texts
-from reviewclf.registry.gate import GateReport
+from reviewclf.registry.gate import GateReport, RuleResult
 from reviewclf.registry.overview import Answer, Comparison, Figure, Overview, Version
 
 Kind = Literal["share", "milliseconds", "count", "seconds"]
@@ -177,18 +177,25 @@ def metric_rows(champion: Version, other: Version, texts: Texts) -> list[MetricR
 
 
 def rule_rows(report: GateReport, texts: Texts) -> list[RuleRow]:
-    """The gate's rules; a rule that the page has no words for keeps its own."""
+    """The gate's rules, failed ones first; a rule that the page has no words for keeps its own."""
     return [
         RuleRow(
-            name=texts.known(f"rule_{rule.rule}", rule.description),
-            value=texts("unknown") if rule.value is None else f"{rule.value:.4g}",
+            name=_rule_name(rule, texts),
+            value=f"{rule.value:.4g}" if rule.value is not None else "–" if rule.passed else texts("unknown"),
             limit=f"{rule.comparison.replace('>=', '≥').replace('<=', '≤')} {rule.limit:g}",
             n=f"{rule.n}",
             passed=rule.passed,
             note=rule.note,
         )
-        for rule in report.rules
+        for rule in sorted(report.rules, key=lambda rule: rule.passed)
     ]
+
+
+def _rule_name(rule: RuleResult, texts: Texts) -> str:
+    measure, _, label = rule.rule.partition("/")
+    if measure == "recall" and label:
+        return texts("rule_recall", label=label)
+    return texts.known(f"rule_{rule.rule}", rule.description)
 
 
 def matrix_rows(evaluation: Evaluation, texts: Texts) -> list[MatrixRow]:

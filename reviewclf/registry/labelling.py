@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -36,12 +37,12 @@ def log_labelling(tracker: Tracker, labelled: Manifest, *, backend: str, model: 
             return str(known.info.run_id)
     details: dict[str, Any] = dict(labelled.details)
     costs: dict[str, float] = details.get("costs") or {}
-    counts = ", ".join(f"{name} {count}" for name, count in labelled.counts.items())
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in labelled.counts.items())
     run_id = tracker.open_run(
         labelled.digest,
         kind=_KIND,
-        name=f"labelling-{labelled.digest[:8]}",
-        description=f"Labelling by `{backend}`: {counts}.",
+        name=f"labelling {datetime.now(UTC):%Y-%m-%d} {labelled.digest[:8]}",
+        description=f"**Labels** by `{backend}`: {counts}.",
     )
     metrics = {f"labels/{name}": float(count) for name, count in labelled.counts.items()}
     metrics.update({f"cost/{name}": value for name, value in costs.items()})

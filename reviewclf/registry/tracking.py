@@ -150,13 +150,13 @@ class Tracker:
         return run_id
 
     @contextlib.contextmanager
-    def candidate_run(self, key: str, *, parent: str, candidate: str, description: str) -> Iterator[str]:
+    def candidate_run(self, key: str, *, parent: str, candidate: str, name: str, description: str) -> Iterator[str]:
         """Child run of a candidate; what a killed attempt with the same key left behind is deleted.
 
         The run ends FINISHED when the block does, FAILED when it raises.
         """
         tags = {CANDIDATE_TAG: candidate, PARENT_TAG: parent}
-        run_id = self._create_sole_run(key, kind="candidate", name=candidate, description=description, tags=tags)
+        run_id = self._create_sole_run(key, kind="candidate", name=name, description=description, tags=tags)
         try:
             yield run_id
         except BaseException:

@@ -13,7 +13,7 @@ from reviewclf.manifest import Manifest
 from reviewclf.registry.gate import Evidence, GateReport, Measure, comparison_measure, judge, rules_of
 from reviewclf.settings import Settings
 from reviewclf.stages.evaluate import Scored, score_champion, seen_rows
-from reviewclf.stages.runs import parent_of, tracker_of
+from reviewclf.stages.runs import log_summary, parent_of, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 
@@ -80,6 +80,8 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     parent = parent_of(tracker, str(evaluated.details["dataset"]))
     verdicts = _publish(settings, store, tracker, evaluated, judged, reports, parent)
     best = _best(candidates, verdicts)
+    dataset = store.manifest("dataset", str(evaluated.details["dataset"]))
+    log_summary(tracker, parent, {} if dataset is None else dataset.counts, candidates, verdicts, best)
     details: dict[str, Any] = {
         "verdicts": verdicts,
         "challenger": best,

@@ -18,7 +18,7 @@ from reviewclf.stages.dataset import build
 from reviewclf.stages.evaluate import evaluate
 from reviewclf.stages.judge import gate
 from reviewclf.stages.promotion import promote
-from reviewclf.stages.runs import log_dataset, metrics_of, retrain_run, tracker_of
+from reviewclf.stages.runs import candidate_name, log_dataset, metrics_of, retrain_run, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import check_available, train_candidate
@@ -123,7 +123,8 @@ def _train(
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
     parent = retrain_run(tracker, dataset, store)
-    with tracker.candidate_run(key, parent=parent, candidate=spec.name, description=spec.description) as run_id:
+    name = candidate_name(spec.name, dataset.digest)
+    with tracker.candidate_run(key, parent=parent, candidate=spec.name, name=name, description=spec.description) as run_id:
         tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
         log_dataset(tracker, run_id, dataset, store, rows)
         started = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -33,11 +35,10 @@ def retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     # One that a kill left half-told is told to the end.
     if known and known[0].info.status == "FINISHED":
         return str(known[0].info.run_id)
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
     run_id = tracker.retrain_run(
         key,
-        name=f"retrain-{key[:8]}",
-        description=f"Retrain on dataset `{dataset.digest}`: {counts}.",
+        name=f"retrain {datetime.now(UTC):%Y-%m-%d} {key[:8]}",
+        description=describe_retrain(dataset.counts),
         tags={"reviewclf.dataset": dataset.digest},
     )
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
@@ -49,6 +50,90 @@ def retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     tracker.log_environment(run_id)
     tracker.finish(run_id)
     return run_id
+
+
+def candidate_name(candidate: str, dataset: str) -> str:
+    """Name of a candidate's run: those of one night share the end of their retrain's name."""
+    return f"{candidate} {dataset[:8]}"
+
+
+# Of the best candidate, shown on the retrain too: nights can then be compared without opening their candidates.
+_SUMMARY = {
+    "gold/weighted_f1": "weighted_f1",
+    "gold/weighted_f1_low": "weighted_f1_low",
+    "gold/weighted_f1_high": "weighted_f1_high",
+    "gold/macro_f1": "macro_f1",
+    "gold/accuracy": "accuracy",
+    "gold/ece": "ece",
+    "validation/weighted_f1": "validation_weighted_f1",
+    "latency/p95_seconds": "seconds_per_example_p95",
+}
+
+
+def log_summary(
+    tracker: Tracker,
+    run_id: str,
+    counts: Mapping[str, int],
+    candidates: Sequence[Mapping[str, Any]],
+    verdicts: Mapping[str, Mapping[str, Any]],
+    best: Mapping[str, Any] | None,
+) -> None:
+    """Show on the retrain's run how it ended: figures of its best candidate, and all of them as a table.
+
+    Parameters
+    ----------
+    run_id : str
+        The parent run.
+    counts : mapping
+        Rows of the dataset.
+    candidates, verdicts
+        As in the manifests of `evaluate` and `gate`.
+    best : mapping or None
+        The candidate that passed and was chosen; None: none passed. Then the figures are those of the best on validation.
+    """
+    chosen = None if best is None else best["candidate"]
+    shown = next((row for row in candidates if row["candidate"] == chosen), None)
+    if shown is None:
+        shown = max(candidates, key=lambda row: row.get("validation_weighted_f1") or 0.0)
+    metrics = {name: shown[key] for name, key in _SUMMARY.items() if shown.get(key) is not None}
+    passed = [name for name, verdict in verdicts.items() if verdict["verdict"] == "passed"]
+    tags = {
+        "reviewclf.best": shown["candidate"],
+        "reviewclf.gate": "passed" if passed else "failed",
+        "mlflow.note.content": describe_retrain(counts, candidates, verdicts, chosen),
+    }
+    tracker.log(run_id, metrics=metrics, tags=tags)
+
+
+def describe_retrain(
+    counts: Mapping[str, int],
+    candidates: Sequence[Mapping[str, Any]] = (),
+    verdicts: Mapping[str, Mapping[str, Any]] | None = None,
+    chosen: str | None = None,
+) -> str:
+    """Description of a retrain in MLflow, as Markdown: rows, and candidates as soon as they have been judged."""
+    named = {"train_rows": "train", "validation_rows": "validation", "test_rows": "gold", "synthetic": "synthetic"}
+    rows = ", ".join(f"{counts[name]:,} {word}" for name, word in named.items() if counts.get(name))
+    left_out = ", ".join(
+        f"{count:,} {name.removeprefix('left_out_').replace('_', ' ')}"
+        for name, count in counts.items()
+        if name.startswith("left_out_") and count
+    )
+    lines = [f"**Rows**: {rows}.{f' Left out: {left_out}.' if left_out else ''}"]
+    if candidates:
+        lines += ["", "| candidate | weighted F1 on gold | 95% interval | agreement with votes | p95, ms | gate | version |"]
+        lines += ["|---|---:|---|---:|---:|---|---:|"]
+    for row in sorted(candidates, key=lambda row: -(row.get("weighted_f1") or 0.0)):
+        verdict = (verdicts or {}).get(row["candidate"], {})
+        name = f"**{row['candidate']}** (chosen on validation)" if row["candidate"] == chosen else row["candidate"]
+        judged = row.get("weighted_f1") is not None
+        figure = f"{row['weighted_f1']:.3f}" if judged else "not judged"
+        interval = f"{row['weighted_f1_low']:.3f} to {row['weighted_f1_high']:.3f}" if judged else ""
+        lines.append(
+            f"| {name} | {figure} | {interval} | {row.get('validation_weighted_f1') or 0.0:.3f} | "
+            f"{1000 * row['seconds_per_example_p95']:.1f} | {verdict.get('reason', '')} | {verdict.get('version', '')} |"
+        )
+    return "\n".join(lines)
 
 
 def parent_of(tracker: Tracker, key: str) -> str:

@@ -44,6 +44,6 @@ def test_task_links_to_its_data_docs(run_id: str, visit: Callable[..., Visitor])
     page.goto(f"/dags/reviews_ingest/runs/{quote(run_id)}/tasks/validate_raw/details")
     page.get_by_role("link", name="Data docs").click()
     page.wait_for_url("**/reviewclf/docs/validations/raw/**")
-    expect(page.get_by_text("reviews-raw").first).to_be_visible()
+    expect(page.get_by_text("Validations / raw /").first).to_be_visible()
     # Great Expectations' pages ask for scripts on the internet, and say so where there is none.
     visitor.complaints.clear()

@@ -1,0 +1,76 @@
+"""The summary of a night."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reviewclf.monitoring.night import MAX_CHARACTERS, summarize
+
+
+def manifest(stage: str, counts: dict[str, int] | None = None, **details: Any) -> dict[str, Any]:
+    return {"stage": stage, "digest": "d" * 32, "inputs": {}, "outputs": {}, "counts": counts or {}, "details": details}
+
+
+PUBLISHED = manifest("publish", {"rows_in": 620, "known": 0, "clean": 612, "duplicates": 4, "quarantined": 4})
+LABELLED = manifest(
+    "aggregate", {"labels": 915, "changed": 12, "new_votes": 36}, costs={"tokens_in": 1000, "tokens_out": 24, "cost": 0.5}
+)
+BUILT = manifest("dataset", {"train_rows": 515, "validation_rows": 95})
+EVALUATED = manifest(
+    "evaluate", candidates=[{"candidate": "logreg", "weighted_f1": 0.81}, {"candidate": "linear-svc", "weighted_f1": 0.83}]
+)
+CHALLENGER = {"candidate": "linear-svc", "version": "4", "run_id": "a" * 32}
+GATED = manifest(
+    "gate",
+    verdicts={"logreg": {"reason": "failed: weighted_f1 0.81 (needs >= 0.82)"}, "linear-svc": {"reason": "passed"}},
+    challenger=CHALLENGER,
+)
+PROMOTED = manifest("promote", promoted=True, champion="4", previous="2", candidate="linear-svc", reason="passed")
+
+
+def test_a_night_is_told_from_rows_to_verdict() -> None:
+    said = summarize(
+        {
+            "publish": [PUBLISHED],
+            "aggregate": [LABELLED],
+            "build_dataset": [BUILT],
+            "train": [manifest("train", candidate="logreg"), manifest("train", candidate="e5", skipped="no encoder")],
+            "evaluate": [EVALUATED],
+            "gate": [GATED],
+            "promote": [PROMOTED],
+        }
+    )
+    assert said.splitlines() == [
+        "**Promoted**: version 4 (linear-svc), before: version 2",
+        "- Reviews: 620 in: 0 known, 612 new, 4 duplicates, 4 quarantined",
+        "- Labels: 915, changed 12; new votes 36; cost 1,024 tokens, 0.50",
+        "- Training set: 515 train, 95 validation",
+        "- linear-svc: weighted F1 0.830, gate passed",
+        "- logreg: weighted F1 0.810, gate failed: weighted_f1 0.81 (needs >= 0.82)",
+        "- Skipped: e5",
+    ]
+
+
+def test_a_night_without_promotion_says_why() -> None:
+    waits = manifest("promote", promoted=False, reason="version 4 is champion already")
+    assert "version 4 is champion already" in summarize({"gate": [GATED], "promote": [waits]})
+    refused = manifest("gate", verdicts={}, challenger=None)
+    assert summarize({"gate": [refused]}) == "**Not promoted**: no candidate passed the gate"
+    barred = manifest("gate", verdicts={}, challenger=None, barred="version 4 is no challenger: it was rolled back")
+    assert summarize({"gate": [barred]}) == "**Not promoted**: version 4 is no challenger: it was rolled back"
+
+
+def test_failures_come_first() -> None:
+    assert summarize({"publish": [PUBLISHED]}, ["train[0]"]).splitlines()[0] == "**Failed**: train[0]"
+
+
+def test_what_is_no_manifest_is_left_out() -> None:
+    assert summarize({"candidates": [["logreg"]], "publish": [None]}) == ""
+    assert summarize({"publish": [manifest("publish", {"rows_in": 0})]}) == "- Reviews: none came in"
+
+
+def test_summary_fits_into_a_note() -> None:
+    many = manifest("evaluate", candidates=[{"candidate": f"candidate-{n}", "weighted_f1": 0.5} for n in range(100)])
+    said = summarize({"evaluate": [many]})
+    assert len(said) <= MAX_CHARACTERS
+    assert said.endswith("…")
