@@ -167,13 +167,19 @@ def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> J
 
 def announce_champion(promoted: Any) -> JsonValue:
     """Let everybody know of a new champion; end as skipped, with the reason, where there is none."""
+    alert_of_promotion(promoted)
+    details = promoted["details"]
+    return announce(
+        REVIEW_CLASSIFIER, promoted, changed=bool(details["promoted"]), unchanged=f"nothing promoted: {details['reason']}"
+    )
+
+
+def alert_of_promotion(promoted: Any) -> None:
+    """Tell people that production follows another version now; nothing when it does not."""
     details = promoted["details"]
     if details["promoted"]:
         was = f", was {details['previous']}" if details["previous"] else ""
         send_alert("promotion", f"Version {details['champion']} is champion now{was}", f"Reason: {details['reason']}")
-    return announce(
-        REVIEW_CLASSIFIER, promoted, changed=bool(details["promoted"]), unchanged=f"nothing promoted: {details['reason']}"
-    )
 
 
 def alert_if_refused(gated: Any) -> None:
@@ -185,8 +191,8 @@ def alert_if_refused(gated: Any) -> None:
     reasons = [f"{name} (version {verdict['version']}): {verdict['reason']}" for name, verdict in sorted(verdicts.items())]
     passed = any(verdict["verdict"] == "passed" for verdict in verdicts.values())
     subject = "No challenger from this retrain" if passed else "No candidate passed the gate"
-    barred = [details["barred"]] if details.get("barred") else []
-    send_alert("gate", subject, listed([*reasons, *barred, f"Report: {details['gate_report']}"]))
+    more = [details[name] for name in ("barred", "gate_report") if details.get(name)]
+    send_alert("gate", subject, listed([*reasons, *more]))
 
 
 def triggered_by(context: Any) -> str:
