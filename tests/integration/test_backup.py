@@ -160,9 +160,8 @@ def make_buckets(*names: str) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(postgres: Postgres, folder: Path) -> Iterator[str]:
+def mlflow_server(postgres: Postgres, folder: Path, port: int) -> Iterator[str]:
     """MLflow as a team runs it: metadata in PostgreSQL, artifacts through the server to S3."""
-    port = _free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=postgresql://mlflow:p@127.0.0.1:{postgres.port}/mlflow"]
@@ -229,8 +228,8 @@ def test_everything_is_back_after_all_was_lost(
     bundled = yaml.safe_load((ROOT / "reviewclf" / "candidates.yaml").read_text())["candidates"]
     quick = [entry for entry in bundled if entry["name"] == "logreg"]
     candidates.write_text(yaml.safe_dump({"candidates": quick}))
-    backups = tmp_path / "backups"
-    with mlflow_server(postgres, tmp_path) as address:
+    backups, port = tmp_path / "backups", _free_port()
+    with mlflow_server(postgres, tmp_path, port) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         settings = load_settings(_env_file=None, home=tmp_path, store="s3://reviewclf-store/store", candidates=candidates)
         run_ingest(settings)
@@ -263,7 +262,7 @@ def test_everything_is_back_after_all_was_lost(
 
     restored = script("restore.sh", postgres, str(backup))
     assert restored.returncode == 0, restored.stderr
-    with mlflow_server(postgres, tmp_path) as address:
+    with mlflow_server(postgres, tmp_path, port) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert answers(address) == before
         assert {name: len(frame) for name, frame in tables(settings).items()} == rows
