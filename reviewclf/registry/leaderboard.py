@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 
 from pydantic import BaseModel, ConfigDict
+from rich.markup import escape
 from rich.table import Table
 
 from reviewclf.registry import CHAMPION
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, PARENT_TAG, Tracker
+from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, OUTCOME_TAG, PARENT_TAG, Tracker
 
 _SKIPPED = "reviewclf.skipped."
 
@@ -44,13 +45,14 @@ class Leaderboard(BaseModel):
     previous: str | None
     rows: tuple[Row, ...]
     skipped: dict[str, str] = {}
+    outcome: str = ""
 
 
 def leaderboard(tracker: Tracker) -> Leaderboard:
     """Read the newest retrain that has evaluated candidates; empty before the first one."""
     named = aliases(tracker)
     by_run = {str(version.run_id): str(version.version) for version in versions(tracker)}
-    retrain, rows, skipped = None, [], {}
+    retrain, rows, skipped, outcome = None, [], {}, ""
     for parent in tracker.find_runs({KIND_TAG: "retrain"}):
         children = tracker.find_runs({PARENT_TAG: parent.info.run_id})
         rows = [
@@ -60,6 +62,7 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
         ]
         if rows:
             retrain = str(parent.info.run_name)
+            outcome = str(parent.data.tags.get(OUTCOME_TAG, ""))
             trained = {row.candidate for row in rows}
             reasons = {
                 name.removeprefix(_SKIPPED): text for name, text in parent.data.tags.items() if name.startswith(_SKIPPED)
@@ -68,7 +71,12 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
             break
     rows.sort(key=lambda row: (-(row.weighted_f1 if row.weighted_f1 is not None else -1.0), row.candidate))
     return Leaderboard(
-        retrain=retrain, champion=named.get(CHAMPION), previous=named.get("previous"), rows=tuple(rows), skipped=skipped
+        retrain=retrain,
+        champion=named.get(CHAMPION),
+        previous=named.get("previous"),
+        rows=tuple(rows),
+        skipped=skipped,
+        outcome=outcome,
     )
 
 
@@ -76,7 +84,8 @@ def render(board: Leaderboard) -> Table:
     """The leaderboard as a table for the terminal."""
     n = board.rows[0].gold_rows if board.rows else 0
     judged = f"measured on {n} gold reviews, 95% bootstrap interval" if n else "no gold reviews: nothing was judged"
-    table = Table(title=f"Leaderboard of {board.retrain or 'no retrain yet'}", caption=judged)
+    caption = f"{judged}\n{escape(board.outcome)}" if board.outcome else judged
+    table = Table(title=f"Leaderboard of {board.retrain or 'no retrain yet'}", caption=caption)
     for name, justify in (
         ("candidate", "left"),
         ("weighted F1", "right"),
@@ -98,7 +107,7 @@ def render(board: Leaderboard) -> Table:
             interval.replace("[", r"\["),
             "" if row.macro_f1 is None else f"{row.macro_f1:.3f}",
             "" if row.seconds_per_example_p95 is None else f"{row.seconds_per_example_p95:.4f}",
-            row.gate_reason or row.gate,
+            _verdict(row, board),
             row.version or "",
             ", ".join(row.aliases),
         )
@@ -106,6 +115,14 @@ def render(board: Leaderboard) -> Table:
         # In full in the JSON, in the task's log, and from `reviewclf doctor`.
         table.add_row(name, "skipped", "", "", textwrap.shorten(reason, 110, placeholder=" …"), "", "")
     return table
+
+
+def _verdict(row: Row, board: Leaderboard) -> str:
+    """The rules that it failed; or, where it passed, that another candidate is champion."""
+    said = row.gate_reason or row.gate
+    if row.gate != "passed" or row.aliases or not any(CHAMPION in other.aliases for other in board.rows):
+        return escape(said)
+    return f"{escape(said)}; another candidate is champion"
 
 
 def _row(run: object, by_run: dict[str, str], named: dict[str, str]) -> Row:

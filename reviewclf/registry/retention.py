@@ -115,6 +115,6 @@ def _remove(tracker: Tracker, version: ModelVersion) -> None:
             else:
                 # Files that are gone already are what is wanted.
                 with contextlib.suppress(FileNotFoundError):
-                    get_artifact_repository(location).delete_artifacts()
+                    get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
                 client.delete_logged_model(model_id)
         client.delete_model_version(REGISTERED_MODEL, number)

@@ -36,6 +36,7 @@ KIND_TAG = "reviewclf.kind"
 CANDIDATE_TAG = "reviewclf.candidate"
 PARENT_TAG = "mlflow.parentRunId"
 RETIRED_TAG = "reviewclf.retired_at"
+OUTCOME_TAG = "reviewclf.outcome"
 
 # Logs are for reading: a bar for two small files is not.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

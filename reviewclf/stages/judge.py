@@ -87,6 +87,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         "challenger": best,
         "champion": None if champion is None else champion.version,
         "evaluated": evaluated.digest,
+        "retrain_run": parent,
         "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=_ui(settings)),
     }
     if best is not None:

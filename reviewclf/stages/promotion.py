@@ -46,6 +46,12 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "", answer: Mappi
         ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``reason``, ``gate_report``.
     """
     tracker = tracker_of(settings)
+    promoted = _decided(settings, tracker, gated, who=who, answer=answer)
+    _remember(tracker, gated, promoted)
+    return promoted
+
+
+def _decided(settings: Settings, tracker: Tracker, gated: Manifest, *, who: str, answer: Mapping[str, Any] | None) -> Manifest:
     challenger: Any = gated.details["challenger"]
     if challenger is None:
         reason = str(gated.details.get("barred") or "no candidate passed the gate")
@@ -124,6 +130,15 @@ def _promoted(settings: Settings, tracker: Tracker, gated: Manifest, *, reason: 
             gate_report=gated.details.get("gate_report"),
         )
     return _unchanged(tracker, gated, "the champion changed again and again while this was judged; the next retrain tries anew")
+
+
+def _remember(tracker: Tracker, gated: Manifest, promoted: Manifest) -> None:
+    """What became of the retrain, on its run: the leaderboard shows it."""
+    from reviewclf.registry.tracking import OUTCOME_TAG
+
+    details = promoted.details
+    said = f"version {details['champion']} was promoted" if details["promoted"] else f"nothing promoted: {details['reason']}"
+    tracker.log(str(gated.details["retrain_run"]), tags={OUTCOME_TAG: said[:5000]})
 
 
 def _judged_again(settings: Settings, tracker: Tracker, gated: Manifest, version: str) -> Manifest | None:
