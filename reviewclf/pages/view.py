@@ -19,7 +19,7 @@ PAGE_ROWS = 10
 SHADES = 8
 
 # Bar of an interval, in the units of its picture.
-BAR_WIDTH, BAR_HEIGHT = 132.0, 26.0
+BAR_WIDTH, BAR_HEIGHT = 104.0, 26.0
 _NAMED_LEVEL = 0.005
 
 

@@ -120,19 +120,20 @@ def describe_retrain(
         if name.startswith("left_out_") and count
     )
     lines = [f"**Rows**: {rows}.{f' Left out: {left_out}.' if left_out else ''}"]
-    if candidates:
-        lines += ["", "| candidate | weighted F1 on gold | 95% interval | agreement with votes | p95, ms | gate | version |"]
-        lines += ["|---|---:|---|---:|---:|---|---:|"]
+    # A list and no table: MLflow draws tables without room between their columns.
+    lines += [""] if candidates else []
     for row in sorted(candidates, key=lambda row: -(row.get("weighted_f1") or 0.0)):
         verdict = (verdicts or {}).get(row["candidate"], {})
-        name = f"**{row['candidate']}** (chosen on validation)" if row["candidate"] == chosen else row["candidate"]
-        judged = row.get("weighted_f1") is not None
-        figure = f"{row['weighted_f1']:.3f}" if judged else "not judged"
-        interval = f"{row['weighted_f1_low']:.3f} to {row['weighted_f1_high']:.3f}" if judged else ""
-        lines.append(
-            f"| {name} | {figure} | {interval} | {row.get('validation_weighted_f1') or 0.0:.3f} | "
-            f"{1000 * row['seconds_per_example_p95']:.1f} | {verdict.get('reason', '')} | {verdict.get('version', '')} |"
-        )
+        said = [f"- **{row['candidate']}**{', chosen on validation' if row['candidate'] == chosen else ''}:"]
+        if row.get("weighted_f1") is None:
+            said.append("not judged on gold;")
+        else:
+            low, high = row["weighted_f1_low"], row["weighted_f1_high"]
+            said.append(f"weighted F1 on gold **{row['weighted_f1']:.3f}** (95% interval {low:.3f} to {high:.3f});")
+        said.append(f"agreement with votes {row.get('validation_weighted_f1') or 0.0:.3f};")
+        said.append(f"p95 {1000 * row['seconds_per_example_p95']:.1f} ms;")
+        said.append(f"gate {verdict.get('reason', 'not asked')}, version {verdict.get('version', 'none')}")
+        lines.append(" ".join(said))
     return "\n".join(lines)
 
 

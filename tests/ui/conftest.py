@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from reviewclf.local import mlflow
 from reviewclf.local.airflow import (
@@ -35,6 +35,8 @@ from reviewclf.stages import retrain as retrain_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
+# A busy machine of two cores runs all of it, browser included.
+expect.set_options(timeout=60_000)
 USERS = {"admin": "admin", "viktor": "viewer"}
 
 
