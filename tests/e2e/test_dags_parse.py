@@ -1,4 +1,4 @@
-"""The DAG files, read by Airflow itself in a process of its own: structure, schedules, limits, cost of parsing."""
+"""The DAG files, read by Airflow itself in a process of its own: structure, schedules, limits, what parsing imports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,27 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "transformers", "mlflow", "great_expectations", "sklearn", "pandas", "matplotlib")
+# What makes parsing slow is importing one of these; how long that takes here says little about elsewhere.
+HEAVY = (
+    "cleanlab",
+    "crowdkit",
+    "great_expectations",
+    "kubernetes",
+    "matplotlib",
+    "mlflow",
+    "onnxruntime",
+    "openai",
+    "pandas",
+    "pyarrow",
+    "s3fs",
+    "scipy",
+    "sklearn",
+    "torch",
+    "transformers",
+)
 
 DESCRIBE = """
-import json, sys, time
+import json, sys
 from airflow.dag_processing.dagbag import DagBag
 sys.path.append(sys.argv[1])
 before = set(sys.modules)
@@ -43,7 +60,6 @@ def timetable(value):
 
 print("RESULT" + json.dumps({
     "errors": bag.import_errors,
-    "files": {stat.file: stat.duration.total_seconds() for stat in bag.dagbag_stats},
     "imported": sorted(imported),
     "dags": {
         dag.dag_id: {
@@ -112,11 +128,6 @@ def test_airflow_reads_the_dags_without_errors(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
     assert {"reviews_ingest", "reviews_label", "reviews_retrain", "reviews_score"} <= parsed["dags"].keys()
     assert all(dag["serialized"] for dag in parsed["dags"].values())
-
-
-def test_each_dag_file_parses_in_under_a_second(parsed: dict[str, Any]) -> None:
-    assert parsed["files"]
-    assert {name: seconds for name, seconds in parsed["files"].items() if seconds >= 1.0} == {}
 
 
 def test_dag_files_import_nothing_heavy(parsed: dict[str, Any]) -> None:
