@@ -295,7 +295,7 @@ def _night(entry: Mapping[str, Any], rows: pd.DataFrame, lens: Lens, labels: Map
 
 
 def _agreed(labels: pd.Series[Any], answers: pd.Series[Any]) -> NDArray[np.float64]:
-    same: NDArray[np.float64] = (labels == answers).to_numpy(dtype=np.float64)
+    same = np.array(labels == answers, dtype=np.float64)
     same[labels.isna().to_numpy()] = np.nan
     return same
 
@@ -331,7 +331,7 @@ def _remembered(base: Snapshot) -> list[dict[str, Any]]:
 
 def _night_rows(store: Store, keys: Sequence[str], size: int) -> pd.DataFrame:
     """At most `size` reviews of a night, always the same: those with the smallest hashes, which know nothing of the meaning."""
-    kept = tables.NIGHT_SCHEMA.empty_table().to_pandas()
+    kept: pd.DataFrame = tables.NIGHT_SCHEMA.empty_table().to_pandas()
     for part in store.iter_tables(keys):
         kept = pd.concat([kept, part.to_pandas()], ignore_index=True) if len(kept) else part.to_pandas()
         if len(kept) > size:

@@ -257,7 +257,8 @@ def test_challenger_answers_in_the_shadow_and_its_disagreement_is_logged(make_se
     assert run.data.metrics["shadow/disagreement_share"] == pytest.approx(disagreed / len(both), abs=1e-6)
     told = tracker.read_json(run.info.run_id, "shadow/disagreements.json")
     assert sum(pair["reviews"] for pair in told["pairs"]) == disagreed
-    assert set(read_predictions(settings)["role"]) == {CHAMPION}
+    shadow = read_predictions(settings, role=CHALLENGER).set_index("review_id")["label"]
+    assert shadow[both.index].tolist() == both[CHALLENGER].tolist()
 
 
 def test_nights_are_watched_and_a_flood_is_told_once(make_settings: Callable[..., Settings]) -> None:
