@@ -105,8 +105,9 @@ def _remove(tracker: Tracker, version: ModelVersion) -> None:
             # Its run counts as trained no more: should the same dataset come back, it is trained anew.
             with contextlib.suppress(MlflowException):
                 client.set_tag(version.run_id, RETIRED_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
-        model_id = getattr(version, "model_id", None)
-        if model_id:
+        # MLflow's databases do not keep `model_id`; the source that it was registered from names it.
+        model_id = version.model_id or str(version.source).removeprefix("models:/")
+        if model_id.startswith("m-"):
             try:
                 location = client.get_logged_model(model_id).artifact_location
             except MlflowException as error:
