@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import re
@@ -189,6 +190,17 @@ def test_only_the_maker_of_buckets_and_roles_are_administrators() -> None:
     assert using == {"s3", "s3-buckets"}
     using = {name for name in SERVICES if re.search(r"\{POSTGRES_PASSWORD", " ".join(environment(name).values()))}
     assert using == {"postgres", "postgres-roles"}
+
+
+def test_parts_that_airflow_is_told_to_use_can_be_loaded() -> None:
+    from airflow.executors.executor_constants import CELERY_EXECUTOR
+    from airflow.executors.executor_loader import ExecutorLoader
+
+    told = environment("airflow-scheduler")
+    assert told["AIRFLOW__CORE__EXECUTOR"] == CELERY_EXECUTOR
+    for place in (ExecutorLoader.executors[CELERY_EXECUTOR], told["AIRFLOW__CORE__AUTH_MANAGER"]):
+        module, _, name = place.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
 def test_workers_of_both_queues_are_there() -> None:
