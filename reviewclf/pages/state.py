@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 import time
@@ -202,13 +201,10 @@ def _read_gold(settings: Settings) -> Mapping[str, str]:
 
 
 def _read_health(settings: Settings) -> HealthReport | None:
+    from reviewclf.stages.score import latest_report
+
     try:
-        score = importlib.import_module("reviewclf.stages.score")
-    except ModuleNotFoundError:
-        return None
-    try:
-        report: HealthReport | None = score.latest_report(settings)
+        return latest_report(settings)
     except ReviewclfError as error:
         logger.warning("the newest health report cannot be read: %s", error)
         return None
-    return report

@@ -88,7 +88,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         "champion": None if champion is None else champion.version,
         "evaluated": evaluated.digest,
         "retrain_run": parent,
-        "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=_ui(settings)),
+        "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=settings.mlflow_url),
     }
     if best is not None:
         details["summary"] = _summary(best, next(r for r in reports if r.candidate == best["candidate"]))
@@ -214,7 +214,7 @@ def _publish(
     verdicts: dict[str, Any] = {}
     for result, report in zip(results, reports, strict=True):
         run_id = result["run_id"]
-        address = tracker.artifact_address(run_id, "gate/report.html", ui=_ui(settings))
+        address = tracker.artifact_address(run_id, "gate/report.html", ui=settings.mlflow_url)
         card = model_card(result, report, dataset=described, gold_rows=evaluated.counts["gold_rows"], gate_report=address)
         tags = {"reviewclf.gate": "passed" if report.passed else "failed", "reviewclf.gate_reason": report.reason}
         version = register(
@@ -266,7 +266,3 @@ def _summary(best: dict[str, Any], report: GateReport) -> str:
         for rule in report.rules
     ]
     return "\n".join(lines)
-
-
-def _ui(settings: Settings) -> str | None:
-    return getattr(settings, "mlflow_url", None)
