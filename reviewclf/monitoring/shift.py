@@ -205,9 +205,8 @@ def bursts(
     from scipy.stats import hypergeom
 
     best: tuple[str | None, float, float] = (None, 0.0, 1.0)
-    for phrase, count in tonight.items():
-        if count < max(3, min_share * n):
-            continue
+    # In alphabetical order, so that of phrases that rose alike always the same one is named.
+    for phrase, count in sorted(item for item in tonight.items() if item[1] >= max(3, min_share * n)):
         rise = count / n - others.get(phrase, 0) / size
         if rise <= 0 or (best[0] is not None and rise <= best[1]):
             continue

@@ -98,7 +98,7 @@ def test_alarm_says_what_moved_by_how_much_and_shows_it(market: Shop, history: l
     rng = np.random.default_rng(SEED)
     raised = alarms(watch(market, history, [template_flood(market, rng)]))["input/templates"]
     phrase = raised.note.split("»")[0].removeprefix("«")
-    assert phrase in "товар полностью соответствует описанию на сайте оценка из"
+    assert phrase in "размер товар полностью соответствует описанию на сайте оценка из"
     assert raised.value is not None
     assert raised.value == pytest.approx(0.05 if market.is_real else 0.125, abs=0.01)
     assert len(raised.examples) == 3
