@@ -110,7 +110,7 @@ def run_night(
     faults: Sequence[Fault] = (),
     start: Callable[[], str] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
-    timeout: float = 300.0,
+    timeout: float = 900.0,
 ) -> Night:
     """Trigger the ingest and wait until the retrain that follows from it has ended.
 
