@@ -214,9 +214,9 @@ class AirflowApi:
         """Let a DAG be scheduled."""
         self._call("PATCH", f"/dags/{dag_id}", params={"update_mask": "is_paused"}, json={"is_paused": False})
 
-    def trigger(self, dag_id: str) -> str:
-        """Start a run now and return its id."""
-        run = self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run now, with `conf` as its parameters, and return its id."""
+        run = self._call("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": dict(conf or {})})
         return str((run or {})["dag_run_id"])
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:

@@ -5,12 +5,13 @@ After Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reviewclf.registry.gate import GateReport
 
 _THIN = 20
+_SPACE = "\u00a0" * 3
 
 
 def model_card(
@@ -31,7 +32,7 @@ def model_card(
         Address of the gate's report.
     """
     parts = [
-        f"**{result['candidate']}**, category of a marketplace review. Gate: {report.reason}.",
+        f"{result['candidate']}: category of a marketplace review. Gate: {report.reason}.",
         _use(),
         _data(report, dataset),
         _figures(result, gold_rows),
@@ -51,23 +52,21 @@ def _use() -> str:
 
 def _data(report: GateReport, dataset: Mapping[str, Any]) -> str:
     counts: Mapping[str, int] = dataset.get("counts") or {}
-    lines = ["## Trained on", ""]
     splits = ", ".join(
         f"{counts[f'{split}_rows']} {name}"
         for split, name in (("train", "training"), ("validation", "validation"))
         if f"{split}_rows" in counts
     )
-    lines.append(
-        f"Dataset `{report.dataset or 'unknown'}`{': ' + splits + ' rows' if splits else ''}. Labels are votes of "
-        "language models and people; gold reviews and their near-duplicates are left out."
-    )
+    lines = ["## Trained on", "", f"Dataset `{report.dataset or 'unknown'}`{': ' + splits + ' rows' if splits else ''}."]
     rows = [row for row in (dataset.get("card") or {}).get("rows", []) if row["split"] == "train"]
     if rows:
         origins = sorted({row["origin"] for row in rows})
-        lines += ["", f"| category | {' | '.join(origins)} |", "|---|" + "---:|" * len(origins)]
-        for label in dict.fromkeys(row["label"] for row in rows):
-            found = {row["origin"]: row["rows"] for row in rows if row["label"] == label}
-            lines.append(f"| {label} | {' | '.join(str(found.get(origin, 0)) for origin in origins)} |")
+        by_label: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            by_label.setdefault(row["label"], {})[row["origin"]] = row["rows"]
+        cells = ([label, *(str(found.get(origin, 0)) for origin in origins)] for label, found in by_label.items())
+        lines += ["", *_table(["category", *origins], cells)]
+    lines += ["", "Labels are votes of language models and people; gold reviews and their near-duplicates are left out."]
     return "\n".join(lines)
 
 
@@ -76,20 +75,21 @@ def _figures(result: Mapping[str, Any], gold_rows: int) -> str:
     seconds += f"{result['seconds_per_example_p95']:.4f} s."
     if result.get("weighted_f1") is None:
         return f"## Measured\n\nNot judged: there were no gold reviews. {seconds}"
+    cells = (
+        [item["label"], str(item["support"]), *(f"{item[name]:.2f}" for name in ("precision", "recall", "f1"))]
+        for item in result["per_class"]
+    )
     lines = [
         "## Measured",
         "",
         f"On {gold_rows} gold reviews, labelled by people and never trained on: weighted F1 **{result['weighted_f1']:.3f}** "
         f"(95% interval {result['weighted_f1_low']:.3f} to {result['weighted_f1_high']:.3f}), "
         f"macro F1 {result['macro_f1']:.3f}, accuracy {result['accuracy']:.3f}, calibration error {result['ece']:.3f}. "
-        f"Agreement with votes on validation: {result['validation_weighted_f1']:.3f}. {seconds}",
+        f"Agreement with votes on validation: {result['validation_weighted_f1']:.3f}.",
         "",
-        "| category | gold reviews | precision | recall | F1 |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {item['label']} | {item['support']} | {item['precision']:.2f} | {item['recall']:.2f} | {item['f1']:.2f} |"
-        for item in result["per_class"]
+        *_table(["category", "gold reviews", "precision", "recall", "F1"], cells),
+        "",
+        seconds,
     ]
     return "\n".join(lines)
 
@@ -113,11 +113,20 @@ def _limits(result: Mapping[str, Any], gold_rows: int) -> str:
 
 def _gate(report: GateReport, address: str) -> str:
     against = "no champion" if report.champion is None else f"version {report.champion}"
-    lines = ["## Gate", "", f"Held against {against}{f'; [report]({address})' if address.startswith('http') else ''}.", ""]
-    lines += ["| rule | value | limit | verdict |", "|---|---:|---:|---|"]
-    lines += [
-        f"| {rule.rule} | {'' if rule.value is None else f'{rule.value:.4g}'} | {rule.comparison} {rule.limit:g} | "
-        f"{'passed' if rule.passed else '**failed**'} |"
+    cells = (
+        [
+            rule.rule,
+            "" if rule.value is None else f"{rule.value:.4g}",
+            f"{rule.comparison} {rule.limit:g}",
+            "passed" if rule.passed else "**failed**",
+        ]
         for rule in report.rules
-    ]
-    return "\n".join(lines)
+    )
+    lines = ["## Gate", "", f"Held against {against}{f'; [report]({address})' if address.startswith('http') else ''}.", ""]
+    return "\n".join([*lines, *_table(["rule", "value", "limit", "verdict"], cells)])
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown; MLflow draws tables without any space between columns or below, so that cells bring their own."""
+    lines = [f"| {' | '.join(f'{name}{_SPACE}' for name in names)} |", "|---|" + "---:|" * (len(names) - 1)]
+    return [*lines, *(f"| {' | '.join(f'{cell}{_SPACE}' for cell in row)} |" for row in rows)]
