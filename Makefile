@@ -55,12 +55,14 @@ audit: $(READY)  ## look up known vulnerabilities of the packages here and in th
 # -- the platform of a team: see infra/README.md. The profiles `monitoring` and `gpu` may be left out or added. --
 PROFILES ?= monitoring
 WORKERS ?= 1
+WORKER_CONCURRENCY ?= 4
 IMAGE ?= reviewclf:0.1.0
 COMPOSE = COMPOSE_PROFILES='$(PROFILES)' REVISION="$$(git rev-parse HEAD 2>/dev/null)" \
+	AIRFLOW_PARALLELISM=$$(( $(WORKERS) * $(WORKER_CONCURRENCY) )) WORKER_CONCURRENCY=$(WORKER_CONCURRENCY) \
 	AIRFLOW_METRICS=$(if $(findstring monitoring,$(PROFILES)),True,False) \
 	$(if $(findstring gpu,$(PROFILES)),REVIEWCLF_LLM__BACKEND=openai REVIEWCLF_TRAINING__GPU=true) docker compose
 
-up:  ## build the image, make what secrets are missing, start the platform of a team (PROFILES=monitoring,gpu WORKERS=3)
+up:  ## build the image, make what secrets are missing, start the platform of a team (PROFILES=monitoring,gpu WORKERS=3 WORKER_CONCURRENCY=4)
 	@docker compose version >/dev/null 2>&1 || { echo "make up needs Docker with the plugin compose (2.24 or newer); on one machine without it: make run"; exit 1; }
 	@"$(PYTHON)" infra/make_secrets.py .env
 	$(COMPOSE) build

@@ -203,6 +203,24 @@ def test_parts_that_airflow_is_told_to_use_can_be_loaded() -> None:
         assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
+def test_every_part_of_airflow_has_the_settings_that_survive_faults() -> None:
+    parts = [name for name in SERVICES if name.startswith("airflow-")]
+    assert len(parts) >= 6
+    for name in parts:
+        assert {"path": "infra/airflow.env"} in SERVICES[name]["env_file"], name
+    faults = dict(
+        line.split("=", 1)
+        for line in (ROOT / "infra" / "airflow.env").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    )
+    # Nothing that compose itself says wins over the file.
+    assert not {name for part in parts for name in environment(part)} & faults.keys()
+    mlflow = environment("mlflow")
+    assert {name: mlflow[name] for name in ("AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS")} == {
+        name: faults[name] for name in ("AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS")
+    }
+
+
 def test_workers_of_both_queues_are_there() -> None:
     def queue(name: str) -> str:
         command = SERVICES[name]["command"]
@@ -231,6 +249,7 @@ def test_make_up_makes_secrets_first_and_hands_its_options_on() -> None:
     for expected in ("COMPOSE_PROFILES='monitoring,gpu'", "AIRFLOW_METRICS=True", "REVIEWCLF_LLM__BACKEND=openai"):
         assert expected in options
     assert "--scale airflow-worker=3" in options
+    assert "AIRFLOW_PARALLELISM=$(( 3 * 4 ))" in options
     plain = subprocess.run(["make", "--dry-run", "up", "PROFILES="], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "AIRFLOW_METRICS=False" in plain.stdout
     assert "REVIEWCLF_LLM__BACKEND" not in plain.stdout
