@@ -296,6 +296,15 @@ class Redis:
             return False
 
 
+def forget_s3_clients() -> None:
+    """Let the next clients read the AWS variables anew: boto3 and s3fs keep what they read first, for the whole process."""
+    import boto3
+    import s3fs
+
+    boto3.DEFAULT_SESSION = None
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 class SeaweedFS:
     """An S3 server with one identity.
 
@@ -306,6 +315,7 @@ class SeaweedFS:
     """
 
     def __init__(self, folder: Path, *, logs: Path, buckets: Sequence[str]) -> None:
+        forget_s3_clients()
         self.access, self.secret = secrets.token_hex(8), secrets.token_hex(16)
         self._buckets = buckets
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.services import SeaweedFS
+from tests.services import SeaweedFS, forget_s3_clients
 
 
 class S3(NamedTuple):
@@ -31,3 +31,4 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
             yield S3(seaweed.endpoint, "reviews")
         finally:
             seaweed.server.stop(grace=0)
+            forget_s3_clients()

@@ -28,6 +28,7 @@ from reviewclf.registry.model import load_alias
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import load_settings
 from tests.integration.test_stages import run_ingest, run_label, run_retrain, tables
+from tests.services import forget_s3_clients
 
 ROOT = Path(__file__).resolve().parents[2]
 SQL_ROLES = "CREATE ROLE mlflow LOGIN PASSWORD 'p'; CREATE ROLE airflow LOGIN PASSWORD 'p'"
@@ -210,10 +211,12 @@ def weed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weed]:
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "unset")  # what `start` changes is put back at the end
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    forget_s3_clients()
     server = Weed(tmp_path / "s3")
     server.start()
     yield server
     server.lose()
+    forget_s3_clients()
 
 
 def test_everything_is_back_after_all_was_lost(

@@ -92,7 +92,7 @@ def test_twin_of_a_run_whose_answer_was_lost_is_deleted(tracker: Tracker, monkey
 
     monkeypatch.setattr(tracker.client, "create_run", create_twice)
     parent = tracker.retrain_run("key", name="retrain", description="", tags={})
-    with tracker.candidate_run("key-1", parent=parent, candidate="logreg", description="") as run_id:
+    with tracker.candidate_run("key-1", parent=parent, candidate="logreg", name="logreg", description="") as run_id:
         pass
     assert sorted(run.info.run_id for run in tracker.find_runs({})) == sorted([parent, run_id])
 
