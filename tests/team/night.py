@@ -14,9 +14,9 @@ import psycopg2
 import pytest
 
 from reviewclf.local.processes import LocalError
-from reviewclf.local.progress import FLOW, log_lines
+from reviewclf.local.progress import log_lines
 from reviewclf.storage import Store
-from tests.team.platform import Platform
+from tests.team.platform import NIGHT, Platform
 
 AWAY_SECONDS = 30.0
 _POLL_SECONDS = 0.5
@@ -129,9 +129,9 @@ def run_night(
         platform.arm(fault.point)
     since, begun = datetime.now(UTC), time.monotonic()
     limit = begun + timeout + 150 * len(faults)
-    runs = {FLOW[0].dag_id: (start or (lambda: platform.api.trigger(FLOW[0].dag_id)))()}
+    runs = {NIGHT[0].dag_id: (start or (lambda: platform.api.trigger(NIGHT[0].dag_id)))()}
     try:
-        for step, following in zip(FLOW, [*FLOW[1:], None], strict=True):
+        for step, following in zip(NIGHT, [*NIGHT[1:], None], strict=True):
             while (state := _state(platform, step.dag_id, runs)) != "success":
                 _pause(platform, faults, meanwhile, limit, f"{step.dag_id} is {state}", failed=state == "failed")
             while following is not None and following.dag_id not in runs:
@@ -270,7 +270,7 @@ def _events(platform: Platform, night: Night) -> dict[str, int]:
 
 def _runs(platform: Platform, night: Night) -> dict[str, list[str]]:
     """States of the runs that followed from the night's assets."""
-    return {step.dag_id: [run["state"] for run in _following(platform, step.dag_id, night.since)] for step in FLOW[1:]}
+    return {step.dag_id: [run["state"] for run in _following(platform, step.dag_id, night.since)] for step in NIGHT[1:]}
 
 
 def clear_mlflow(platform: Platform, name: str) -> None:
@@ -280,5 +280,7 @@ def clear_mlflow(platform: Platform, name: str) -> None:
 
     with as_pipeline(platform):
         client = Tracker(platform.tracking_uri).client
-        client.rename_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id, f"{EXPERIMENT}-{name}")
+        # Runs, and the experiment that names the history of promotions.
+        for known in (EXPERIMENT, f"{EXPERIMENT}-promotions"):
+            client.rename_experiment(client.get_experiment_by_name(known).experiment_id, f"{known}-{name}")
         client.rename_registered_model(REGISTERED_MODEL, f"{REGISTERED_MODEL}-{name}")
