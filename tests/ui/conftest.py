@@ -32,6 +32,7 @@ from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import retrain as retrain_stages
+from tests.services import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
@@ -112,7 +113,7 @@ def chromium() -> str:
     """The browser's program."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium, or set CHROMIUM to its program")
+        missing("Chromium", "apt-get install chromium, or set CHROMIUM to its program")
     return found
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.services import missing
+
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "infra/monitoring"
 BOARD = json.loads((MONITORING / "dashboards/reviewclf.json").read_text())
@@ -85,7 +87,7 @@ def test_prometheus_takes_configuration_and_rules() -> None:
     assert PROMETHEUS["rule_files"] == ["rules.yaml"]
     tool = shutil.which("promtool")
     if tool is None:
-        pytest.skip("no promtool here: Debian's package prometheus has it")
+        missing("promtool", "Debian's package prometheus has it")
     for command in (["config", "--syntax-only", "prometheus.yaml"], ["rules", "rules.yaml"]):
         done = subprocess.run([tool, "check", *command], cwd=MONITORING, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -94,7 +96,7 @@ def test_prometheus_takes_configuration_and_rules() -> None:
 def test_expressions_can_be_parsed(tmp_path: Path) -> None:
     tool = shutil.which("promtool")
     if tool is None:
-        pytest.skip("no promtool here: Debian's package prometheus has it")
+        missing("promtool", "Debian's package prometheus has it")
     # A rule's expression is parsed; Grafana fills in its variable before it asks.
     rules = [
         {"record": f"expression:{number}", "expr": expression.replace("$__rate_interval", "1m")}
