@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONCE ?=
+JOBS ?= 2
 comma := ,
 
 .PHONY: run test faults lint format bench lock audit sbom up down logs clean help
@@ -23,8 +24,8 @@ $(READY): requirements.txt pyproject.toml
 run: $(READY)  ## start Airflow and MLflow, drive the DAGs to a champion, keep serving (ONCE=1: stop after the leaderboard)
 	@"$(BIN)/python" -m reviewclf.cli up $(if $(filter-out 0,$(ONCE)),--once)
 
-test: $(READY)  ## run all tests
-	@"$(BIN)/python" -m pytest
+test: $(READY)  ## run all tests (JOBS=1: one after another)
+	@"$(BIN)/python" -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
 	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"

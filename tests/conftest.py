@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Each of these starts Airflow, which by itself keeps two cores busy.
+PLATFORMS = ("e2e", "team", "ui")
+# Rows of a table travel as properties of the tests that note them, so that they arrive from whichever process ran those.
+FAULT_ROW = "survived fault"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side: one Airflow at a time, and beside it the rest, file by file."""
+    for item in items:
+        folder, _, file = item.path.relative_to(ROOT / "tests").as_posix().rpartition("/")
+        item.add_marker(pytest.mark.xdist_group("platform" if folder in PLATFORMS else f"{folder}/{file}"))
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +35,30 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_model_hub() -> Iterator[None]:
-    """No test downloads the encoders of the bundled candidates file, not even where there is a network."""
+def surroundings() -> Iterator[None]:
+    """No test downloads the encoders of the bundled candidates file, or writes to the MLflow of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def tracking_server_forgotten() -> Iterator[None]:
+    """MLflow keeps the server it spoke to last, in the environment too: the next test would speak to it as well."""
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the faults that a team's platform has survived."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [row for report in reports for name, row in report.user_properties if name == FAULT_ROW]
+    if not rows:
+        return
+    terminalreporter.section("faults survived")
+    terminalreporter.line("A silent worker is given up after 15 s here; see infra/airflow.env for the product.")
+    for row in [("fault", "stage", "outcome", "seconds to recover"), ("---", "---", "---", "---:"), *rows]:
+        terminalreporter.line(f"| {' | '.join(row)} |")

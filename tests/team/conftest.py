@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from reviewclf.settings import load_settings
+from tests.conftest import FAULT_ROW
 from tests.services import postgres_binaries, redis_server, weed
 from tests.team.night import Fault, Night, as_pipeline, clear_mlflow, left_behind, run_night
 from tests.team.platform import Platform, running
@@ -24,8 +25,6 @@ FASTER = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
-
-_table: list[tuple[str, str, str, str]] = []
 
 
 class Nights:
@@ -88,32 +87,30 @@ def undisturbed(nights: Nights) -> Undisturbed:
     return Undisturbed(*nights.run("undisturbed"))
 
 
-def note(fault: str, stage: str, outcome: str, seconds: float | None) -> None:
-    """Add a row to the table that the run of the tests ends with."""
-    _table.append((fault, stage, outcome, "" if seconds is None else f"{seconds:.0f}"))
+class FaultTable:
+    """What the run of the tests ends with: a row for each fault that a night survived."""
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self._record = record
+
+    def note(self, fault: str, stage: str, outcome: str, seconds: float | None) -> None:
+        """Add a row."""
+        self._record(FAULT_ROW, [fault, stage, outcome, "" if seconds is None else f"{seconds:.0f}"])
+
+    def note_all(self, faults: list[Fault]) -> None:
+        """Add the rows of faults that a night survived."""
+        names = {
+            "worker": "worker killed (-9)",
+            "scheduler": "scheduler killed (-9)",
+            "postgres": "PostgreSQL away 30 s",
+            "redis": "Redis away 30 s",
+            "s3": "S3 server away 30 s",
+            "mlflow": "MLflow away 30 s",
+        }
+        for fault in faults:
+            self.note(names[fault.kind], f"{fault.task.partition('.')[2]} ({fault.point})", fault.outcome, fault.seconds)
 
 
-def note_all(faults: list[Fault]) -> None:
-    """Add the rows of faults that a night survived."""
-    names = {
-        "worker": "worker killed (-9)",
-        "scheduler": "scheduler killed (-9)",
-        "postgres": "PostgreSQL away 30 s",
-        "redis": "Redis away 30 s",
-        "s3": "S3 server away 30 s",
-        "mlflow": "MLflow away 30 s",
-    }
-    for fault in faults:
-        note(names[fault.kind], f"{fault.task.partition('.')[2]} ({fault.point})", fault.outcome, fault.seconds)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table of faults."""
-    if not _table:
-        return
-    terminalreporter.section("faults survived")
-    terminalreporter.line(
-        f"A silent worker is given up after {HEARTBEAT_TIMEOUT} s here; see infra/airflow.env for the product."
-    )
-    for row in [("fault", "stage", "outcome", "seconds to recover"), ("---", "---", "---", "---:"), *_table]:
-        terminalreporter.line(f"| {' | '.join(row)} |")
+@pytest.fixture
+def table(record_property: Callable[[str, object], None]) -> FaultTable:
+    return FaultTable(record_property)

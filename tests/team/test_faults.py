@@ -9,7 +9,7 @@ import pytest
 
 from reviewclf.settings import load_settings
 from reviewclf.stages import ingest as stages
-from tests.team.conftest import Nights, Undisturbed, note, note_all
+from tests.team.conftest import FaultTable, Nights, Undisturbed
 from tests.team.night import Fault, as_pipeline
 
 INGEST, LABEL, RETRAIN = "reviews_ingest", "reviews_label", "reviews_retrain"
@@ -50,10 +50,10 @@ OUTAGES = [
 ]
 
 
-def survive(nights: Nights, undisturbed: Undisturbed, name: str, faults: list[Fault]) -> None:
+def survive(nights: Nights, undisturbed: Undisturbed, table: FaultTable, name: str, faults: list[Fault]) -> None:
     _, found = nights.run(name, faults=faults)
     assert found == undisturbed.found
-    note_all(faults)
+    table.note_all(faults)
 
 
 # The quick half, in one night.
@@ -65,7 +65,9 @@ SOME = [
 ]
 
 
-def test_second_trigger_rival_kills_and_outages_change_nothing(nights: Nights, undisturbed: Undisturbed) -> None:
+def test_second_trigger_rival_kills_and_outages_change_nothing(
+    nights: Nights, undisturbed: Undisturbed, table: FaultTable
+) -> None:
     """The same run is triggered twice at once; while it is about to publish, another process goes through the same night."""
     platform = nights.platform
     rival: list[dict[str, int]] = []
@@ -87,9 +89,11 @@ def test_second_trigger_rival_kills_and_outages_change_nothing(nights: Nights, u
     assert rival[0]["new"] == found["rows"]["clean"]
     assert found == undisturbed.found
     assert night.states(f"{INGEST}.publish") == ["success"]
-    note("the same run triggered twice at once", "reviews_ingest", "second trigger refused (409), one run", None)
-    note("another process publishes the same night first", "publish (commit-reviews)", "same snapshot, nothing doubled", None)
-    note_all(SOME)
+    table.note("the same run triggered twice at once", "reviews_ingest", "second trigger refused (409), one run", None)
+    table.note(
+        "another process publishes the same night first", "publish (commit-reviews)", "same snapshot, nothing doubled", None
+    )
+    table.note_all(SOME)
 
 
 def _trigger(nights: Nights, run_id: str) -> int:
@@ -119,10 +123,10 @@ def _ingest_here(nights: Nights) -> dict[str, int]:
 
 
 @pytest.mark.faults
-def test_a_worker_killed_in_each_stage_changes_nothing(nights: Nights, undisturbed: Undisturbed) -> None:
-    survive(nights, undisturbed, "kills", KILLS)
+def test_a_worker_killed_in_each_stage_changes_nothing(nights: Nights, undisturbed: Undisturbed, table: FaultTable) -> None:
+    survive(nights, undisturbed, table, "kills", KILLS)
 
 
 @pytest.mark.faults
-def test_services_away_for_half_a_minute_change_nothing(nights: Nights, undisturbed: Undisturbed) -> None:
-    survive(nights, undisturbed, "outages", OUTAGES)
+def test_services_away_for_half_a_minute_change_nothing(nights: Nights, undisturbed: Undisturbed, table: FaultTable) -> None:
+    survive(nights, undisturbed, table, "outages", OUTAGES)

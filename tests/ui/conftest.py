@@ -173,9 +173,9 @@ def _wait(address: str, processes: Processes) -> None:
     pytest.fail(f"{address} does not answer in {START_SECONDS} s")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
-    """Chromium without a window."""
+    """Chromium without a window. Its driver holds the event loop of the thread that the tests run in until it stops."""
     with sync_playwright() as driver:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = driver.chromium.launch(executable_path=chromium, args=arguments)
