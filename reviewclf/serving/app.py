@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,12 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from reviewclf import __version__
 from reviewclf.registry import CHAMPION
 from reviewclf.serving.batching import Batcher, Floats
-from reviewclf.serving.edge import Edge, problem_response, trace_of
+from reviewclf.serving.edge import Edge, fault_response, problem_response, trace_of
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.keys import ApiKeys
 from reviewclf.serving.metrics import Metrics
@@ -183,6 +182,7 @@ def create_app(service: Service) -> FastAPI:
             await service.batcher.stop()
 
     keys = ApiKeys(service.settings.api_keys)
+    check = _key_check(keys)
     app = FastAPI(
         title="reviewclf",
         version=__version__,
@@ -193,7 +193,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         exception_handlers={Problem: _on_problem, HTTPException: _on_http_exception, Exception: _on_fault},
     )
-    guarded = _guards(keys)
+    guarded = _guards(keys, check)
     unauthorized: dict[int | str, dict[str, Any]] = {401: _error("No key, or a wrong one")} if keys else {}
 
     @app.post(
@@ -215,6 +215,10 @@ def create_app(service: Service) -> FastAPI:
         dependencies=guarded,
     )
     async def predict(request: Request) -> Response:
+        return await service.predict(request)
+
+    async def predict_directly(request: Request) -> Response:
+        check(request)
         return await service.predict(request)
 
     @app.get(
@@ -253,18 +257,22 @@ def create_app(service: Service) -> FastAPI:
         return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.state.service = service
-    app.state.edge = Edge(app, metrics=service.metrics, paths=_PATHS, log_texts=service.settings.log_texts)
+    app.state.edge = Edge(
+        app,
+        metrics=service.metrics,
+        paths=_PATHS,
+        direct={("POST", "/predict"): predict_directly},
+        log_texts=service.settings.log_texts,
+    )
     return app
 
 
-def _guards(keys: ApiKeys) -> list[Any]:
-    """What a request has to pass: two that describe themselves in OpenAPI, and the one that decides."""
-    if not keys:
-        return []
-    bearer = HTTPBearer(auto_error=False, description="A key of REVIEWCLF_SERVING__API_KEYS")
-    header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, for clients that set no Authorization")
+def _key_check(keys: ApiKeys) -> Callable[[Request], None]:
+    """What refuses a request without a key, where keys are needed."""
 
-    async def check(request: Request) -> None:
+    def check(request: Request) -> None:
+        if not keys:
+            return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if not keys.allow(key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")):
             raise Problem(
@@ -274,7 +282,20 @@ def _guards(keys: ApiKeys) -> list[Any]:
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    return [Security(bearer), Security(header), Depends(check)]
+    return check
+
+
+def _guards(keys: ApiKeys, check: Callable[[Request], None]) -> list[Any]:
+    """What a request has to pass: two that describe themselves in OpenAPI, and the one that decides."""
+    if not keys:
+        return []
+
+    async def guard(request: Request) -> None:
+        check(request)
+
+    bearer = HTTPBearer(auto_error=False, description="A key of REVIEWCLF_SERVING__API_KEYS")
+    header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, for clients that set no Authorization")
+    return [Security(bearer), Security(header), Depends(guard)]
 
 
 def _error(description: str, *headers: str) -> dict[str, Any]:
@@ -295,8 +316,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    message = "the server failed; its log has the details under this request_id"
-    return problem_response(request, Problem(500, "internal_error", message))
+    return fault_response(request)
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -308,23 +328,28 @@ async def _body(request: Request, limit: int) -> bytes:
         415: it is no JSON by its headers, or compressed; 413: it is larger than `limit`; 408: it does not arrive.
     """
     _check_content_type(request.headers)
-    message = f"the body is larger than {limit} bytes; split the request"
-    too_large = Problem(413, "body_too_large", message, {"Connection": "close"})
+    too_large = Problem(
+        413, "body_too_large", f"the body is larger than {limit} bytes; split the request", {"Connection": "close"}
+    )
     size = 0
     chunks: list[bytes] = []
+    more = True
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(400, "client_disconnected", "the connection ended before the body did")
+                chunk = message.get("body", b"")
+                more = message.get("more_body", False)
                 size += len(chunk)
                 if size <= limit:
                     chunks.append(chunk)
                 elif size > _PATIENCE * limit:
                     raise too_large
     except TimeoutError as error:
-        message = f"the body did not arrive within {_BODY_SECONDS:.0f} seconds"
-        raise Problem(408, "body_timeout", message, {"Connection": "close"}) from error
-    except ClientDisconnect as error:
-        raise Problem(400, "client_disconnected", "the connection ended before the body did") from error
+        late = f"the body did not arrive within {_BODY_SECONDS:.0f} seconds"
+        raise Problem(408, "body_timeout", late, {"Connection": "close"}) from error
     if size > limit:
         raise too_large
     return b"".join(chunks)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Protocol
@@ -24,6 +24,9 @@ Floats = NDArray[np.float64]
 
 # How much the newest batch counts in the estimate of texts per second.
 _NEWEST = 0.2
+# A model that answers texts one after the other gets as many at a time as take so long: handing over each alone would cost a
+# fast one as much as it saves, and nobody waits long for a neighbour.
+_TURN_SECONDS = 0.004
 
 
 class Model(Protocol):
@@ -31,7 +34,7 @@ class Model(Protocol):
 
     @property
     def most_together(self) -> int | None:
-        """Texts that may go through it together; None: any number."""
+        """Texts that go through it together at most, of those that :meth:`answer` is given; None: any number."""
 
     def answer(self, texts: Sequence[str]) -> Floats:
         """Probabilities, shape (texts, classes)."""
@@ -62,12 +65,18 @@ class _Part:
     texts: Sequence[str]
 
 
+_Outcome = tuple[_Part, Floats | Exception]
+
+
 class Batcher:
-    """Runs models in threads, several requests at a time. Used from one event loop.
+    """Runs models in threads, several requests at a time. Asked from one event loop.
 
     A batch takes what waits, shared out among the threads that are free, `max_batch` texts at most. A request of many texts
     gives up its place in the queue after each batch, so that it does not hold up short ones. Every request is answered by one
     model, the one that it came with.
+
+    The threads take from the queue themselves and hand each batch's answers to the event loop at once: for a model that answers
+    within a millisecond, tasks and executors in between would cost as much as the answer.
 
     Parameters
     ----------
@@ -90,15 +99,19 @@ class Batcher:
         self._max_queue = max_queue
         self._metrics = metrics
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="model")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Of the event loop: what came since it last looked round.
+        self._arrived: list[_Job] = []
+        # All below belongs to whoever holds the lock.
+        self._lock = threading.Condition(threading.Lock())
         self._queue: deque[_Job] = deque()
         self._waiting = 0
         self._busy = 0
         self._last_size = 1
         self._last_requests = 1
         self._rate = 0.0
-        self._arrival = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
+        metrics.queue_texts.set_function(lambda: self._waiting)
 
     @property
     def spare(self) -> bool:
@@ -107,17 +120,20 @@ class Batcher:
 
     def start(self) -> None:
         """Start to take from the queue; call it inside the event loop."""
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        self._loop = asyncio.get_running_loop()
+        for number in range(self._workers):
+            threading.Thread(target=self._work, name=f"model_{number}").start()
 
     async def stop(self) -> None:
         """Take no more. What still waits ends with :class:`asyncio.CancelledError`, so drain first."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for job in self._queue:
+        with self._lock:
+            self._stopped = True
+            left = [*self._queue, *self._arrived]
+            self._queue.clear()
+            self._lock.notify_all()
+        self._arrived.clear()
+        for job in left:
             job.done.cancel()
-        self._queue.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def submit(self, model: Model, texts: Sequence[str]) -> Floats:
         """Probabilities of `texts` by `model`.
@@ -139,54 +155,67 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         job = _Job(model, texts, loop.create_future(), time.perf_counter())
-        self._queue.append(job)
-        self._count(len(texts))
-        self._arrival.set()
+        # What arrives within one turn of the loop is let in together, so that the threads can share it.
+        if not self._arrived:
+            loop.call_soon(self._let_in)
+        self._arrived.append(job)
+        with self._lock:
+            self._waiting += len(texts)
         return await job.done
 
-    def _count(self, change: int) -> None:
-        self._waiting += change
-        self._metrics.queue_texts.set(self._waiting)
+    def _let_in(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        with self._lock:
+            if not self._stopped:
+                self._queue.extend(arrived)
+                self._lock.notify(len(arrived))
 
-    async def _work(self) -> None:
-        while True:
-            while not self._queue:
-                self._arrival.clear()
-                await self._arrival.wait()
-            await self._gather()
-            batch = self._take()
-            if not batch:
-                continue
-            self._busy += 1
+    def _work(self) -> None:
+        """What each thread does."""
+        while batch := self._next():
             try:
-                await self._run(batch)
-            except Exception:  # a bug here must not end the worker: then the server would stand still
+                outcomes = self._run(batch)
+            except Exception:  # a bug here must not end the thread: then the server would stand still
                 logger.exception("a batch was lost")
-                for part in batch:
-                    if not part.job.done.done():
-                        part.job.done.set_exception(RuntimeError("the batch was lost"))
-            finally:
+                outcomes = [(part, RuntimeError("the batch was lost")) for part in batch]
+            with self._lock:
                 self._busy -= 1
+            try:
+                self._loop.call_soon_threadsafe(_deliver, outcomes)  # type: ignore[union-attr]
+            except RuntimeError:  # the loop has ended, and nobody waits any more
+                return
 
-    async def _gather(self) -> None:
+    def _next(self) -> list[_Part]:
+        """Wait for the next batch; an empty one ends the thread."""
+        with self._lock:
+            while not self._stopped:
+                if not self._queue:
+                    self._lock.wait()
+                    continue
+                self._gather()
+                if batch := self._take():
+                    self._busy += 1
+                    if self._queue:
+                        self._lock.notify()
+                    return batch
+            return []
+
+    def _gather(self) -> None:
         """Under load, wait a moment for as many texts as the last batch had."""
         if self._last_requests < 2 or not self._max_wait:
             return
         until = time.perf_counter() + self._max_wait
-        while self._waiting < self._last_size and (left := until - time.perf_counter()) > 0:
-            self._arrival.clear()
-            try:
-                await asyncio.wait_for(self._arrival.wait(), left)
-            except TimeoutError:
-                return
+        while self._waiting < self._last_size and not self._stopped and (left := until - time.perf_counter()) > 0:
+            self._lock.wait(left)
 
     def _take(self) -> list[_Part]:
         """The next batch: jobs of one model from the head of the queue, this free thread's share of what waits."""
-        if not self._queue:  # another worker was faster
+        if not self._queue:  # another thread was faster
             return []
         free = max(1, self._workers - self._busy)
-        most = self._queue[0].model.most_together or self._max_batch
-        size = min(self._max_batch, most, max(1, ceil(self._waiting / free)))
+        size = min(self._max_batch, max(1, ceil(self._waiting / free)))
+        if alone := self._queue[0].model.most_together:
+            size = min(size, max(alone, int(_TURN_SECONDS * self._rate / self._workers)))
         now = time.perf_counter()
         batch: list[_Part] = []
         unfinished: list[_Job] = []
@@ -196,7 +225,7 @@ class Batcher:
                 break
             self._queue.popleft()
             if job.done.done():  # failed in an earlier part, or nobody waits for it any more
-                self._count(-job.left)
+                self._waiting -= job.left
                 continue
             if job.taken == 0:
                 self._metrics.queue_seconds.observe(now - job.arrived)
@@ -204,48 +233,48 @@ class Batcher:
             batch.append(_Part(job, job.taken, job.texts[job.taken : job.taken + count]))
             job.taken += count
             size -= count
-            self._count(-count)
+            self._waiting -= count
             if job.left:
                 unfinished.append(job)
         self._queue.extend(unfinished)
+        if batch:
+            self._last_size, self._last_requests = sum(len(part.texts) for part in batch), len(batch)
         return batch
 
-    async def _run(self, batch: list[_Part]) -> None:
-        model = batch[0].job.model
+    def _run(self, batch: list[_Part]) -> list[_Outcome]:
         texts = [text for part in batch for text in part.texts]
-        self._last_size, self._last_requests = len(texts), len(batch)
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
         try:
-            answers = await loop.run_in_executor(self._pool, model.answer, texts)
+            answers = batch[0].job.model.answer(texts)
         except Exception as error:  # whatever a model raises
             if len(batch) == 1:
-                self._fail(batch[0].job, error)
-                return
+                return [(batch[0], error)]
             # One text that a model cannot take is no reason to fail the requests beside it.
-            for part in batch:
-                await self._run([part])
-            return
+            return [outcome for part in batch for outcome in self._run([part])]
         seconds = time.perf_counter() - started
         self._metrics.batch_texts.observe(len(texts))
         self._metrics.batch_seconds.observe(seconds)
         rate = self._workers * len(texts) / max(seconds, 1e-6)
-        self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
-        start = 0
-        for part in batch:
-            self._deliver(part, answers[start : start + len(part.texts)])
-            start += len(part.texts)
+        with self._lock:
+            self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
+        if len(batch) == 1:
+            return [(batch[0], answers)]
+        ends = np.cumsum([len(part.texts) for part in batch])
+        return list(zip(batch, np.split(answers, ends[:-1]), strict=True))
 
-    @staticmethod
-    def _deliver(part: _Part, answers: Floats) -> None:
+
+def _deliver(outcomes: Sequence[_Outcome]) -> None:
+    """Give the answers of a batch to those who wait for them, in the event loop."""
+    for part, outcome in outcomes:
         job = part.job
-        job.parts[part.start] = answers
-        if job.done.done() or sum(map(len, job.parts.values())) < len(job.texts):
-            return
-        whole = [job.parts[start] for start in sorted(job.parts)]
-        job.done.set_result(whole[0] if len(whole) == 1 else np.concatenate(whole))
-
-    @staticmethod
-    def _fail(job: _Job, error: BaseException) -> None:
-        if not job.done.done():
-            job.done.set_exception(error)
+        if job.done.done():
+            continue
+        if isinstance(outcome, BaseException):
+            job.done.set_exception(outcome)
+            continue
+        if len(outcome) == len(job.texts):
+            job.done.set_result(outcome)
+            continue
+        job.parts[part.start] = outcome
+        if sum(map(len, job.parts.values())) == len(job.texts):
+            job.done.set_result(np.concatenate([job.parts[start] for start in sorted(job.parts)]))

@@ -7,6 +7,8 @@ import logging
 import logging.config
 from datetime import UTC, datetime
 
+from pydantic_core import to_json
+
 
 class JsonFormatter(logging.Formatter):
     """Time, level, logger and message, then what the call gave as ``extra={"fields": {...}}``."""
@@ -22,7 +24,10 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["exception"] = self.formatException(record.exc_info)
-        return json.dumps(content, ensure_ascii=False, default=str)
+        try:
+            return str(to_json(content, fallback=str), "utf-8")
+        except ValueError:  # what is no text in UTF-8
+            return json.dumps(content, ensure_ascii=True, default=str)
 
 
 def configure_logging() -> None:

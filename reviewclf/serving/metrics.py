@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -20,6 +20,8 @@ from prometheus_client import (
 if TYPE_CHECKING:
     from reviewclf.serving.served import ServedModel
 
+M = TypeVar("M", Counter, Histogram)
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CONFIDENCE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -31,6 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.collectors = CollectorRegistry()
+        self._children: dict[tuple[int, tuple[str, ...]], Counter | Histogram] = {}
         for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
             registry.register(collector)
         self._requests = Counter("reviewclf_requests", "Requests.", ("path", "status"), registry=registry)
@@ -86,10 +89,18 @@ class Metrics:
             registry=registry,
         )
 
+    def _of(self, metric: M, *labels: str) -> M:
+        """The child of a metric for these labels, which the metric itself would look up behind a lock each time."""
+        key = (id(metric), labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child  # type: ignore[return-value]
+
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one finished request; `path` is a route, never what a client wrote."""
-        self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        self._of(self._requests, path, str(status)).inc()
+        self._of(self._seconds, path).observe(seconds)
 
     def error(self, code: str) -> None:
         """Count an error by its code."""
@@ -97,9 +108,9 @@ class Metrics:
 
     def answered(self, version: str, labels: Sequence[str], confidences: Sequence[float]) -> None:
         """Count labels and confidences of one request."""
-        observe = self._confidence.labels(version).observe
+        observe = self._of(self._confidence, version).observe
         for label, confidence in zip(labels, confidences, strict=True):
-            self._predictions.labels(label, version).inc()
+            self._of(self._predictions, label, version).inc()
             observe(confidence)
 
     def swapped(self, model: ServedModel) -> None:

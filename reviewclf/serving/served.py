@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class ServedModel:
     loaded_from: str = "registry"
     kind: str = ""
 
-    @property
+    @cached_property
     def most_together(self) -> int | None:
         """Texts that may go through it together; None: any number.
 
@@ -74,7 +75,11 @@ class ServedModel:
 
     def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Probabilities, shape (texts, classes)."""
-        return self.classifier.predict_proba(texts)
+        size = self.most_together or len(texts)
+        if size >= len(texts):
+            return self.classifier.predict_proba(texts)
+        parts = [self.classifier.predict_proba(texts[start : start + size]) for start in range(0, len(texts), size)]
+        return np.concatenate(parts)
 
 
 def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:

@@ -17,6 +17,7 @@ from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower, Registry
 from reviewclf.serving.logs import configure_logging
 from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.protocol import WholeAnswersProtocol
 from reviewclf.serving.shadow import Shadow
 from reviewclf.settings import Settings
 from reviewclf.training.onnx_session import default_threads
@@ -96,7 +97,10 @@ def serve(settings: Settings) -> None:
         app.state.edge,
         log_config=None,
         access_log=False,
+        http=WholeAnswersProtocol,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on who asks
+        ws="none",
         lifespan="on",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(settings.serving.drain_seconds)),

@@ -75,6 +75,7 @@ class OnnxClassifier(TextClassifier):
         self.exported = dict(exported or {})
         self._encoder = encoder
         self._seen = list(seen)
+        self._all_seen = self._seen == list(range(len(self.classes)))
         self._prior = np.asarray(prior, dtype=np.float64)
         self._candidate = dict(candidate)
 
@@ -101,6 +102,8 @@ class OnnxClassifier(TextClassifier):
         rows = [row for row, text in enumerate(cleaned) if text]
         if rows:
             logits = self._logits([cleaned[row] for row in rows])
+            if len(rows) == len(cleaned) and self._all_seen:
+                return softmax(logits / self.temperature)
             result[np.ix_(rows, self._seen)] = softmax(logits / self.temperature)
             result[np.ix_(rows, [position for position in range(len(self.classes)) if position not in self._seen])] = 0.0
         return result
@@ -269,7 +272,7 @@ class EncoderClassifier(OnnxClassifier):
         outputs = self._encoder(texts)
         if outputs.shape[1] != len(self.classes):
             raise ValueError(f"{MODEL}: {outputs.shape[1]} outputs for {len(self.classes)} classes")
-        return outputs[:, self._seen]
+        return outputs if self._all_seen else outputs[:, self._seen]
 
     def _save_parts(self, folder: Path) -> dict[str, JsonValue]:
         target = folder / NETWORK

@@ -85,9 +85,11 @@ class TextClassifier(ABC):
         probabilities : array, shape (n, k)
             From :meth:`predict_proba`.
         """
-        best = probabilities.argmax(axis=1) if len(probabilities) else []
+        best = probabilities.argmax(axis=1).tolist() if len(probabilities) else []
+        if not abstain:
+            return [self.classes[position] for position in best]
         return [
-            UNSURE if abstain and row[position] < self.abstain.get(self.classes[position], 0.0) else self.classes[position]
+            UNSURE if row[position] < self.abstain.get(self.classes[position], 0.0) else self.classes[position]
             for row, position in zip(probabilities, best, strict=True)
         ]
 

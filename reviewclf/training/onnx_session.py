@@ -80,13 +80,17 @@ class OnnxEncoder:
         self.pad_id = pad_id
         self.max_length = max_length
         self._session = open_session(model, threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]
         self._tokenizer = read_tokenizer(tokenizer, max_length)
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Output rows of n texts: array of shape (n, width), in the order of `texts`."""
         result: Floats | None = None
+        if len(texts) == 1:
+            ((_, inputs),) = batches(self._tokenizer, texts, pad_id=self.pad_id)
+            return self._session.run(self._outputs, inputs)[0].astype(np.float64)  # type: ignore[no-any-return]
         for rows, inputs in batches(self._tokenizer, texts, pad_id=self.pad_id):
-            answer = self._session.run(None, inputs)[0]
+            answer = self._session.run(self._outputs, inputs)[0]
             if result is None:
                 result = np.empty((len(texts), answer.shape[1]))
             result[rows] = answer
@@ -97,7 +101,7 @@ class OnnxEncoder:
 
     def raw(self, input_ids: Integers, attention_mask: Integers) -> Floats:
         """Output rows of one batch of token ids and their mask, both of shape (n, tokens)."""
-        answer = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+        answer = self._session.run(self._outputs, {"input_ids": input_ids, "attention_mask": attention_mask})[0]
         return answer.astype(np.float64)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> EncoderFiles:
@@ -250,7 +254,14 @@ def batches(
         Positions in `texts`, and the arrays ``input_ids`` and ``attention_mask`` of shape (rows, longest of them); `tokens`
         numbers at most, or one text.
     """
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    if len(texts) == 1:
+        encoded = [tokenizer.encode(texts[0]).ids]
+    else:
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    if len(encoded) == 1 and encoded[0]:
+        ids = np.array(encoded, dtype=np.int64)
+        yield np.zeros(1, dtype=np.int64), {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        return
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     start = 0

@@ -8,11 +8,11 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from reviewclf.errors import ServingError, SettingsError
 from reviewclf.registry.deployment import Version
@@ -54,6 +55,25 @@ def as_served(classifier: TextClassifier, version: str = "1") -> ServedModel:
     )
     figures = {"gold/weighted_f1": 0.9, "gold/weighted_f1_low": 0.8, "gold/weighted_f1_high": 0.95, "gold/rows": 420.0}
     return ServedModel(info, classifier, figures, datetime(2026, 1, 2, tzinfo=UTC), "registry", "linear")
+
+
+def test_a_model_whose_answers_depend_on_the_batch_reads_each_text_alone(classifier: TextClassifier) -> None:
+    class Noting:
+        exported: ClassVar = {"served": "int8"}
+
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+
+        def predict_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
+            self.sizes.append(len(texts))
+            return classifier.predict_proba(texts)
+
+    noting = Noting()
+    answers = as_served(noting).answer(REVIEWS)  # type: ignore[arg-type]
+    assert noting.sizes == [1] * len(answers)
+    np.testing.assert_allclose(answers, classifier.predict_proba(REVIEWS), rtol=1e-12)
+    plain = as_served(classifier)
+    assert plain.most_together is None
 
 
 @pytest.fixture(scope="module")

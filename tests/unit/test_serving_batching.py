@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -18,16 +19,18 @@ from reviewclf.serving.problems import Problem
 class Recorder:
     """A model that notes its batches, can be held back, and answers each text's own number."""
 
-    def __init__(self, *, poison: str | None = None, most_together: int | None = None) -> None:
+    def __init__(self, *, poison: str | None = None, most_together: int | None = None, seconds: float = 0.0) -> None:
         self.batches: list[list[str]] = []
         self.go = threading.Event()
         self.go.set()
         self.poison = poison
         self.most_together = most_together
+        self.seconds = seconds
 
     def answer(self, texts: Sequence[str]) -> np.ndarray:
         self.batches.append(list(texts))
         assert self.go.wait(10)
+        time.sleep(self.seconds)
         if self.poison in texts:
             raise ValueError("cannot read this one")
         return np.array([[float(text)] for text in texts])
@@ -89,9 +92,9 @@ def test_a_large_request_lets_short_ones_pass_between_its_batches() -> None:
         await asyncio.sleep(0.01)
         model.go.set()
         await short
-        assert not large.done()
         assert (await large).ravel().tolist() == list(range(40))
         assert max(map(len, model.batches)) <= 8
+        assert [("1000" in batch) for batch in model.batches] == [False, False, True, False, False, False]
 
     run(scenario)
 
@@ -110,13 +113,23 @@ def test_free_threads_share_what_waits() -> None:
     run(scenario, workers=2)
 
 
-def test_a_model_whose_answers_depend_on_the_batch_gets_each_text_alone() -> None:
-    model = Recorder(most_together=1)
+def test_a_model_that_reads_texts_alone_is_given_as_many_as_take_a_few_milliseconds() -> None:
+    fast, slow = Recorder(most_together=1), Recorder(most_together=1, seconds=0.01)
 
     async def scenario(batcher: Batcher) -> None:
-        answers = await asyncio.gather(*(batcher.submit(model, [str(n), str(n + 10)]) for n in range(5)))
-        assert [answer.ravel().tolist() for answer in answers] == [[n, n + 10] for n in range(5)]
-        assert max(map(len, model.batches)) == 1
+        for model in (slow, fast):
+            for _ in range(30):  # until the batcher knows how fast it is
+                await batcher.submit(model, ["0"])
+            model.batches.clear()
+            model.go.clear()
+            tasks = [asyncio.create_task(batcher.submit(model, ["0"]))]
+            await until(lambda model=model: len(model.batches) == 1)  # type: ignore[misc]
+            tasks += [asyncio.create_task(batcher.submit(model, [str(n)])) for n in range(1, 7)]
+            await asyncio.sleep(0.01)
+            model.go.set()
+            assert [answer.item() for answer in await asyncio.gather(*tasks)] == list(range(7))
+        assert max(map(len, slow.batches)) == 1
+        assert max(map(len, fast.batches)) > 1
 
     run(scenario)
 
