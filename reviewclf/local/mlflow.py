@@ -25,6 +25,8 @@ def server_command(home: Path, *, port: int) -> list[str]:
         *("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"),
         *("--no-serve-artifacts", "--default-artifact-root", (home / "artifacts").as_uri()),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        # MLflow's own list takes «10.*», and so a name like 10.example.org that a web page lets point to this machine.
+        *("--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"),
     ]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import quote
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -47,3 +48,14 @@ def test_task_links_to_its_data_docs(run_id: str, visit: Callable[..., Visitor])
     expect(page.get_by_text("Validations / raw /").first).to_be_visible()
     # Great Expectations' pages ask for scripts on the internet, and say so where there is none.
     visitor.complaints.clear()
+
+
+def test_mlflow_answers_under_this_machine_s_own_names_only(platform: Platform) -> None:
+    """A web page may let a name of its own point to this machine; MLflow's defaults take names like this one for an address."""
+    address = f"{platform.mlflow}/api/2.0/mlflow/registered-models/get?name=review-classifier"
+    port = platform.mlflow.rpartition(":")[2]
+    told = {
+        host: httpx.get(address, headers={"Host": f"{host}:{port}"}, trust_env=False).status_code
+        for host in ("localhost", "127.0.0.1", "10.example.org", "192.168.example.org")
+    }
+    assert told == {"localhost": 200, "127.0.0.1": 200, "10.example.org": 403, "192.168.example.org": 403}
