@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each of these starts Airflow, which by itself keeps two cores busy.
@@ -17,12 +18,18 @@ PLATFORMS = ("e2e", "team", "ui")
 FAULT_ROW = "survived fault"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByPlatform(LoadScopeScheduling):
     """Where tests run side by side: one Airflow at a time, and beside it the rest, file by file."""
-    for item in items:
-        folder, _, file = item.path.relative_to(ROOT / "tests").as_posix().rpartition("/")
-        item.add_marker(pytest.mark.xdist_group("platform" if folder in PLATFORMS else f"{folder}/{file}"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "platform" if file.split("/")[1] in PLATFORMS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPlatform:
+    """What deals the tests out, see ``make test``."""
+    return ByPlatform(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +54,11 @@ def surroundings() -> Iterator[None]:
 def tracking_server_forgotten() -> Iterator[None]:
     """MLflow keeps the server it spoke to last, in the environment too: the next test would speak to it as well."""
     yield
+    forget_tracking_server()
+
+
+def forget_tracking_server() -> None:
+    """Let the next :class:`Tracker` be the one that its settings say."""
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
