@@ -17,7 +17,7 @@ class S3(NamedTuple):
     bucket: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """SeaweedFS with one identity, and the standard AWS variables pointing to it."""
     folder = tmp_path_factory.mktemp("s3")

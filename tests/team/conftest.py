@@ -68,7 +68,7 @@ class Undisturbed(NamedTuple):
     found: dict[str, Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nights() -> Iterator[Nights]:
     for needed in (postgres_binaries, redis_server, weed):
         needed()
@@ -82,7 +82,7 @@ def nights() -> Iterator[Nights]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(nights: Nights) -> Undisturbed:
     return Undisturbed(*nights.run("undisturbed"))
 

@@ -108,7 +108,7 @@ def _night(settings: Settings, *, promoted: bool, run: str) -> None:
         retrain_stages.promote(settings, gated, who=run)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> str:
     """The browser's program."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -117,7 +117,7 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Platform]:
     """Airflow's API server and MLflow; the registry is filled while they start."""
     home = tmp_path_factory.mktemp("ui")
