@@ -1,9 +1,10 @@
-"""Whether a server is away for the moment, which passes by itself, or refuses for good."""
+"""Whether a server is away for the moment, which passes by itself, or refuses for good; whether a disk is full."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -12,6 +13,20 @@ from reviewclf.errors import SourceUnavailableError
 _PASSING_STATUS = 429
 _SERVER_ERRORS = 500
 _PASSING_NUMBERS = {errno.EREMOTEIO} if hasattr(errno, "EREMOTEIO") else set()
+
+# No space, over quota, over the size that the system allows; SQLite has words of its own. Servers hand on the words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = (*(os.strerror(number) for number in _FULL), "database or disk is full")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left for what was to be written, here or on a server."""
+    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+
+
+def space_hint(error: BaseException) -> str:
+    """What to do about a full disk, to be put behind the error's own words; empty for other errors."""
+    return ": free some space, then run this stage again" if is_full(error) else ""
 
 
 def is_away(error: BaseException | None) -> bool:

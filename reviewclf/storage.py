@@ -34,10 +34,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from reviewclf.errors import ConflictError, StoreError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.outages import is_away
-
-# No space, over quota, over the size that the system allows.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from reviewclf.outages import is_away, space_hint
 
 
 class Snapshot(BaseModel):
@@ -338,8 +335,7 @@ class Store:
         except FileNotFoundError as error:
             raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
         except (OSError, pa.ArrowException) as error:
-            hint = ": free some space, then run this stage again" if getattr(error, "errno", None) in _FULL else ""
-            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}{hint}") from error
+            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}{space_hint(error)}") from error
         except Exception as error:
             if not is_away(error):
                 raise

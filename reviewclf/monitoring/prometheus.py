@@ -6,7 +6,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest, write_to_textfile
 
+from reviewclf.errors import StoreError
 from reviewclf.monitoring.report import HealthReport
+from reviewclf.outages import space_hint
 
 _VERDICTS = ("healthy", "drift", "unknown")
 
@@ -18,8 +20,11 @@ def exposition(report: HealthReport) -> str:
 
 def write_exposition(report: HealthReport, path: Path) -> None:
     """Write :func:`exposition` to `path`, whole or not at all; the folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_to_textfile(str(path), _registry(report))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to_textfile(str(path), _registry(report))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error}{space_hint(error)}") from error
 
 
 def _registry(report: HealthReport) -> CollectorRegistry:

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError
+from reviewclf.outages import is_full, space_hint
 from reviewclf.registry import CHALLENGER, CHAMPION, EXPERIMENT, PREVIOUS, REGISTERED_MODEL
 from reviewclf.registry.model import aliases
 from reviewclf.registry.tracking import KIND_TAG, Tracker
@@ -205,9 +206,11 @@ class Ledger:
                 found = self._params().get(name)
                 if found is not None:
                     return found == value
-                # Nothing was written: the database was busy, or the server away for a moment.
-                if attempt == _ATTEMPTS - 1:
-                    raise RegistryError(f"MLflow at {self._tracker.tracking_uri} did not take an event: {error}") from error
+                # Nothing was written: the database was busy, or the server away for a moment. A full disk stays full.
+                if attempt == _ATTEMPTS - 1 or is_full(error):
+                    raise RegistryError(
+                        f"MLflow at {self._tracker.tracking_uri} did not take an event: {error}{space_hint(error)}"
+                    ) from error
                 time.sleep(0.1)
             else:
                 return True

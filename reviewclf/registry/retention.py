@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.ledger import Event, Ledger
@@ -108,14 +107,5 @@ def _remove(tracker: Tracker, version: ModelVersion) -> None:
         # MLflow's databases do not keep `model_id`; the source that it was registered from names it.
         model_id = version.model_id or str(version.source).removeprefix("models:/")
         if model_id.startswith("m-"):
-            try:
-                location = client.get_logged_model(model_id).artifact_location
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-            else:
-                # Files that are gone already are what is wanted.
-                with contextlib.suppress(FileNotFoundError):
-                    get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
-                client.delete_logged_model(model_id)
+            tracker.remove_model(model_id)
         client.delete_model_version(REGISTERED_MODEL, number)

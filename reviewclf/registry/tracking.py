@@ -21,8 +21,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from reviewclf.errors import RegistryError
+from reviewclf.outages import is_full, space_hint
 from reviewclf.registry import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ OUTCOME_TAG = "reviewclf.outcome"
 # Logs are for reading: a bar for two small files is not.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+_SQLITE = "sqlite:///"
 # MLflow refuses longer parameter values.
 _MAX_PARAM = 6000
 
@@ -61,8 +66,9 @@ class Tracker:
 
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
-        if tracking_uri.startswith("sqlite:///"):
-            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if tracking_uri.startswith(_SQLITE):
+            with self.errors("create its database"):
+                _create_database(Path(tracking_uri.removeprefix(_SQLITE)))
         mlflow.set_tracking_uri(tracking_uri)
         self.client = MlflowClient(tracking_uri)
         with self.errors("open the experiment"):
@@ -83,7 +89,12 @@ class Tracker:
         try:
             yield
         except MlflowException as error:
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}") from error
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}{space_hint(error)}") from error
+        except (OSError, SQLAlchemyError) as error:
+            # Files, also temporary ones, are written by the client itself, and so is a database that is a file.
+            if not is_full(error):
+                raise
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error}{space_hint(error)}") from error
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +157,8 @@ class Tracker:
         for other in self.find_runs({KEY_TAG: key, KIND_TAG: kind}):
             if other.info.run_id != run_id:
                 with self.errors("delete what a killed attempt left"):
+                    if other.info.status != "FINISHED":
+                        self._remove_models(other.info.run_id)
                     self.client.delete_run(other.info.run_id)
         return run_id
 
@@ -160,6 +173,9 @@ class Tracker:
         try:
             yield run_id
         except BaseException:
+            # First the files: on a full disk there is no space for anything else before they are gone.
+            with contextlib.suppress(MlflowException, OSError):
+                self._remove_models(run_id)
             self.fail(run_id)
             raise
         with self.errors("finish the run"):
@@ -174,6 +190,24 @@ class Tracker:
         """Mark a run FINISHED."""
         with self.errors("finish the run"):
             self.client.set_terminated(run_id, "FINISHED")
+
+    def remove_model(self, model_id: str) -> None:
+        """Remove a logged model and its files; nothing happens where it is gone."""
+        try:
+            location = self.client.get_logged_model(model_id).artifact_location
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return
+        # Files that are gone already are what is wanted.
+        with contextlib.suppress(FileNotFoundError):
+            get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
+        self.client.delete_logged_model(model_id)
+
+    def _remove_models(self, run_id: str) -> None:
+        """Remove what a run that did not finish has logged of its model: attempts would fill the disk one after another."""
+        for model in self.client.search_logged_models([self.experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+            self.remove_model(model.model_id)
 
     # -- what a run holds ------------------------------------------------------------------------------------------
 
@@ -273,9 +307,9 @@ class Tracker:
 
     def _artifact_location(self) -> str | None:
         # Without a server MLflow would put artifacts below whatever the working directory is. A server decides itself.
-        if not self.tracking_uri.startswith("sqlite:///"):
+        if not self.tracking_uri.startswith(_SQLITE):
             return None
-        return (Path(self.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts").resolve().as_uri()
+        return (Path(self.tracking_uri.removeprefix(_SQLITE)).parent / "artifacts").resolve().as_uri()
 
     def _create_experiment(self) -> Any:
         try:
@@ -290,6 +324,23 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return self.client.get_experiment_by_name(EXPERIMENT)
+
+
+def _create_database(path: Path) -> None:
+    """Make MLflow's database whole before it gets its name: of half a one, left by a full disk, MLflow makes no whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        engine = create_sqlalchemy_engine(f"{_SQLITE}{made}")  # type: ignore[no-untyped-call]
+        try:
+            _initialize_tables(engine)  # type: ignore[no-untyped-call]
+        finally:
+            engine.dispose()
+        # Another process may have been quicker.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(made)
 
 
 def git_commit(folder: Path | None = None) -> str | None:

@@ -176,7 +176,7 @@ def _train(
             tracker.log_json(run_id, [dict(epoch) for epoch in classifier.history], "epochs.json")
             tracker.log_figure(run_id, plot_learning_curves(classifier.history, spec.name), "learning_curves.png")
         tracker.log_environment(run_id)
-        with tempfile.TemporaryDirectory() as folder:
+        with tracker.errors("store the model"), tempfile.TemporaryDirectory() as folder:
             classifier.save(Path(folder))
             model_uri = log_model(
                 tracker,

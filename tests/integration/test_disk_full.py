@@ -4,33 +4,81 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from reviewclf.errors import StoreError
+from reviewclf.errors import RegistryError, StoreError
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.journal import VoteJournal, journaled_votes
+from reviewclf.manifest import Manifest
+from reviewclf.registry.model import aliases, versions
+from reviewclf.registry.promotion import history
+from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings, load_settings
+from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import monitor as monitor_stages
+from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import score as score_stages
 from reviewclf.storage import Store
+from tests.conftest import forget_tracking_server
+from tests.integration.test_scoring import assert_each_once
 from tests.integration.test_stages import run_ingest, run_label
+from tests.nights import ROOT
 
+SAMPLE = ROOT / "reviewclf" / "sample"
 _STEP = 24 * 1024
+_FREE_SPACE = "free some space"
+
+
+class Disk:
+    """A small file system, and a file that takes the space on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    def leave(self, space: int) -> None:
+        """Fill it until so many bytes are left."""
+        self.clear()
+        stats = os.statvfs(self.folder)
+        self._ballast.write_bytes(b"\0" * (stats.f_bavail * stats.f_frsize - space))
+
+    def clear(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "reviewclf-test", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here: run as root, outside a container without CAP_SYS_ADMIN")
+    try:
+        yield folder
+    finally:
+        # MLflow keeps its database open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one mebibyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "reviewclf-test", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here: run as root, outside a container without CAP_SYS_ADMIN")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """One with room for a store and for MLflow."""
+    with mounted(tmp_path / "disk", "16m") as folder:
+        yield Disk(folder)
 
 
 @contextmanager
@@ -109,3 +157,246 @@ def test_vote_that_did_not_fit_is_told_and_those_before_it_are_kept(tmp_path: Pa
         keep_all()
     assert 0 < kept < len(votes)
     assert sorted(vote.text_hash for vote in journaled_votes(store).values()) == [vote.text_hash for vote in votes[:kept]]
+
+
+# -- the retrain and scoring -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which part of the sample is labelled, with one thin class."""
+    home = tmp_path_factory.mktemp("labelled")
+    reviews = pd.read_csv(SAMPLE / "reviews.csv", on_bad_lines="skip")
+    reviews[: len(reviews) // 2].to_csv(home / "reviews.csv", index=False)
+    pd.read_csv(SAMPLE / "gold.csv")[:150].to_csv(home / "gold.csv", index=False)
+    settings = settings_of(home)
+    run_ingest(settings)
+    run_label(settings)
+    return home
+
+
+def settings_of(data: Path, **overrides: Any) -> Settings:
+    return load_settings(
+        _env_file=None,
+        **{
+            "home": data,
+            "dataset": {"label_errors": "off"},
+            "source": str(data / "reviews.csv"),
+            "gold": str(data / "gold.csv"),
+            "synthetic": str(SAMPLE / "synthetic.csv"),
+            "synthetic_votes": str(SAMPLE / "synthetic_votes.csv"),
+            "candidates": ROOT / "tests" / "candidates-quick.yaml",
+            "augmentation": {"amounts": [0.25], "folds": 2},
+            "scoring": {"shard_rows": 250},
+            **overrides,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home after a retrain that had all the space it wanted."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(labelled / "store", home / "store")
+    settings = settings_of(labelled, home=home)
+    assert retrain(settings).details["promoted"] is True
+    return settings
+
+
+def retrain(settings: Settings) -> Manifest:
+    forget_tracking_server()
+    planned = dataset_stages.plan_synthesis(settings)
+    categories = dataset_stages.thin_classes(planned)
+    assert categories
+    synthesized = [dataset_stages.synthesize(settings, planned, category) for category in categories]
+    dataset = retrain_stages.build_dataset(settings, synthesized)
+    trained = [retrain_stages.train(settings, dataset, name) for name in retrain_stages.candidate_names(settings)]
+    evaluated = retrain_stages.evaluate(settings, dataset, trained)
+    return retrain_stages.promote(settings, retrain_stages.gate(settings, evaluated), who="night")
+
+
+@contextmanager
+def filled_before_write(disk: Disk, number: int) -> Iterator[None]:
+    """The store's disk has no byte left when the write after so many others begins."""
+    create = Store._create
+    written = 0
+
+    def on_a_full_disk(self: Store, key: str, data: bytes) -> bool:
+        nonlocal written
+        if written == number:
+            disk.leave(0)
+        written += 1
+        return create(self, key, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "_create", on_a_full_disk)
+        try:
+            yield
+        finally:
+            disk.clear()
+
+
+def failure(work: Callable[[], object]) -> str | None:
+    """What went wrong for want of space; anything else that goes wrong fails the test."""
+    try:
+        work()
+    except (StoreError, RegistryError) as error:
+        said = str(error)
+    else:
+        return None
+    assert _FREE_SPACE in said
+    return said
+
+
+def assert_nothing_half_visible(settings: Settings) -> None:
+    store = Store(settings.store_uri)
+    assert half_written(Path(settings.store_uri)) == []
+    for table, keys in store.snapshot().tables.items():
+        assert sum(part.num_rows for part in store.iter_tables(keys)) > 0, table
+    stages = sorted({path.parent.name for path in Path(settings.store_uri).glob("stages/*/*.json")})
+    for stage in stages:
+        for _, manifest in store.manifests(stage):
+            for keys in manifest.outputs.values():
+                for key in [keys] if isinstance(keys, str) else keys:
+                    if key.startswith("objects/"):
+                        store.read_bytes(key)
+
+
+def promotions(settings: Settings) -> tuple[list[Any], dict[str, str], list[tuple[Any, ...]]]:
+    """Events, aliases and versions in the registry, without what differs from night to night."""
+    tracker = tracker_of(settings)
+    events = [(event.action, event.version, event.from_version, event.dataset) for event in history(tracker)]
+    known = [
+        (version.version, version.tags["reviewclf.gate"], version.tags["reviewclf.dataset"]) for version in versions(tracker)
+    ]
+    return events, aliases(tracker), known
+
+
+def runs(settings: Settings) -> list[tuple[str, str]]:
+    """Kind and status of the runs of a retrain that somebody sees."""
+    seen = [(run.data.tags[KIND_TAG], run.info.status) for run in tracker_of(settings).find_runs({})]
+    return sorted(run for run in seen if run[0] in ("candidate", "promotions", "retrain"))
+
+
+def tracker_of(settings: Settings) -> Tracker:
+    forget_tracking_server()
+    return Tracker(settings.tracking_uri)
+
+
+def datasets(settings: Settings) -> list[str]:
+    return [manifest.digest for _, manifest in Store(settings.store_uri).manifests("dataset")]
+
+
+def test_retrain_goes_on_whichever_write_found_no_space(
+    disk: Disk, labelled: Path, undisturbed: Settings, tmp_path: Path
+) -> None:
+    shutil.copytree(labelled / "store", disk.folder / "store")
+    tight = settings_of(labelled, home=tmp_path / "tight", store=str(disk.folder / "store"))
+    failures: list[str] = []
+    while True:
+        with filled_before_write(disk, 1 if failures else 0):
+            said = failure(lambda: retrain(tight))
+        if said is None:
+            break
+        failures.append(said)
+        assert_nothing_half_visible(tight)
+        assert promotions(tight)[:2] == ([], {})
+    assert len(failures) == len(set(failures)) >= 14
+    for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "judge"):
+        assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
+    assert any("/log/" in said for said in failures)
+    assert Store(tight.store_uri).snapshot() == Store(undisturbed.store_uri).snapshot()
+    assert datasets(tight) == datasets(undisturbed)
+    assert promotions(tight) == promotions(undisturbed)
+    assert runs(tight) == runs(undisturbed)
+
+
+def test_scoring_goes_on_whichever_write_found_no_space(disk: Disk, undisturbed: Settings, tmp_path: Path) -> None:
+    forget_tracking_server()
+    shutil.copytree(undisturbed.store_uri, disk.folder / "before")
+    roomy = undisturbed.model_copy(update={"store": str(tmp_path / "roomy")})
+    shutil.copytree(disk.folder / "before", roomy.store_uri)
+    score(roomy, {})
+    tight = undisturbed.model_copy(update={"store": str(disk.folder / "store")})
+    failures: list[str] = []
+    while True:
+        shutil.copytree(disk.folder / "before", tight.store_uri)
+        finished: dict[str, Any] = {}
+        with filled_before_write(disk, len(failures)):
+            said = failure(lambda: score(tight, finished))  # noqa: B023
+        if said is None:
+            break
+        failures.append(said)
+        assert_nothing_half_visible(tight)
+        snapshot = Store(tight.store_uri).snapshot()
+        assert bool(snapshot.keys("predictions")) == any(key.startswith("predictions:") for key in snapshot.applied)
+        score(tight, finished)
+        assert_each_once(tight)
+        assert_same_answers(tight, roomy)
+        shutil.rmtree(tight.store_uri)
+    assert len(failures) >= 14
+    for stage in ("select_unscored", "score", "publish_predictions", "monitor"):
+        assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
+    assert sum("/log/" in said for said in failures) == 2
+
+
+def score(settings: Settings, finished: dict[str, Any]) -> None:
+    """A scoring; as in Airflow, a stage that has finished is not repeated and its answer is kept."""
+
+    def once(name: str, stage: Callable[[], Any]) -> Any:
+        if name not in finished:
+            finished[name] = stage()
+        return finished[name]
+
+    selected = once("select", lambda: score_stages.select(settings))
+    scored = [
+        once(f"score {shard['shard']}", lambda shard=shard: score_stages.score(settings, selected, shard))
+        for shard in selected.details["shards"]
+    ]
+    published = once("publish", lambda: score_stages.publish(settings, selected, scored))
+    once("monitor", lambda: monitor_stages.monitor(settings, published))
+
+
+def assert_same_answers(tight: Settings, undisturbed: Settings) -> None:
+    kept = []
+    for settings in (tight, undisturbed):
+        store = Store(settings.store_uri)
+        snapshot = store.snapshot()
+        assert len(snapshot.keys("health")) == 1
+        answers = store.read_table(snapshot.keys("predictions")).to_pandas().drop(columns="scored_at")
+        kept.append(answers.sort_values(["review_id", "role"], ignore_index=True))
+    pd.testing.assert_frame_equal(*kept)
+
+
+def test_retrain_goes_on_wherever_mlflow_found_no_space(disk: Disk, labelled: Path, undisturbed: Settings) -> None:
+    tight = settings_of(labelled, home=disk.folder / "home")
+    shutil.copytree(labelled / "store", tight.store_uri)
+    database = disk.folder / "home" / "mlflow" / "mlflow.db"
+    models = disk.folder / "home" / "mlflow" / "artifacts" / "models"
+    failures: list[str] = []
+    space, trained = 0, False
+    while True:
+        # A model needs much space, what comes after it little.
+        space += _STEP if trained else 25 * _STEP
+        disk.leave(space)
+        said = failure(lambda: retrain(tight))
+        disk.clear()
+        if said is None:
+            break
+        failures.append(said)
+        assert_nothing_half_visible(tight)
+        # Attempts do not fill the disk one after another: the files of a model that was not finished are gone.
+        done = bool(Store(tight.store_uri).manifests("train"))
+        assert sum(path.is_file() for path in models.rglob("MLmodel")) == int(done)
+        if done and not trained:
+            space, trained = 0, True
+        if database.exists():
+            _, named, known = promotions(tight)
+            assert len(known) <= 1
+            assert "champion" not in named or known[0][1] == "passed"
+    for doing in ("create its database", "store the model"):
+        assert any(f"{tight.tracking_uri} did not {doing}" in said for said in failures), doing
+    assert sum("MLflow at" in said for said in failures) >= 6
+    assert datasets(tight) == datasets(undisturbed)
+    assert promotions(tight) == promotions(undisturbed)
+    assert runs(tight) == runs(undisturbed)
