@@ -338,9 +338,12 @@ def _create_database(path: Path) -> None:
             _initialize_tables(engine)  # type: ignore[no-untyped-call]
         finally:
             engine.dispose()
-        # Another process may have been quicker.
-        with contextlib.suppress(FileExistsError):
+        try:
             path.hardlink_to(made)
+        except FileExistsError:  # another process was quicker
+            pass
+        except OSError:  # a file system without links
+            made.replace(path)
 
 
 def git_commit(folder: Path | None = None) -> str | None:

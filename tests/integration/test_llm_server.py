@@ -100,7 +100,7 @@ def settings(server: LlamaServer, tmp_path: Path) -> Settings:
             "structured_output": "none",
             "concurrency": 4,
             "max_retries": 2,
-            "timeout_seconds": 120,
+            "timeout_seconds": 600,
         },
     )
 
@@ -140,18 +140,22 @@ def test_hundred_reviews_over_a_killed_server_lose_and_double_nothing(
     server.kill()
     server.start(probabilities=False)
     kept_at_kill: dict[VoteIdentity, Vote] = {}
+    ended = threading.Event()
 
     def disturb() -> None:
-        while len(journaled_votes(store)) < 30:
-            time.sleep(0.1)
+        while len(journaled_votes(store)) < 30 and not ended.wait(0.1):
+            pass
         server.kill()
         kept_at_kill.update(journaled_votes(store))
 
     disturber = threading.Thread(target=disturb)
     disturber.start()
-    with pytest.raises(AnnotatorUnavailableError):
-        ask_all(store, [annotator], todo, settings, known=set(), shards=1)
-    disturber.join()
+    try:
+        with pytest.raises(AnnotatorUnavailableError):
+            ask_all(store, [annotator], todo, settings, known=set(), shards=1)
+    finally:
+        ended.set()
+        disturber.join()
     assert 30 <= len(kept_at_kill) < _REVIEWS
     server.start(probabilities=False)
     votes, stopped = ask_all(store, [OpenAIAnnotator(settings.llm, taxonomy)], todo, settings, known=set(), shards=1)
