@@ -23,6 +23,7 @@ from reviewclf.registry.promotion import history
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import retrain as retrain_stages
 from reviewclf.stages import score as score_stages
@@ -400,3 +401,26 @@ def test_retrain_goes_on_wherever_mlflow_found_no_space(disk: Disk, labelled: Pa
     assert datasets(tight) == datasets(undisturbed)
     assert promotions(tight) == promotions(undisturbed)
     assert runs(tight) == runs(undisturbed)
+
+
+def test_checks_go_on_once_there_is_space_for_their_data_docs(disk: Disk, labelled: Path, tmp_path: Path) -> None:
+    forget_tracking_server()
+    tight = settings_of(labelled, home=disk.folder / "home", store=str(tmp_path / "store"))
+    docs = tight.home / "data_docs"
+
+    def goes_on(check: Callable[[], Manifest]) -> Manifest:
+        for space in (0, 4096, 65_536):
+            disk.leave(space)
+            said = failure(check)
+            assert said is not None
+            assert said.startswith(f"{docs}: the data docs cannot be written")
+        disk.clear()
+        return check()
+
+    ingested = ingest_stages.ingest(tight)
+    validated = goes_on(lambda: ingest_stages.validate_raw(tight, ingested))
+    cleaned = ingest_stages.clean(tight, ingested, validated)
+    report = goes_on(lambda: ingest_stages.validate_clean(tight, cleaned))
+    ingest_stages.publish(tight, ingested, validated, cleaned, report)
+    run_label(tight)
+    assert Store(tight.store_uri).snapshot() == Store(str(labelled / "store")).snapshot()
