@@ -14,14 +14,25 @@ _PASSING_STATUS = 429
 _SERVER_ERRORS = 500
 _PASSING_NUMBERS = {errno.EREMOTEIO} if hasattr(errno, "EREMOTEIO") else set()
 
-# No space, over quota, over the size that the system allows; SQLite has words of its own. Servers hand on the words alone.
+# No space, over quota, over the size that the system allows; SQLite has words of its own, and so has Python where no folder
+# takes a temporary file. Servers hand on the words alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = (*(os.strerror(number) for number in _FULL), "database or disk is full")
+_FULL_WORDS = (*(os.strerror(number) for number in _FULL), "database or disk is full", "No usable temporary directory")
+
+
+def full_disk(error: BaseException | None) -> BaseException | None:
+    """What says that there is no space left, here or on a server: the error, or the innermost of its causes; None: nothing."""
+    found = None
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
+            found = error
+        error = error.__cause__
+    return found
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that there is no space left for what was to be written, here or on a server."""
-    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+    """Whether an error says, or was caused by one that says, that there is no space left for what was to be written."""
+    return full_disk(error) is not None
 
 
 def space_hint(error: BaseException) -> str:

@@ -7,6 +7,7 @@ about the table as a whole is broken). The data docs list every run below ``<doc
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import warnings
@@ -26,11 +27,17 @@ from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from pydantic import BaseModel, ConfigDict
 
-from reviewclf.errors import QualityError
+from reviewclf.errors import QualityError, StoreError
+from reviewclf.outages import is_full, space_hint
 from reviewclf.settings import QualitySettings
 from reviewclf.text import cyrillic_share
 
+logger = logging.getLogger(__name__)
+
 Table = Literal["raw", "clean"]
+
+# Of Great Expectations' project; it makes them where they are missing.
+_PROJECT_SETTINGS = ("great_expectations.yml", "uncommitted/config_variables.yml")
 
 _COLUMNS: dict[Table, dict[str, str]] = {
     "raw": {
@@ -296,10 +303,9 @@ def _raw_rules(limits: QualitySettings) -> list[_Rule]:
 
 
 def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_name: str) -> tuple[list[Any], str]:
-    docs.mkdir(parents=True, exist_ok=True)
     # Great Expectations keeps its project in plain files and does not expect a second writer.
-    with FileLock(docs / ".lock"), _quiet():
-        context = gx.get_context(mode="file", project_root_dir=docs)
+    with _space_errors(docs), _locked(docs), _quiet():
+        context = _project(docs)
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         source = context.data_sources.add_or_update_pandas("reviews")
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("run")
@@ -331,6 +337,45 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
     # The library's address is no URL where the path holds spaces or Cyrillic.
     page = Path(urls[0]["site_url"].removeprefix("file://"))
     return [by_rule[rule.name] for rule in rules], page.as_uri()
+
+
+def _project(docs: Path) -> Any:
+    """The project of the data docs, without what a full disk or a kill has left half-written: no run would get past it."""
+    project = docs / "gx"
+    for folder in ("expectations", "validation_definitions", "checkpoints", "uncommitted/validations"):
+        for path in (project / folder).rglob("*.json"):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                logger.warning("%s: half-written, removed", path)
+                path.unlink()
+    try:
+        return gx.get_context(mode="file", project_root_dir=docs)
+    except Exception as error:
+        settings = [path for path in (project / name for name in _PROJECT_SETTINGS) if path.exists()]
+        if is_full(error) or not settings:
+            raise
+        logger.warning("%s: cannot be used (%s), made anew", project / _PROJECT_SETTINGS[0], error)
+        for path in settings:
+            path.unlink()
+        return gx.get_context(mode="file", project_root_dir=docs)
+
+
+@contextlib.contextmanager
+def _locked(docs: Path) -> Iterator[None]:
+    docs.mkdir(parents=True, exist_ok=True)
+    with FileLock(docs / ".lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _space_errors(docs: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StoreError(f"{docs}: the data docs cannot be written: {error}{space_hint(error)}") from error
 
 
 def _plain_types(frame: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from reviewclf.errors import RegistryError
-from reviewclf.outages import is_full, space_hint
+from reviewclf.outages import full_disk, space_hint
 from reviewclf.registry import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ OUTCOME_TAG = "reviewclf.outcome"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _SQLITE = "sqlite:///"
+_MAX_SAID = 500
 # MLflow refuses longer parameter values.
 _MAX_PARAM = 6000
 
@@ -88,13 +89,17 @@ class Tracker:
         """Turn MLflow's errors into a :class:`RegistryError` that says what was tried and where."""
         try:
             yield
-        except MlflowException as error:
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}{space_hint(error)}") from error
-        except (OSError, SQLAlchemyError) as error:
-            # Files, also temporary ones, are written by the client itself, and so is a database that is a file.
-            if not is_full(error):
+        except (MlflowException, OSError, SQLAlchemyError) as error:
+            # Files, also temporary ones, are written by the client itself, and so is a database that is a file. What MLflow
+            # and SQLAlchemy make of a full disk is pages of SQL, or advice about code paths.
+            full = full_disk(error)
+            if full is not None:
+                said = f"{_shortened(full)}{_where(full)}{space_hint(full)}"
+            elif isinstance(error, MlflowException):
+                said = error.message
+            else:
                 raise
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error}{space_hint(error)}") from error
+            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {said}") from error
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -324,6 +329,18 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return self.client.get_experiment_by_name(EXPERIMENT)
+
+
+def _shortened(error: BaseException) -> str:
+    said = str(error)
+    return said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]}..."
+
+
+def _where(error: BaseException) -> str:
+    """The other folder that a file may have found no space in: artifacts are made before they are stored."""
+    if not isinstance(error, OSError) or tempfile.tempdir is None:
+        return ""
+    return f" (there, or in {tempfile.tempdir}, where files are made first; TMPDIR names another)"
 
 
 def _create_database(path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from reviewclf.data.gold import load_gold
 from reviewclf.errors import RegistryError, StoreError
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.journal import VoteJournal, journaled_votes
@@ -23,10 +25,13 @@ from reviewclf.registry.promotion import history
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import retrain as retrain_stages
 from reviewclf.stages import score as score_stages
+from reviewclf.stages.evaluate import score_champion
 from reviewclf.storage import Store
+from reviewclf.taxonomy import Taxonomy
 from tests.conftest import forget_tracking_server
 from tests.integration.test_scoring import assert_each_once
 from tests.integration.test_stages import run_ingest, run_label
@@ -400,3 +405,80 @@ def test_retrain_goes_on_wherever_mlflow_found_no_space(disk: Disk, labelled: Pa
     assert datasets(tight) == datasets(undisturbed)
     assert promotions(tight) == promotions(undisturbed)
     assert runs(tight) == runs(undisturbed)
+
+
+def test_checks_go_on_once_there_is_space_for_their_data_docs(disk: Disk, labelled: Path, tmp_path: Path) -> None:
+    forget_tracking_server()
+    tight = settings_of(labelled, home=disk.folder / "home", store=str(tmp_path / "store"))
+    docs = tight.home / "data_docs"
+
+    def goes_on(check: Callable[[], Manifest]) -> Manifest:
+        for space in (0, 4096, 65_536):
+            disk.leave(space)
+            said = failure(check)
+            assert said is not None
+            assert said.startswith(f"{docs}: the data docs cannot be written")
+        disk.clear()
+        return check()
+
+    ingested = ingest_stages.ingest(tight)
+    validated = goes_on(lambda: ingest_stages.validate_raw(tight, ingested))
+    cleaned = ingest_stages.clean(tight, ingested, validated)
+    report = goes_on(lambda: ingest_stages.validate_clean(tight, cleaned))
+    ingest_stages.publish(tight, ingested, validated, cleaned, report)
+    run_label(tight)
+    assert Store(tight.store_uri).snapshot() == Store(str(labelled / "store")).snapshot()
+
+
+def test_full_folder_of_temporary_files_is_named_and_the_retrain_goes_on(
+    disk: Disk, labelled: Path, undisturbed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    shutil.copytree(labelled / "store", tmp_path / "tight" / "store")
+    tight = settings_of(labelled, home=tmp_path / "tight")
+    failures: list[str] = []
+    # Figures and reports need little, a model much.
+    for space in (0, 16_384, 65_536, 800_000):
+        disk.leave(space)
+        said = failure(lambda: retrain(tight))
+        disk.clear()
+        assert said is not None
+        assert f"in {disk.folder}, where files are made first" in said
+        # MLflow says of it that the code cannot be copied.
+        assert "code path" not in said
+        assert list(disk.folder.iterdir()) == []
+        assert promotions(tight) == ([], {}, [])
+        failures.append(said)
+    for doing in ("store dataset/card.json", "store validation/reliability.png", "store the model"):
+        assert any(f"did not {doing}: " in said for said in failures), doing
+    assert failure(lambda: retrain(tight)) is None
+    assert promotions(tight) == promotions(undisturbed)
+    assert runs(tight) == runs(undisturbed)
+
+
+def test_full_disk_is_no_reason_to_roll_the_champion_back(
+    disk: Disk, undisturbed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_tracking_server()
+    tracker, taxonomy = Tracker(undisturbed.tracking_uri), Taxonomy.load(undisturbed.taxonomy)
+    pd.read_csv(undisturbed.gold)[:100].to_csv(tmp_path / "gold.csv", index=False)
+    other = load_gold(undisturbed.model_copy(update={"gold": str(tmp_path / "gold.csv")}), taxonomy)
+    assert other is not None
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    disk.leave(0)
+    said = failure(lambda: score_champion(Store(undisturbed.store_uri), taxonomy, tracker, other))
+    assert said is not None
+    assert "rollback" not in said
+
+
+def test_no_folder_for_temporary_files_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_tracking_server()
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = tracker.retrain_run("key", name="retrain", description="", tags={})
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with files_no_longer_than(0):
+        said = failure(lambda: tracker.log_text(run_id, "text", "a.txt"))
+    assert said is not None
+    assert "did not store a.txt: " in said
+    tracker.log_text(run_id, "text", "a.txt")
+    assert tracker.read_text(run_id, "a.txt") == "text"

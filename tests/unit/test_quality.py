@@ -131,3 +131,20 @@ def test_nothing_is_printed(check, capfd: pytest.CaptureFixture[str], caplog: py
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
     assert [record.message for record in caplog.records if record.name.startswith("great_expectations")] == []
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_half_written_files_of_the_data_docs_stop_no_later_run(check, tmp_path: Path, kept: float) -> None:  # type: ignore[no-untyped-def]
+    check(raw(RUSSIAN), name="killed")
+    check(raw(RUSSIAN), name="whole")
+    project = tmp_path / "доки с пробелом" / "gx"
+    (result,) = (project / "uncommitted" / "validations" / "raw" / "killed").rglob("*.json")
+    settings = [project / "great_expectations.yml", project / "uncommitted" / "config_variables.yml"]
+    parts = [project / folder / "raw.json" for folder in ("expectations", "validation_definitions", "checkpoints")]
+    for path in (*settings, *parts, result):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(kept * len(data))])
+    report = check(raw(RUSSIAN), name="after")
+    assert broken(report) == []
+    pages = project / "uncommitted" / "data_docs" / "local_site" / "validations" / "raw"
+    assert {path.name for path in pages.iterdir()} >= {"whole", "after"}
