@@ -25,7 +25,7 @@ run: $(READY)  ## start Airflow and MLflow, drive the DAGs to a champion, keep s
 	@"$(BIN)/python" -m reviewclf.cli up $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(READY)  ## run all tests (JOBS=1: one after another)
-	@"$(BIN)/python" -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
 	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,9 +71,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     if os.getuid() == 0:
         # It refuses to run as root.
         account = pwd.getpwnam("postgres")
-        folder.chmod(0o755)
-        folder.parent.chmod(0o755)
-        folder.parent.parent.chmod(0o755)
+        for way in (folder, *folder.parents):
+            if way.is_relative_to(tempfile.gettempdir()) and way != Path(tempfile.gettempdir()):
+                way.chmod(0o755)
         os.chown(folder, account.pw_uid, account.pw_gid)
         options = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     port, password = free_port(), secrets.token_urlsafe(12)
