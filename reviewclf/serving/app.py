@@ -217,6 +217,7 @@ def create_app(service: Service) -> FastAPI:
     async def predict(request: Request) -> Response:
         return await service.predict(request)
 
+    # What answers: `Edge` asks it before any routing. The route above describes it, and has the guards that it checks itself.
     async def predict_directly(request: Request) -> Response:
         check(request)
         return await service.predict(request)

@@ -169,6 +169,9 @@ class Batcher:
             if not self._stopped:
                 self._queue.extend(arrived)
                 self._lock.notify(len(arrived))
+                return
+        for job in arrived:  # nobody is left to answer them
+            job.done.cancel()
 
     def _work(self) -> None:
         """What each thread does."""

@@ -162,6 +162,15 @@ def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
     run(scenario, max_queue=5)
 
 
+def test_what_comes_after_the_end_is_not_left_waiting() -> None:
+    async def scenario(batcher: Batcher) -> None:
+        await batcher.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(batcher.submit(Recorder(), ["1"]), 5)
+
+    run(scenario)
+
+
 def test_a_text_that_the_model_cannot_take_fails_its_own_request_only() -> None:
     model = Recorder(poison="13")
 
