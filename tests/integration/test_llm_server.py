@@ -41,12 +41,15 @@ class LlamaServer:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._model, self._log = model, log
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
 
     def start(self, *, probabilities: bool) -> None:
         """With probabilities this server works out those of every token of the question too, which takes its time."""
-        command = [sys.executable, "-m", "llama_cpp.server", "--model", str(self._model), "--model_alias", "gemma-3-270m"]
+        command = [sys.executable, "-X", "faulthandler", "-m", "llama_cpp.server"]
+        command += ["--model", str(self._model), "--model_alias", "gemma-3-270m"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--n_ctx", "2048", "--chat_format", "chatml"]
         command += ["--logits_all", str(probabilities).lower(), "--verbose", "false"]
+        self._killed = False
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _START_SECONDS
@@ -58,7 +61,14 @@ class LlamaServer:
                 pytest.fail(f"llama.cpp's server did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.5)
 
+    def fail_if_ended(self) -> None:
+        """A server that ended by itself is the reason of whatever a test has found."""
+        if self._process is not None and self._process.poll() is not None and not self._killed:
+            log = self._log.read_text(errors="replace")[-2000:]
+            pytest.fail(f"llama.cpp's server ended by itself with {self._process.returncode}:\n{log}")
+
     def kill(self) -> None:
+        self._killed = True
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -80,7 +90,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def settings(server: LlamaServer, tmp_path: Path) -> Settings:
+def settings(server: LlamaServer, tmp_path: Path) -> Iterator[Settings]:
     folder = tmp_path / "prompts"
     folder.mkdir()
     # A small model on two cores: a short question, and the answer's first token is all that is wanted.
@@ -88,7 +98,7 @@ def settings(server: LlamaServer, tmp_path: Path) -> Settings:
         "{id: small, version: 1, system: 'Категория товара, одной цифрой.\n\n{names}', user: 'Отзыв: {text}\n\nЦифра:'}",
         encoding="utf-8",
     )
-    return load_settings(
+    yield load_settings(
         _env_file=None,
         home=tmp_path / "home",
         llm={
@@ -103,6 +113,7 @@ def settings(server: LlamaServer, tmp_path: Path) -> Settings:
             "timeout_seconds": 600,
         },
     )
+    server.fail_if_ended()
 
 
 def reviews(shared_data: Path, n: int) -> list[Review]:
