@@ -293,6 +293,9 @@ class ServingSettings(_Group):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="to listen on; 0: any free one, which the log names")
     poll_seconds: PositiveFloat = Field(2.0, description="between looks at the alias `champion`")
     threads: PositiveInt | None = Field(None, description="batches answered side by side; default: the cores, at most 4")
+    processes: bool = Field(
+        True, description="answer in a process for each of these threads: more requests a second, each has a copy of the model"
+    )
     max_batch: PositiveInt = Field(16, description="texts that go through the model together; 8-bit encoders answer each alone")
     max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
         2.0, description="how long a batch waits under load for as many texts as the last one had"

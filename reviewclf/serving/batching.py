@@ -187,6 +187,7 @@ class Batcher:
                 self._loop.call_soon_threadsafe(_deliver, outcomes)  # type: ignore[union-attr]
             except RuntimeError:  # the loop has ended, and nobody waits any more
                 return
+            del batch, outcomes  # nothing here keeps a model that has been replaced
 
     def _next(self) -> list[_Part]:
         """Wait for the next batch; an empty one ends the thread."""

@@ -67,6 +67,9 @@ class Follower:
         Between two looks.
     threads : int or None
         For :func:`reviewclf.training.model.load_model`.
+    processes : int
+        Of the champion, see :class:`reviewclf.serving.workers.ProcessClassifier`, and one of the challenger; 0: both answer in
+        this one.
     batch : int
         Texts that will go through the model together; warmed up with as many.
     shadow : bool
@@ -96,6 +99,7 @@ class Follower:
         *,
         poll_seconds: float,
         threads: int | None,
+        processes: int = 0,
         batch: int,
         shadow: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -105,6 +109,7 @@ class Follower:
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._threads = threads
+        self._processes = processes
         self._batch = batch
         self._shadow = shadow
         self._clock = clock
@@ -208,7 +213,7 @@ class Follower:
         if known is not None and self._clock() < known.retry_at:
             return None
         try:
-            model = self._load(info)
+            model = self._load(info, processes=self._processes if alias == CHAMPION else min(1, self._processes))
         except RegistryError as error:
             attempts = known.attempts + 1 if known else 1
             wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** (attempts - 1))
@@ -226,11 +231,13 @@ class Follower:
         self._refusals.pop(alias, None)
         return model
 
-    def _load(self, info: Version, *, source: str = "registry", figures: dict[str, float] | None = None) -> ServedModel:
+    def _load(
+        self, info: Version, *, processes: int, source: str = "registry", figures: dict[str, float] | None = None
+    ) -> ServedModel:
         started = self._clock()
         folder = self._cache.get(info, self._registry.fetch)
         try:
-            classifier, kind = load(folder, threads=self._threads)
+            classifier, kind = load(folder, threads=self._threads, processes=processes)
             try_out(classifier, batch=self._batch)
         except Exception as error:
             # What was fetched may have been damaged on this disk.
@@ -261,7 +268,7 @@ class Follower:
         if known is None or (refused is not None and refused.version.identity == known.info.identity):
             return
         try:
-            model = self._load(known.info, source="cache", figures=known.figures)
+            model = self._load(known.info, processes=self._processes, source="cache", figures=known.figures)
         except RegistryError as error:
             logger.error("the champion of the last run cannot be used either: %s", error)  # noqa: TRY400 - said in words
             return

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reviewclf.errors import RegistryError
+from reviewclf.serving.workers import ProcessClassifier
 
 if TYPE_CHECKING:
     from reviewclf.registry.deployment import Version
@@ -61,12 +62,8 @@ class ServedModel:
 
     @cached_property
     def most_together(self) -> int | None:
-        """Texts that may go through it together; None: any number.
-
-        An 8-bit encoder scales its numbers by the whole batch, so that an answer would depend on what others asked at the same
-        moment. It also gains nothing from batches on a processor: the padding costs what the fewer calls save.
-        """
-        return 1 if str(self.classifier.exported.get("served", "")).startswith("int8") else None
+        """See :func:`most_together`."""
+        return most_together(self.classifier)
 
     @property
     def version(self) -> str:
@@ -75,15 +72,28 @@ class ServedModel:
 
     def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Probabilities, shape (texts, classes)."""
-        size = self.most_together or len(texts)
-        if size >= len(texts):
-            return self.classifier.predict_proba(texts)
-        parts = [self.classifier.predict_proba(texts[start : start + size]) for start in range(0, len(texts), size)]
-        return np.concatenate(parts)
+        return answer(self.classifier, texts)
 
 
-def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:
-    """Load the classifier of `folder` and its kind.
+def most_together(classifier: TextClassifier) -> int | None:
+    """Texts that may go through it together; None: any number.
+
+    An 8-bit encoder scales its numbers by the whole batch, so that an answer would depend on what others asked at the same
+    moment. It also gains nothing from batches on a processor: the padding costs what the fewer calls save.
+    """
+    return 1 if str(classifier.exported.get("served", "")).startswith("int8") else None
+
+
+def answer(classifier: TextClassifier, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Probabilities, shape (texts, classes), of texts in pieces that the classifier may be given."""
+    size = most_together(classifier) or len(texts)
+    if size >= len(texts) or isinstance(classifier, ProcessClassifier):  # which makes the pieces over there
+        return classifier.predict_proba(texts)
+    return np.concatenate([classifier.predict_proba(texts[start : start + size]) for start in range(0, len(texts), size)])
+
+
+def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[TextClassifier, str]:
+    """Load the classifier of `folder` and its kind, here or in as many processes.
 
     The server reads the files with its own code, never with code that came with a version: what it cannot read it refuses.
 
@@ -95,6 +105,8 @@ def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:
     from reviewclf.training.model import ModelCard, load_model
 
     card = ModelCard.read(folder)
+    if processes:
+        return ProcessClassifier(folder, processes), card.kind
     return load_model(folder, threads=threads), card.kind
 
 

@@ -53,6 +53,7 @@ def build_service(settings: Settings, registry: Registry) -> Service:
         # Batches side by side, one thread each: more texts a second than one after another with several threads, which
         # wait for each other on texts as short as reviews.
         threads=1 if workers > 1 else None,
+        processes=workers if serving.processes and workers > 1 else 0,
         batch=serving.max_batch,
         shadow=serving.shadow_share > 0,
     )

@@ -96,25 +96,30 @@ class Shadow:
         self._arrival.set()
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             while not self._queue:
                 self._arrival.clear()
                 await self._arrival.wait()
             while not self._spare():
                 await asyncio.sleep(_LOOK_AGAIN)
-            champion, challenger = self._queue[0][:2]
-            piece: list[tuple[str, str]] = []
-            while self._queue and len(piece) < _PIECE and self._queue[0][0] is champion and self._queue[0][1] is challenger:
-                piece.append(self._queue.popleft()[2:])
-            try:
-                answers = await loop.run_in_executor(self._pool, challenger.answer, [text for text, _ in piece])
-                labels = challenger.classifier.answers(answers)
-            except Exception as error:  # the challenger is on trial; what it breaks is its own record
-                self._metrics.shadow_skipped.labels("failed").inc(len(piece))
-                logger.warning("challenger %s failed on a sampled request: %s", challenger.version, type(error).__name__)
-                continue
-            self._compare(champion.version, challenger.version, [label for _, label in piece], labels)
+            await self._ask_both()
+
+    async def _ask_both(self) -> None:
+        """Take a piece from the queue."""
+        champion, challenger = self._queue[0][:2]
+        piece: list[tuple[str, str]] = []
+        while self._queue and len(piece) < _PIECE and self._queue[0][0] is champion and self._queue[0][1] is challenger:
+            piece.append(self._queue.popleft()[2:])
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(
+                self._pool, challenger.answer, [text for text, _ in piece]
+            )
+            labels = challenger.classifier.answers(answers)
+        except Exception as error:  # the challenger is on trial; what it breaks is its own record
+            self._metrics.shadow_skipped.labels("failed").inc(len(piece))
+            logger.warning("challenger %s failed on a sampled request: %s", challenger.version, type(error).__name__)
+            return
+        self._compare(champion.version, challenger.version, [label for _, label in piece], labels)
 
     def _compare(self, champion: str, challenger: str, expected: Sequence[str], labels: Sequence[str]) -> None:
         seen = self.comparison

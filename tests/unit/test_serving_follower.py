@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from reviewclf.errors import RegistryError
@@ -15,6 +17,8 @@ from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.served import ServedModel
+from reviewclf.serving.workers import ProcessClassifier
 from tests.small_models import REVIEWS, answers_of, save_small
 
 
@@ -65,13 +69,14 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[..., Follower]:
-    def follower(*, shadow: bool = False) -> Follower:
+    def follower(*, shadow: bool = False, processes: int = 0) -> Follower:
         return Follower(
             registry,  # type: ignore[arg-type]
             ModelCache(tmp_path / "cache"),
             Metrics(),
             poll_seconds=1,
             threads=1,
+            processes=processes,
             batch=4,
             shadow=shadow,
             clock=lambda: clock[0],
@@ -296,3 +301,26 @@ def test_disk_keeps_the_champion_and_the_one_before(make: Callable[..., Follower
         registry.named["champion"] = number
         follower.look()
     assert sorted(path.name[0] for path in (tmp_path / "cache" / "models").iterdir()) == ["2", "3"]
+
+
+def test_processes_of_a_replaced_champion_end(make: Callable[..., Follower], registry: Folders) -> None:
+    follower = make(shadow=True, processes=2)
+    registry.named = {"champion": "1", "challenger": "2"}
+    follower.look()
+    assert served(follower) == ("1", answers_of(0))
+    old = {*pids(follower.champion), *pids(follower.challenger)}
+    assert len(old) == 3
+    registry.named = {"champion": "2"}
+    follower.look()
+    assert served(follower) == ("2", answers_of(1))
+    assert not old & set(pids(follower.champion))
+    end = time.monotonic() + 20
+    while any(map(psutil.pid_exists, old)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, old))
+
+
+def pids(model: ServedModel | None) -> list[int]:
+    assert model is not None
+    assert isinstance(model.classifier, ProcessClassifier)
+    return model.classifier.pids
