@@ -62,8 +62,8 @@ class ServedModel:
 
     @cached_property
     def most_together(self) -> int | None:
-        """See :func:`most_together`."""
-        return most_together(self.classifier)
+        """Texts that go through it together at most; None: any number. An 8-bit encoder takes each alone."""
+        return 1 if str(self.classifier.exported.get("served", "")).startswith("int8") else None
 
     @property
     def version(self) -> str:
@@ -72,24 +72,7 @@ class ServedModel:
 
     def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Probabilities, shape (texts, classes)."""
-        return answer(self.classifier, texts)
-
-
-def most_together(classifier: TextClassifier) -> int | None:
-    """Texts that may go through it together; None: any number.
-
-    An 8-bit encoder scales its numbers by the whole batch, so that an answer would depend on what others asked at the same
-    moment. It also gains nothing from batches on a processor: the padding costs what the fewer calls save.
-    """
-    return 1 if str(classifier.exported.get("served", "")).startswith("int8") else None
-
-
-def answer(classifier: TextClassifier, texts: Sequence[str]) -> NDArray[np.float64]:
-    """Probabilities, shape (texts, classes), of texts in pieces that the classifier may be given."""
-    size = most_together(classifier) or len(texts)
-    if size >= len(texts) or isinstance(classifier, ProcessClassifier):  # which makes the pieces over there
-        return classifier.predict_proba(texts)
-    return np.concatenate([classifier.predict_proba(texts[start : start + size]) for start in range(0, len(texts), size)])
+        return self.classifier.predict_proba(texts)
 
 
 def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[TextClassifier, str]:

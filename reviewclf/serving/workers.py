@@ -102,7 +102,7 @@ class ProcessClassifier(TextClassifier):
         return [worker.pid for worker in self._workers]
 
     def predict_proba(self, texts: Sequence[str | None]) -> Floats:
-        """See :meth:`TextClassifier.predict_proba`; texts that a model must answer alone it is given alone.
+        """See :meth:`TextClassifier.predict_proba`.
 
         Raises
         ------
@@ -246,7 +246,6 @@ def _some(source: socket.socket, most: int) -> bytes:
 def main(descriptor: int, folder: Path, *, quiet: bool) -> None:
     """Load the classifier of `folder` and answer what comes through the socket, until it is closed."""
     from reviewclf.serving.logs import configure_logging
-    from reviewclf.serving.served import answer
 
     # Both go to the whole group or unit. The server decides when it has answered all, and closes the socket.
     for ignored in (signal.SIGINT, signal.SIGTERM):
@@ -274,7 +273,7 @@ def main(descriptor: int, folder: Path, *, quiet: bool) -> None:
             _, content = _receive(server)
             try:
                 texts = json.loads(content.decode("utf-8", "surrogatepass"))
-                answers = np.ascontiguousarray(answer(classifier, texts), dtype=np.float64).tobytes()
+                answers = np.ascontiguousarray(classifier.predict_proba(texts), dtype=np.float64).tobytes()
             except Exception as error:  # whatever a model raises
                 _tell_fault(error)
                 _send(server, _FAULT, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))

@@ -93,17 +93,14 @@ class OnnxClassifier(TextClassifier):
         """Write what is the kind's own, and return what belongs on the card."""
 
     def predict_proba(self, texts: Sequence[str | None]) -> Floats:
-        """See :meth:`reviewclf.training.model.TextClassifier.predict_proba`.
-
-        An 8-bit file scales its numbers by batch, so the texts beside it move a text's probabilities a little.
-        """
+        """See :meth:`reviewclf.training.model.TextClassifier.predict_proba`."""
         cleaned = [encoder_text(text) for text in texts]
-        result = np.tile(self._prior, (len(cleaned), 1))
         rows = [row for row, text in enumerate(cleaned) if text]
+        if rows and len(rows) == len(cleaned) and self._all_seen:
+            return softmax(self._logits(cleaned) / self.temperature)
+        result = np.tile(self._prior, (len(cleaned), 1))
         if rows:
             logits = self._logits([cleaned[row] for row in rows])
-            if len(rows) == len(cleaned) and self._all_seen:
-                return softmax(logits / self.temperature)
             result[np.ix_(rows, self._seen)] = softmax(logits / self.temperature)
             result[np.ix_(rows, [position for position in range(len(self.classes)) if position not in self._seen])] = 0.0
         return result

@@ -326,11 +326,26 @@ def _optimised(plain: Path, *, heads: int, width: int) -> Path | None:
                 optimization_options=options,
                 opt_level=0,
             )
+            _fold_segments(fused)
             fused.save_model_to_file(str(path))
     except Exception as error:  # it expects many things of a graph; without it the file is slower, not wrong
         logger.warning("the graph could not be fused and will run slower (%r)", error)
         return None
     return path
+
+
+def _fold_segments(fused: Any) -> None:
+    """Add the row of the first segment to each position's, as no review has a second one: some 15 small operations less."""
+    from onnx import numpy_helper
+
+    for node in fused.get_nodes_by_op_type("EmbedLayerNormalization"):
+        positions, segments = (fused.get_initializer(node.input[place]) for place in (3, 4))
+        if positions is None or segments is None:
+            continue
+        table = numpy_helper.to_array(positions) + numpy_helper.to_array(segments)[0]
+        positions.CopyFrom(numpy_helper.from_array(table, positions.name))
+        node.input[1] = node.input[4] = ""
+    fused.prune_graph()
 
 
 # -- 8-bit files -------------------------------------------------------------------------------------------------------

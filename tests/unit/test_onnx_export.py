@@ -29,6 +29,18 @@ def _export(folder: Path, network: EncoderNetwork | None = None, **changes: Any)
     return report, OnnxEncoder((folder / MODEL).read_bytes(), TOKENIZER, pad_id=0, max_length=arguments["max_length"])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_8_bit_answer_does_not_depend_on_the_texts_beside_it(tmp_path: Path, threads: int) -> None:
+    _export(tmp_path, precision="int8")
+    encoder = OnnxEncoder((tmp_path / MODEL).read_bytes(), TOKENIZER, pad_id=0, max_length=64, threads=threads)
+    assert encoder.alone
+    alone = np.vstack([encoder([text]) for text in MIXED])
+    assert np.array_equal(encoder(MIXED), alone)
+    # Together they would move each other.
+    ((rows, inputs),) = batches(read_tokenizer(TOKENIZER, 64), MIXED, pad_id=0)
+    assert not np.allclose(encoder.raw(**inputs), alone[rows], atol=1e-4)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_fp32_answers_as_the_network_whatever_stands_beside_a_text(tmp_path: Path, pooling: str) -> None:
     network = tiny_network(pooling)
@@ -61,6 +73,8 @@ def test_graph_is_fused(tmp_path: Path) -> None:
     assert kinds.count("Attention") == 2
     assert "Softmax" not in kinds
     assert "SkipLayerNormalization" not in kinds
+    # What counted positions and segments has gone.
+    assert not {"Expand", "Where", "Equal", "GatherElements"} & set(kinds)
 
 
 def test_encoder_that_cannot_be_fused_is_exported_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

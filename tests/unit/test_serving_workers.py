@@ -20,7 +20,7 @@ import pytest
 
 from reviewclf.errors import RegistryError, ServingError
 from reviewclf.serving import workers
-from reviewclf.serving.served import PROBES, answer, try_out
+from reviewclf.serving.served import PROBES, try_out
 from reviewclf.serving.workers import ProcessClassifier, WorkerLostError
 from reviewclf.training.model import load_model
 from tests.small_models import REVIEWS, answers_of, save_small
@@ -65,15 +65,6 @@ def test_answers_are_those_of_the_model_itself(two: ProcessClassifier, folder: P
     for texts in (TEXTS, TEXTS[:1], []):
         assert np.array_equal(two.predict_proba(texts), here.predict_proba(texts))
     try_out(two, batch=16)
-
-
-def test_an_8_bit_encoder_gets_each_text_alone_over_there(tmp_path: Path) -> None:
-    _classifier(precision="int8").save(tmp_path)
-    here, there = load_model(tmp_path, threads=1), ProcessClassifier(tmp_path, 1)
-    texts = ["платье", "сковорода и очень длинный отзыв о ней", "наушники не работают совсем"]
-    alone = np.concatenate([here.predict_proba([text]) for text in texts])
-    assert not np.array_equal(here.predict_proba(texts), alone)
-    assert np.array_equal(answer(there, texts), alone)
 
 
 def test_two_calls_are_answered_by_two_processes(two: ProcessClassifier) -> None:
