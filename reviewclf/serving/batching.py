@@ -24,9 +24,9 @@ Floats = NDArray[np.float64]
 
 # How much the newest batch counts in the estimate of texts per second.
 _NEWEST = 0.2
-# A model that answers texts one after the other gets as many at a time as take so long: handing over each alone would cost a
-# fast one as much as it saves, and nobody waits long for a neighbour.
-_TURN_SECONDS = 0.004
+# A model that answers texts one after the other gets as many at a time as take so long: fewer for a slow one, so that nobody
+# waits for a neighbour, and more for one so fast that handing over each alone would cost as much.
+_TURN_SECONDS = 0.001
 
 
 class Model(Protocol):

@@ -70,6 +70,8 @@ class Follower:
     processes : int
         Of the champion, see :class:`reviewclf.serving.workers.ProcessClassifier`, and one of the challenger; 0: both answer in
         this one.
+    kinds : frozenset of str or None
+        Of the classifiers that answer in such processes; None: all.
     batch : int
         Texts that will go through the model together; warmed up with as many.
     shadow : bool
@@ -100,6 +102,7 @@ class Follower:
         poll_seconds: float,
         threads: int | None,
         processes: int = 0,
+        kinds: frozenset[str] | None = None,
         batch: int,
         shadow: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -110,6 +113,7 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._threads = threads
         self._processes = processes
+        self._kinds = kinds
         self._batch = batch
         self._shadow = shadow
         self._clock = clock
@@ -237,7 +241,7 @@ class Follower:
         started = self._clock()
         folder = self._cache.get(info, self._registry.fetch)
         try:
-            classifier, kind = load(folder, threads=self._threads, processes=processes)
+            classifier, kind = load(folder, threads=self._threads, processes=processes, kinds=self._kinds)
             try_out(classifier, batch=self._batch)
         except Exception as error:
             # What was fetched may have been damaged on this disk.

@@ -75,8 +75,10 @@ class ServedModel:
         return self.classifier.predict_proba(texts)
 
 
-def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[TextClassifier, str]:
-    """Load the classifier of `folder` and its kind, here or in as many processes.
+def load(
+    folder: Path, *, threads: int | None, processes: int = 0, kinds: frozenset[str] | None = None
+) -> tuple[TextClassifier, str]:
+    """Load the classifier of `folder` and its kind: here, or in as many `processes` if it is of these `kinds` (None: all).
 
     The server reads the files with its own code, never with code that came with a version: what it cannot read it refuses.
 
@@ -88,7 +90,7 @@ def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[Text
     from reviewclf.training.model import ModelCard, load_model
 
     card = ModelCard.read(folder)
-    if processes:
+    if processes and (kinds is None or card.kind in kinds):
         return ProcessClassifier(folder, processes), card.kind
     return load_model(folder, threads=threads), card.kind
 
