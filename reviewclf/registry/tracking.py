@@ -147,10 +147,11 @@ class Tracker:
     def _create_sole_run(
         self, key: str, *, kind: str, name: str, description: str, tags: Mapping[str, str] | None = None
     ) -> str:
-        """Create a run and delete every other of its kind and key.
+        """Create a run and delete every other of its kind and key that no version was registered from.
 
         They are what killed attempts left, or a twin: the client repeats a request whose answer was lost with the server,
-        which may have done it the first time.
+        which may have done it the first time. A run with a version is neither: the store has lost what it knew of it, and
+        the version may be the champion.
         """
         with self.errors(f"create the run {name}"):
             run = self.client.create_run(
@@ -162,6 +163,8 @@ class Tracker:
         for other in self.find_runs({KEY_TAG: key, KIND_TAG: kind}):
             if other.info.run_id != run_id:
                 with self.errors("delete what a killed attempt left"):
+                    if self.client.search_model_versions(f"run_id = '{other.info.run_id}'", max_results=1):
+                        continue
                     if other.info.status != "FINISHED":
                         self._remove_models(other.info.run_id)
                     self.client.delete_run(other.info.run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,11 +80,10 @@ class LinearClassifier(TextClassifier):
 
     def save(self, folder: Path) -> None:
         """Write ``model.skops`` and ``model.json``."""
-        import skops.io
-
+        skops = _skops()
         folder.mkdir(parents=True, exist_ok=True)
         content = {"features": self._features.state(), "estimator": self._estimator}
-        skops.io.dump(content, folder / _FILE, compression=zipfile.ZIP_DEFLATED)
+        skops.dump(content, folder / _FILE, compression=zipfile.ZIP_DEFLATED)
         ModelCard(
             kind="linear",
             classes=self.classes,
@@ -136,12 +136,23 @@ class LinearClassifier(TextClassifier):
         return loaded
 
 
-def _load_trusted(path: Path) -> dict[str, Any]:
-    import skops.io
+def _skops() -> Any:
+    """The module ``skops.io``.
 
+    At its import it asks every loaded module for each function of scipy. Inside Airflow many answer with a warning, which becomes
+    a line of the task's log: thousands, and many seconds.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import skops.io
+    return skops.io
+
+
+def _load_trusted(path: Path) -> dict[str, Any]:
+    skops = _skops()
     try:
-        foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES)
-        content = None if foreign else skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
+        foreign = sorted(set(skops.get_untrusted_types(file=path)) - TRUSTED_TYPES)
+        content = None if foreign else skops.load(path, trusted=sorted(TRUSTED_TYPES))
     except OSError as error:
         raise RegistryError(f"{path}: cannot be read ({error}); give the folder of a saved classifier") from error
     except Exception as error:  # whatever a damaged archive makes its reader raise

@@ -13,6 +13,8 @@ from reviewclf.data.frames import read_frame
 from reviewclf.data.sources import list_source, read_chunks
 from reviewclf.errors import RegistryError, SourceUnavailableError, StoreError
 from reviewclf.manifest import Manifest
+from reviewclf.registry import REGISTERED_MODEL
+from reviewclf.registry.model import log_model, register
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import IngestSettings, Settings, load_settings
 from reviewclf.stages import retrain
@@ -20,6 +22,7 @@ from reviewclf.storage import Store
 from tests.integration.conftest import S3
 from tests.integration.test_stages import run_ingest, run_label
 from tests.services import free_port
+from tests.small_models import save_small
 
 
 @pytest.fixture
@@ -95,6 +98,24 @@ def test_twin_of_a_run_whose_answer_was_lost_is_deleted(tracker: Tracker, monkey
     with tracker.candidate_run("key-1", parent=parent, candidate="logreg", name="logreg", description="") as run_id:
         pass
     assert sorted(run.info.run_id for run in tracker.find_runs({})) == sorted([parent, run_id])
+
+
+def test_run_of_a_registered_version_outlives_a_store_that_forgot_it(tracker: Tracker, tmp_path: Path) -> None:
+    """A new store, or one from an older back-up, trains the champion's candidate anew under the same key."""
+    parent = tracker.retrain_run("key", name="retrain", description="", tags={})
+    arguments = {"parent": parent, "candidate": "logreg", "name": "logreg", "description": ""}
+    save_small(tmp_path / "classifier")
+    with tracker.candidate_run("key-1", **arguments) as first:
+        uri = log_model(tracker, first, tmp_path / "classifier", kind="linear", example="платье", metadata={})
+    with tracker.candidate_run("key-1", **arguments) as second:
+        uri = log_model(tracker, second, tmp_path / "classifier", kind="linear", example="платье", metadata={})
+    assert not tracker.is_alive(first), "nothing was made of it"
+    version = register(tracker, run_id=second, model_uri=uri, tags={}, description="")
+    with tracker.candidate_run("key-1", **arguments) as third:
+        pass
+    assert tracker.is_alive(second)
+    assert tracker.is_alive(third)
+    assert tracker.client.get_model_version(REGISTERED_MODEL, version).run_id == second
 
 
 @pytest.fixture

@@ -40,10 +40,11 @@ class Nights:
         name = f"{name}-{next(self._numbers)}"
         store = f"s3://reviews/{name}"
         self.platform.configure(REVIEWCLF_STORE=store, **self._inputs)
-        night = run_night(self.platform, **options)
-        found = left_behind(self.platform, store, night)
-        clear_mlflow(self.platform, name)
-        return night, found
+        try:
+            night = run_night(self.platform, **options)
+            return night, left_behind(self.platform, store, night)
+        finally:  # a night that failed is no matter of the next one
+            clear_mlflow(self.platform, name)
 
 
 def _bring_in(platform: Platform) -> dict[str, str]:

@@ -30,7 +30,7 @@ KILLS = [
     Fault("stage-dataset", f"{RETRAIN}.build_dataset"),
     Fault("stage-train", f"{RETRAIN}.train"),
     Fault("stage-evaluate", f"{RETRAIN}.evaluate"),
-    Fault("stage-gate", f"{RETRAIN}.gate"),
+    Fault("stage-judge", f"{RETRAIN}.gate"),
     Fault("before-champion", f"{RETRAIN}.promote"),
     Fault("after-champion", f"{RETRAIN}.promote"),
 ]
@@ -45,7 +45,7 @@ OUTAGES = [
     Fault("stage-dataset", f"{RETRAIN}.build_dataset", "redis"),
     Fault("begin-train", f"{RETRAIN}.train", "mlflow"),
     Fault("begin-evaluate", f"{RETRAIN}.evaluate", "postgres"),
-    Fault("begin-gate", f"{RETRAIN}.gate", "scheduler"),
+    Fault("begin-judge", f"{RETRAIN}.gate", "scheduler"),
     Fault("before-champion", f"{RETRAIN}.promote", "mlflow"),
 ]
 
