@@ -105,7 +105,7 @@ class Service:
         self.metrics.request_texts.observe(len(texts))
         answers = await self.batcher.submit(model, texts)
         labels = model.classifier.answers(answers)
-        confidences = answers.max(axis=1).tolist()
+        confidences = list(map(max, answers.tolist()))  # of a few rows sooner than numpy's
         self.metrics.answered(model.version, labels, confidences)
         if self.shadow is not None:
             self.shadow.offer(model, self.follower.challenger, texts, labels)

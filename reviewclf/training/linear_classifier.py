@@ -139,8 +139,8 @@ class LinearClassifier(TextClassifier):
 def _skops() -> Any:
     """The module ``skops.io``.
 
-    At its import it asks every loaded module for each function of scipy. Inside Airflow many answer with a warning, which becomes
-    a line of the task's log: thousands, and many seconds.
+    At its import it asks every loaded module for each function of scipy. Inside Airflow many answer with a warning, a line of
+    the log each: thousands, and many seconds.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
