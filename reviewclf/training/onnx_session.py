@@ -105,10 +105,12 @@ class OnnxEncoder:
             answers = zip(rows, self._side_by_side.map(self._run, inputs), strict=True)
         else:
             answers = ((positions, self._run(arrays)) for positions, arrays in found)  # type: ignore[assignment]
-        result = np.empty((len(texts), self._session.get_outputs()[0].shape[1]))
+        result: Floats | None = None
         for positions, answer in answers:
+            if result is None:
+                result = np.empty((len(texts), answer.shape[1]))
             result[positions] = answer
-        return result
+        return np.empty((0, self._session.get_outputs()[0].shape[1])) if result is None else result
 
     def _run(self, inputs: Mapping[str, Integers]) -> NDArray[np.float32]:
         return self._session.run(self._outputs, inputs)[0]  # type: ignore[no-any-return]
