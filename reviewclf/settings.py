@@ -292,11 +292,9 @@ class ServingSettings(_Group):
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all, then with keys and behind TLS")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="to listen on; 0: any free one, which the log names")
     poll_seconds: PositiveFloat = Field(2.0, description="between looks at the alias `champion`")
-    threads: PositiveInt | None = Field(None, description="batches answered side by side; default: the cores, at most 4")
-    processes: bool | None = Field(
+    threads: PositiveInt | None = Field(
         None,
-        description="answer in a process for each of these threads, with a copy of the model; default: linear models, which "
-        "would wait for Python's lock, and not encoders, which run outside it",
+        description="batches answered side by side, in threads or, of linear models, processes; default: the cores, at most 4",
     )
     max_batch: PositiveInt = Field(16, description="texts that go through the model together; 8-bit encoders answer each alone")
     max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
@@ -314,7 +312,7 @@ class ServingSettings(_Group):
     shadow_share: Share = Field(0.0, description="share of requests that `challenger` answers too, unseen, to be compared")
     shadow_log_seconds: PositiveFloat = Field(60.0, description="between lines in the log about how often the two disagree")
 
-    @field_validator("api_keys", "threads", "processes", mode="before")
+    @field_validator("api_keys", "threads", mode="before")
     @classmethod
     def _empty_means_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value

@@ -68,10 +68,7 @@ class Follower:
     threads : int or None
         For :func:`reviewclf.training.model.load_model`.
     processes : int
-        Of the champion, see :class:`reviewclf.serving.workers.ProcessClassifier`, and one of the challenger; 0: both answer in
-        this one.
-    kinds : frozenset of str or None
-        Of the classifiers that answer in such processes; None: all.
+        Of a linear champion, see :func:`reviewclf.serving.served.load`; such a challenger has one. 0: all answer in this one.
     batch : int
         Texts that will go through the model together; warmed up with as many.
     shadow : bool
@@ -102,7 +99,6 @@ class Follower:
         poll_seconds: float,
         threads: int | None,
         processes: int = 0,
-        kinds: frozenset[str] | None = None,
         batch: int,
         shadow: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -113,7 +109,6 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._threads = threads
         self._processes = processes
-        self._kinds = kinds
         self._batch = batch
         self._shadow = shadow
         self._clock = clock
@@ -241,7 +236,7 @@ class Follower:
         started = self._clock()
         folder = self._cache.get(info, self._registry.fetch)
         try:
-            classifier, kind = load(folder, threads=self._threads, processes=processes, kinds=self._kinds)
+            classifier, kind = load(folder, threads=self._threads, processes=processes)
             try_out(classifier, batch=self._batch)
         except Exception as error:
             # What was fetched may have been damaged on this disk.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from reviewclf.errors import RegistryError
 from reviewclf.serving.workers import ProcessClassifier
+from reviewclf.training.model import ModelCard, TextClassifier, load_model
 
 if TYPE_CHECKING:
     from reviewclf.registry.deployment import Version
-    from reviewclf.training.model import TextClassifier
 
 # What it will meet: an ordinary review, next to nothing, nothing, control characters, other scripts, more than it reads.
 PROBES = (
@@ -60,10 +59,10 @@ class ServedModel:
     loaded_from: str = "registry"
     kind: str = ""
 
-    @cached_property
+    @property
     def most_together(self) -> int | None:
-        """Texts that go through it together at most; None: any number. An 8-bit encoder takes each alone."""
-        return 1 if str(self.classifier.exported.get("served", "")).startswith("int8") else None
+        """Texts that go through it together at most; None: any number. Some take each alone."""
+        return 1 if self.classifier.alone else None
 
     @property
     def version(self) -> str:
@@ -75,10 +74,8 @@ class ServedModel:
         return self.classifier.predict_proba(texts)
 
 
-def load(
-    folder: Path, *, threads: int | None, processes: int = 0, kinds: frozenset[str] | None = None
-) -> tuple[TextClassifier, str]:
-    """Load the classifier of `folder` and its kind: here, or in as many `processes` if it is of these `kinds` (None: all).
+def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[TextClassifier, str]:
+    """Load the classifier of `folder` and its kind: a linear one in as many `processes`, all others in this one.
 
     The server reads the files with its own code, never with code that came with a version: what it cannot read it refuses.
 
@@ -87,10 +84,8 @@ def load(
     RegistryError
         Its format is another one than this package's, or its files are damaged.
     """
-    from reviewclf.training.model import ModelCard, load_model
-
     card = ModelCard.read(folder)
-    if processes and (kinds is None or card.kind in kinds):
+    if processes and card.kind == "linear":
         return ProcessClassifier(folder, processes), card.kind
     return load_model(folder, threads=threads), card.kind
 

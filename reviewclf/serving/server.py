@@ -24,8 +24,6 @@ from reviewclf.training.onnx_session import default_threads
 
 logger = logging.getLogger(__name__)
 
-# Kinds of classifiers whose work is mostly Python's.
-_IN_PROCESSES = frozenset({"linear"})
 # How long those who keep a connection open are told that the server stops, so that they close it.
 _NOTICE_SECONDS = 0.5
 # A server follows by asking often; it must not hang on one question.
@@ -56,7 +54,6 @@ def build_service(settings: Settings, registry: Registry) -> Service:
         # wait for each other on texts as short as reviews.
         threads=1 if workers > 1 else None,
         processes=workers if workers > 1 else 0,
-        kinds=None if serving.processes else frozenset() if serving.processes is False else _IN_PROCESSES,
         batch=serving.max_batch,
         shadow=serving.shadow_share > 0,
     )

@@ -1,7 +1,7 @@
-"""A model in processes of its own, so that neither its Python nor its faults hold up the server's.
+"""A linear model in processes of its own.
 
-Threads of one process take turns with the interpreter's lock, which is held half the time when a small encoder answers; a fault
-in native code would end the server. Texts and answers go through a socket pair: JSON there, 64-bit floats back, no pickle.
+Its work is mostly Python's, and threads of one process take turns with the interpreter's lock; encoders run outside it. Texts
+and answers go through a pipe: JSON there, 64-bit floats back, no pickle.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import json
 import logging
 import os
 import queue
+import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,10 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-# Before each message: bytes of its content, and what it is.
-_HEAD = struct.Struct("!IB")
 _MODULE = "reviewclf.serving.workers"
-_TEXTS, _ANSWERS, _READY, _FAULT = range(4)
-_CHUNK = 1 << 16
-# Reading and checking a large encoder from a slow disk takes a while; beyond this something hangs.
+# The first byte of an answer.
+_ANSWERS, _READY, _FAULT = range(3)
+# Reading and checking a model from a slow disk takes a while; beyond this something hangs.
 _START_SECONDS = 300.0
 _END_SECONDS = 5.0
 _NOT_FOR_WORKERS = ("REVIEWCLF_", "MLFLOW_", "AWS_")
@@ -78,6 +77,7 @@ class ProcessClassifier(TextClassifier):
     """
 
     def __init__(self, folder: Path, processes: int) -> None:
+        self._folder = folder
         self._workers = [_Worker(folder, quiet=number > 0) for number in range(processes)]
         weakref.finalize(self, _end, self._workers)
         try:
@@ -125,20 +125,20 @@ class ProcessClassifier(TextClassifier):
         return answers.reshape(len(texts), -1 if texts else len(self.classes))
 
     def save(self, folder: Path) -> None:
-        """Not for a classifier that is only asked."""
-        raise NotImplementedError(f"{folder}: save the classifier where it was trained")
+        """Copy the files that it was loaded from."""
+        shutil.copytree(self._folder, folder, dirs_exist_ok=True)
 
 
 class _Worker:
-    """One process, and this end of the socket to it."""
+    """One process, and this end of the pipe to it."""
 
     def __init__(self, folder: Path, *, quiet: bool) -> None:
         self._folder = folder
         self._quiet = quiet
-        self._socket, self._process = self._open()
+        self._pipe, self._process = self._open()
 
-    def _open(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-        ours, theirs = socket.socketpair()
+    def _open(self) -> tuple[Connection, subprocess.Popen[bytes]]:
+        ours, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno()), str(self._folder)]
             command += ["quiet"] if self._quiet else []
@@ -150,23 +150,20 @@ class _Worker:
 
     def start_again(self) -> None:
         self.end()
-        self._socket, self._process = self._open()
+        self._pipe, self._process = self._open()
         self.wait()
 
     def wait(self) -> _About:
         """Until it is ready."""
-        self._socket.settimeout(_START_SECONDS)
+        if not self._pipe.poll(_START_SECONDS):
+            raise RegistryError(f"it was not loaded within {_START_SECONDS:.0f} s; try it with `reviewclf predict`")
         try:
-            kind, content = _receive(self._socket)
-            self._socket.settimeout(None)
+            kind, content = _split(self._pipe.recv_bytes())
             if kind == _READY:
                 return _About.model_validate_json(content)
-        except TimeoutError as error:
-            raise RegistryError(f"it was not loaded within {_START_SECONDS:.0f} s; try it with `reviewclf predict`") from error
-        except WorkerLostError as error:
-            raise RegistryError(
-                f"{self._how_it_ended()} while it was loaded; train it anew, or give the server more memory"
-            ) from error
+        except (EOFError, OSError) as error:
+            ended = f"{self._how_it_ended()} while it was loaded"
+            raise RegistryError(f"{ended}; train it anew, or give the server more memory") from error
         except ValidationError as error:
             raise RegistryError(f"it does not describe itself: {error}; train it anew") from error
         raise RegistryError(str(content, "utf-8"))
@@ -174,9 +171,9 @@ class _Worker:
     def ask(self, texts: Sequence[str | None]) -> Floats:
         """All probabilities, one text's after the other's."""
         try:
-            _send(self._socket, _TEXTS, json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            kind, content = _receive(self._socket)
-        except (OSError, WorkerLostError) as error:
+            self._pipe.send_bytes(json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+            kind, content = _split(self._pipe.recv_bytes())
+        except (EOFError, OSError) as error:
             raise WorkerLostError(f"{self._how_it_ended()} while it answered") from error
         if kind != _ANSWERS:
             raise ServingError(str(content, "utf-8"))
@@ -191,8 +188,8 @@ class _Worker:
         return f"the model's process {self.pid} ended {how}"
 
     def end(self) -> None:
-        """It ends when it finds the socket closed."""
-        self._socket.close()
+        """It ends when it finds the pipe closed."""
+        self._pipe.close()
         if self._process.poll() is None:
             threading.Thread(target=_see_off, args=(self._process,), daemon=True).start()
 
@@ -216,45 +213,24 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def _send(to: socket.socket, kind: int, content: bytes) -> None:
-    to.sendall(_HEAD.pack(len(content), kind) + content)
-
-
-def _receive(source: socket.socket) -> tuple[int, bytes]:
-    """One message; most come with the first call."""
-    data = _some(source, _CHUNK)
-    while len(data) < _HEAD.size:
-        data += _some(source, _CHUNK)
-    size, kind = _HEAD.unpack_from(data)
-    parts, missing = [data[_HEAD.size :]], _HEAD.size + size - len(data)
-    while missing > 0:
-        parts.append(_some(source, min(missing, _CHUNK)))
-        missing -= len(parts[-1])
-    return kind, parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _some(source: socket.socket, most: int) -> bytes:
-    data = source.recv(most)
-    if not data:
-        raise WorkerLostError("the connection ended")
-    return data
+def _split(message: bytes) -> tuple[int, bytes]:
+    return message[0], message[1:]
 
 
 # -- in the other process ----------------------------------------------------------------------------------------------
 
 
 def main(descriptor: int, folder: Path, *, quiet: bool) -> None:
-    """Load the classifier of `folder` and answer what comes through the socket, until it is closed."""
+    """Load the classifier of `folder` and answer what comes through the pipe, until it is closed."""
     from reviewclf.serving.logs import configure_logging
 
-    # Both go to the whole group or unit. The server decides when it has answered all, and closes the socket.
+    # Both go to the whole group or unit. The server decides when it has answered all, and closes the pipe.
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     configure_logging()
     if quiet:  # the first one has said it
         logging.getLogger().setLevel(logging.ERROR)
-    server = socket.socket(fileno=descriptor)
-    with server, contextlib.suppress(WorkerLostError, ConnectionError):
+    with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
         try:
             classifier = load_model(folder, threads=1)
             about = _About(
@@ -263,22 +239,23 @@ def main(descriptor: int, folder: Path, *, quiet: bool) -> None:
                 abstain=dict(classifier.abstain),
                 exported=dict(classifier.exported),
             )
-            loaded = about.model_dump_json().encode()
         except Exception as error:  # whatever a damaged one raises
             words = str(error) if isinstance(error, RegistryError) else f"it cannot be loaded: {error!r:.300}; train it anew"
-            _send(server, _FAULT, words.encode("utf-8", "replace"))
+            pipe.send_bytes(bytes([_FAULT]) + words.encode("utf-8", "replace"))
             return
-        _send(server, _READY, loaded)
+        pipe.send_bytes(bytes([_READY]) + about.model_dump_json().encode())
         while True:
-            _, content = _receive(server)
-            try:
-                texts = json.loads(content.decode("utf-8", "surrogatepass"))
-                answers = np.ascontiguousarray(classifier.predict_proba(texts), dtype=np.float64).tobytes()
-            except Exception as error:  # whatever a model raises
-                _tell_fault(error)
-                _send(server, _FAULT, f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
-            else:
-                _send(server, _ANSWERS, answers)
+            pipe.send_bytes(_answer(classifier, pipe.recv_bytes()))
+
+
+def _answer(classifier: TextClassifier, asked: bytes) -> bytes:
+    try:
+        texts = json.loads(asked.decode("utf-8", "surrogatepass"))
+        answers = np.ascontiguousarray(classifier.predict_proba(texts), dtype=np.float64)
+    except Exception as error:  # whatever a model raises
+        _tell_fault(error)
+        return bytes([_FAULT]) + f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+    return bytes([_ANSWERS]) + answers.tobytes()
 
 
 def _tell_fault(error: Exception) -> None:

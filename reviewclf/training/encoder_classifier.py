@@ -74,6 +74,7 @@ class OnnxClassifier(TextClassifier):
         self.abstain = dict(abstain or {})
         self.exported = dict(exported or {})
         self._encoder = encoder
+        self.alone = encoder.alone
         self._seen = list(seen)
         self._all_seen = self._seen == list(range(len(self.classes)))
         self._prior = np.asarray(prior, dtype=np.float64)

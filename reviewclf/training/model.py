@@ -38,6 +38,8 @@ class TextClassifier(ABC):
         What the classifier answers on the validation rows it was trained with; not saved, so None after loading.
     abstain : dict of str to float
         By class: the probability below which :meth:`answers` says :data:`UNSURE`, if asked to; missing classes never do.
+    alone : bool
+        Whether each text goes through it alone, however many it is given.
     exported : dict
         How the served file was made and checked, of the kinds that export one.
     history : list of dict
@@ -51,6 +53,7 @@ class TextClassifier(ABC):
     classes: list[str]
     chosen: dict[str, JsonValue]
     validation_probabilities: NDArray[np.float64] | None
+    alone: bool = False
     abstain: Mapping[str, float] = MappingProxyType({})
     exported: Mapping[str, JsonValue] = MappingProxyType({})
     history: Sequence[Mapping[str, float]] = ()

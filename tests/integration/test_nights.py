@@ -264,6 +264,21 @@ def test_retired_model_loses_its_files_and_is_trained_anew_when_its_data_come_ba
     assert verdict_of(again)["version"] not in (str(old.version), verdict_of(gated)["version"])
 
 
+def test_store_of_an_older_back_up_leaves_the_champion_its_run(nights: Nights) -> None:
+    store, backup = nights.home / "store", nights.home.parent / "backup"
+    shutil.copytree(store, backup)
+    _, promoted = nights.retrain()
+    champion = str(promoted.details["champion"])
+    run_id = str(nights.tracker.client.get_model_version("review-classifier", champion).run_id)
+    shutil.rmtree(store)
+    shutil.copytree(backup, store)
+    # The same candidate on the same data is trained anew, as nobody remembers that it was.
+    gated, _ = nights.retrain()
+    assert nights.tracker.is_alive(run_id)
+    assert gated.details["champion"] == champion
+    assert nights.report(verdict_of(gated)["version"])["champion"] == champion
+
+
 def test_rule_that_cannot_be_used_stops_the_gate(nights: Nights) -> None:
     with pytest.raises(GateError, match="nobody measures 'charm'"):
         nights.judge(gate={"rules": [{"measure": "charm", "comparison": ">=", "limit": 1}]})

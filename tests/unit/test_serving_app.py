@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import numpy as np
@@ -54,14 +53,6 @@ def as_served(classifier: TextClassifier, version: str = "1") -> ServedModel:
     )
     figures = {"gold/weighted_f1": 0.9, "gold/weighted_f1_low": 0.8, "gold/weighted_f1_high": 0.95, "gold/rows": 420.0}
     return ServedModel(info, classifier, figures, datetime(2026, 1, 2, tzinfo=UTC), "registry", "linear")
-
-
-def test_a_model_that_reads_each_text_alone_says_so(classifier: TextClassifier) -> None:
-    class EightBits:
-        exported: ClassVar = {"served": "int8"}
-
-    assert as_served(EightBits()).most_together == 1  # type: ignore[arg-type]
-    assert as_served(classifier).most_together is None
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +176,8 @@ def test_answer_of_an_8_bit_encoder_does_not_depend_on_who_else_asks(start: Call
         precision="int8",
     )
     alone = np.vstack([encoder.predict_proba([text]) for text in texts])
-    assert encoder._encoder.alone
+    assert as_served(encoder).most_together == 1
+    assert as_served(train_small()).most_together is None
     answer = start(as_served(encoder)).post({"texts": texts, "probabilities": True}).json()["predictions"]
     got = [[prediction["probabilities"][name] for name in NAMES] for prediction in answer]
     np.testing.assert_array_equal(got, alone)
@@ -361,7 +353,7 @@ def test_stopping_server_refuses_what_is_new(start: Callable[..., Server], class
 def test_fault_in_the_model_is_one_500_without_details(start: Callable[..., Server], caplog: pytest.LogCaptureFixture) -> None:
     class Faulty:
         classes = CLASSES
-        exported = MappingProxyType({})
+        alone = False
 
         def predict_proba(self, texts: list[str]) -> None:
             raise ValueError(f"secret {texts}")
@@ -465,7 +457,7 @@ def test_shadow_that_fails_or_hangs_changes_no_answer(start: Callable[..., Serve
 
     class Hanging:
         classes = CLASSES
-        exported = MappingProxyType({})
+        alone = False
 
         def predict_proba(self, texts: list[str]) -> None:
             release.wait(20)
