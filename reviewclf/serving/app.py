@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from reviewclf import __version__
 from reviewclf.registry import CHAMPION
-from reviewclf.serving.batching import Batcher, Floats
-from reviewclf.serving.edge import Edge, fault_response, problem_response, trace_of
+from reviewclf.serving.batching import Batcher
+from reviewclf.serving.edge import Edge, fault_response, problem_response
 from reviewclf.serving.follower import Follower
-from reviewclf.serving.keys import ApiKeys
 from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.predicting import Predictor
 from reviewclf.serving.problems import ErrorResponse, Problem, unavailable
 from reviewclf.serving.schema import (
     Figure,
     GateVerdict,
     Health,
     ModelResponse,
-    PredictRequest,
     PredictResponse,
     RefusedVersion,
     RegistryState,
     ShadowState,
-    parse_request,
     request_schema,
 )
 from reviewclf.serving.served import ServedModel
@@ -40,15 +37,11 @@ from reviewclf.serving.shadow import Shadow
 from reviewclf.settings import ServingSettings
 
 _PATHS = frozenset({"/predict", "/model", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
-_BODY_SECONDS = 30.0
-# A body that is too large is read to its end, and thrown away, up to so many times the limit: a client that is still sending
-# would not see the answer.
-_PATIENCE = 8
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _TAGS = "reviewclf."
 
 
-class Service:
+class Service(Predictor):
     """What the addresses share.
 
     Parameters
@@ -68,11 +61,10 @@ class Service:
     def __init__(
         self, follower: Follower, batcher: Batcher, shadow: Shadow | None, metrics: Metrics, settings: ServingSettings
     ) -> None:
+        super().__init__(batcher, metrics, settings)
         self.follower = follower
         self.batcher = batcher
         self.shadow = shadow
-        self.metrics = metrics
-        self.settings = settings
         self.draining = False
 
     @property
@@ -93,24 +85,10 @@ class Service:
             )
         return model
 
-    async def predict(self, request: Request) -> Response:
-        """Answer ``POST /predict``."""
-        # Before the body: a server that cannot answer should not read megabytes.
-        model = self.model
-        asked, texts = parse_request(await _body(request, self.settings.max_body_bytes), self.settings)
-        fields = trace_of(request).fields
-        fields.update(texts=len(texts), model_version=model.version)
-        if self.settings.log_texts:
-            fields["reviews"] = texts
-        self.metrics.request_texts.observe(len(texts))
-        answers = await self.batcher.submit(model, texts)
-        labels = model.classifier.answers(answers)
-        confidences = list(map(max, answers.tolist()))  # of a few rows sooner than numpy's
-        self.metrics.answered(model.version, labels, confidences)
+    def answered(self, model: Any, texts: list[str], labels: list[str]) -> None:
+        """Offer them to the shadow."""
         if self.shadow is not None:
             self.shadow.offer(model, self.follower.challenger, texts, labels)
-        shown = model.classifier.answers(answers, abstain=True) if asked.abstain else labels
-        return Response(_answer_json(model, asked, shown, confidences, answers), media_type="application/json")
 
     def describe(self) -> ModelResponse:
         """Answer ``GET /model``."""
@@ -181,8 +159,6 @@ def create_app(service: Service) -> FastAPI:
                 await service.shadow.stop()
             await service.batcher.stop()
 
-    keys = ApiKeys(service.settings.api_keys)
-    check = _key_check(keys)
     app = FastAPI(
         title="reviewclf",
         version=__version__,
@@ -193,8 +169,8 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         exception_handlers={Problem: _on_problem, HTTPException: _on_http_exception, Exception: _on_fault},
     )
-    guarded = _guards(keys, check)
-    unauthorized: dict[int | str, dict[str, Any]] = {401: _error("No key, or a wrong one")} if keys else {}
+    guarded = _guards(service)
+    unauthorized: dict[int | str, dict[str, Any]] = {401: _error("No key, or a wrong one")} if guarded else {}
 
     @app.post(
         "/predict",
@@ -215,12 +191,7 @@ def create_app(service: Service) -> FastAPI:
         dependencies=guarded,
     )
     async def predict(request: Request) -> Response:
-        return await service.predict(request)
-
-    # What answers: `Edge` asks it before any routing. The route above describes it, and has the guards that it checks itself.
-    async def predict_directly(request: Request) -> Response:
-        check(request)
-        return await service.predict(request)
+        return Response(await service.predict(request.scope, request.receive), media_type="application/json")
 
     @app.get(
         "/model",
@@ -262,37 +233,20 @@ def create_app(service: Service) -> FastAPI:
         app,
         metrics=service.metrics,
         paths=_PATHS,
-        direct={("POST", "/predict"): predict_directly},
+        # What answers: asked before any routing. The route above describes it, and has the guards that it checks itself.
+        direct={("POST", "/predict"): service.predict},
         log_texts=service.settings.log_texts,
     )
     return app
 
 
-def _key_check(keys: ApiKeys) -> Callable[[Request], None]:
-    """What refuses a request without a key, where keys are needed."""
-
-    def check(request: Request) -> None:
-        if not keys:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if not keys.allow(key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")):
-            raise Problem(
-                401,
-                "unauthorized",
-                "give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-    return check
-
-
-def _guards(keys: ApiKeys, check: Callable[[Request], None]) -> list[Any]:
+def _guards(service: Service) -> list[Any]:
     """What a request has to pass: two that describe themselves in OpenAPI, and the one that decides."""
-    if not keys:
+    if not service.keys:
         return []
 
     async def guard(request: Request) -> None:
-        check(request)
+        service.check_key(request.scope)
 
     bearer = HTTPBearer(auto_error=False, description="A key of REVIEWCLF_SERVING__API_KEYS")
     header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, for clients that set no Authorization")
@@ -307,79 +261,17 @@ def _error(description: str, *headers: str) -> dict[str, Any]:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)  # noqa: S101 - registered for nothing else
-    return problem_response(request, error)
+    return problem_response(request.scope, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     code = _STATUS_CODES.get(error.status_code, "http_error")
-    return problem_response(request, Problem(error.status_code, code, str(error.detail), error.headers))
+    return problem_response(request.scope, Problem(error.status_code, code, str(error.detail), error.headers))
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    return fault_response(request)
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body of a request.
-
-    Raises
-    ------
-    Problem
-        415: it is no JSON by its headers, or compressed; 413: it is larger than `limit`; 408: it does not arrive.
-    """
-    _check_content_type(request.headers)
-    too_large = Problem(
-        413, "body_too_large", f"the body is larger than {limit} bytes; split the request", {"Connection": "close"}
-    )
-    size = 0
-    chunks: list[bytes] = []
-    more = True
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise Problem(400, "client_disconnected", "the connection ended before the body did")
-                chunk = message.get("body", b"")
-                more = message.get("more_body", False)
-                size += len(chunk)
-                if size <= limit:
-                    chunks.append(chunk)
-                elif size > _PATIENCE * limit:
-                    raise too_large
-    except TimeoutError as error:
-        late = f"the body did not arrive within {_BODY_SECONDS:.0f} seconds"
-        raise Problem(408, "body_timeout", late, {"Connection": "close"}) from error
-    if size > limit:
-        raise too_large
-    return b"".join(chunks)
-
-
-def _check_content_type(headers: Mapping[str, str]) -> None:
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "unsupported_encoding", "compressed bodies are not read; send the JSON as it is")
-    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
-    kind = kind.strip()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise Problem(415, "unsupported_media_type", "send the body as `Content-Type: application/json`")
-    for parameter in parameters.split(";"):
-        name, _, value = parameter.strip().partition("=")
-        if name == "charset" and value.strip('" ') not in {"utf-8", "utf8", "us-ascii"}:
-            raise Problem(415, "unsupported_charset", "send the JSON in UTF-8")
-
-
-def _answer_json(
-    model: ServedModel, asked: PredictRequest, labels: list[str], confidences: list[float], answers: Floats
-) -> bytes:
-    predictions: list[dict[str, Any]] = [
-        {"label": label, "confidence": confidence} for label, confidence in zip(labels, confidences, strict=True)
-    ]
-    if asked.probabilities:
-        classes = model.classifier.classes
-        for prediction, row in zip(predictions, answers.tolist(), strict=True):
-            prediction["probabilities"] = dict(zip(classes, row, strict=True))
-    return to_json({"model_version": model.version, "predictions": predictions})
+    return fault_response(request.scope)
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, Figure]:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +19,8 @@ from reviewclf.serving.problems import ErrorBody, ErrorResponse, Problem
 
 logger = logging.getLogger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+# The JSON of an answer; it raises Problem in place of it.
+Direct = Callable[[Scope, Receive], Awaitable[bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # Questions of load balancers and Prometheus, which come every few seconds, are logged when they fail only.
@@ -36,24 +36,32 @@ class Trace:
     code: str | None = None
 
 
-def trace_of(request: Request) -> Trace:
+def trace_of(scope: Scope) -> Trace:
     """The trace of a request that came through :class:`Edge`."""
-    trace: Trace = request.scope["reviewclf.trace"]
+    trace: Trace = scope["reviewclf.trace"]
     return trace
 
 
-def problem_response(request: Request, problem: Problem) -> Response:
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """Value of the first header of this name, which is written small."""
+    for found, value in scope["headers"]:
+        if found == name:
+            return str(value, "latin-1")
+    return None
+
+
+def problem_response(scope: Scope, problem: Problem) -> Response:
     """A problem as the answer to a request."""
-    trace = trace_of(request)
+    trace = trace_of(scope)
     trace.code = problem.code
     body = ErrorResponse(error=ErrorBody(code=problem.code, message=problem.message, request_id=trace.request_id))
     return Response(body.model_dump_json(), problem.status, problem.headers, "application/json")
 
 
-def fault_response(request: Request) -> Response:
+def fault_response(scope: Scope) -> Response:
     """The answer where the server itself has failed."""
     message = "the server failed; its log has the details under this request_id"
-    return problem_response(request, Problem(500, "internal_error", message))
+    return problem_response(scope, Problem(500, "internal_error", message))
 
 
 class Edge:
@@ -69,7 +77,7 @@ class Edge:
         The routes; anything else is counted as ``other``.
     direct : mapping of (str, str) to callable, optional
         By method and path: what answers without the application's routing and middleware, which take a third as long as a small
-        encoder. It raises :class:`Problem` or answers.
+        encoder. It gives the JSON of its answer, or raises :class:`Problem`.
     log_texts : bool
         Whether the words of an error, which may quote a review, go into the log.
     """
@@ -80,7 +88,7 @@ class Edge:
         *,
         metrics: Metrics,
         paths: frozenset[str],
-        direct: Mapping[tuple[str, str], Endpoint] | None = None,
+        direct: Mapping[tuple[str, str], Direct] | None = None,
         log_texts: bool = False,
     ) -> None:
         self._app = app
@@ -105,10 +113,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-                if self.closing:
-                    headers.append((b"connection", b"close"))
-                message = {**message, "headers": headers}
+                message = {**message, "headers": [*message["headers"], *self._marks(trace)]}
             await send(message)
 
         self.in_flight += 1
@@ -117,22 +122,30 @@ class Edge:
             if endpoint is None:
                 await self._app(scope, receive, send_marked)
             else:
-                response = await self._ask(endpoint, Request(scope, receive))
-                await response(scope, receive, send_marked)
+                await self._answer(endpoint, scope, receive, send_marked)
         except Exception as error:  # answered by the application already, which raises it again for the log
             self._tell_fault(error, trace)
         finally:
             self.in_flight -= 1
             self._tell(scope, trace, status, time.perf_counter() - started)
 
-    async def _ask(self, endpoint: Endpoint, request: Request) -> Response:
+    def _marks(self, trace: Trace) -> list[tuple[bytes, bytes]]:
+        mark = (b"x-request-id", trace.request_id.encode())
+        return [mark, (b"connection", b"close")] if self.closing else [mark]
+
+    async def _answer(self, endpoint: Direct, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            return await endpoint(request)
+            body = await endpoint(scope, receive)
         except Problem as problem:
-            return problem_response(request, problem)
+            await problem_response(scope, problem)(scope, receive, send)
+            return
         except Exception as error:  # whatever: the client gets an answer, and the log the details
-            self._tell_fault(error, trace_of(request))
-            return fault_response(request)
+            self._tell_fault(error, trace_of(scope))
+            await fault_response(scope)(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _tell_fault(self, error: Exception, trace: Trace) -> None:
         fields: dict[str, Any] = {
