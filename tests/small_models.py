@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
+from reviewclf.errors import RegistryError
+from reviewclf.registry.deployment import Version
 from reviewclf.settings import load_settings
 from reviewclf.training import train_candidate
 from reviewclf.training.candidates import load_candidates
@@ -44,3 +48,31 @@ def save_small(folder: Path, *, shift: int = 0) -> Path:
 def answers_of(shift: int) -> list[str]:
     """What the classifier of that `shift` answers to REVIEWS."""
     return [CLASSES[(position + shift) % len(CLASSES)] for position in range(len(CLASSES))]
+
+
+class Folders:
+    """A registry of folders: the network's edge, with real models behind it."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, str] = {}
+        self.folders: dict[str, Path] = {}
+        self.away = False
+        self.fetched: list[str] = []
+        self.tags: dict[str, str] = {}
+
+    def aliases(self) -> dict[str, str]:
+        if self.away:
+            raise RegistryError("MLflow is away")
+        return dict(self.named)
+
+    def version(self, version: str) -> Version:
+        return Version(version=version, run_id=f"run{version}", registered_at=datetime(2026, 1, 1, tzinfo=UTC), tags=self.tags)
+
+    def figures(self, version: Version) -> dict[str, float]:
+        return {"gold/weighted_f1": 0.9}
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        self.fetched.append(version.version)
+        if self.away:
+            raise RegistryError("MLflow is away")
+        shutil.copytree(self.folders[version.version], folder, dirs_exist_ok=True)

@@ -17,6 +17,7 @@ from reviewclf import __version__
 from reviewclf.registry import CHAMPION
 from reviewclf.serving.batching import Batcher
 from reviewclf.serving.edge import Edge, fault_response, problem_response
+from reviewclf.serving.fleet import Fleet
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.predicting import Predictor
@@ -56,16 +57,24 @@ class Service(Predictor):
         Told everything.
     settings : ServingSettings
         Limits and keys.
+    fleet : Fleet, optional
+        The processes beside this one.
     """
 
     def __init__(
-        self, follower: Follower, batcher: Batcher, shadow: Shadow | None, metrics: Metrics, settings: ServingSettings
+        self,
+        follower: Follower,
+        batcher: Batcher,
+        shadow: Shadow | None,
+        metrics: Metrics,
+        settings: ServingSettings,
+        fleet: Fleet | None = None,
     ) -> None:
         super().__init__(batcher, metrics, settings)
         self.follower = follower
         self.batcher = batcher
         self.shadow = shadow
-        self.draining = False
+        self.fleet = fleet
 
     @property
     def model(self) -> ServedModel:
@@ -150,11 +159,15 @@ def create_app(service: Service) -> FastAPI:
         service.batcher.start()
         if service.shadow is not None:
             service.shadow.start()
+        if service.fleet is not None:
+            service.fleet.start()
         service.follower.start()
         try:
             yield
         finally:
             await asyncio.to_thread(service.follower.stop)
+            if service.fleet is not None:
+                await service.fleet.stop()
             if service.shadow is not None:
                 await service.shadow.stop()
             await service.batcher.stop()
@@ -226,7 +239,8 @@ def create_app(service: Service) -> FastAPI:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
-        return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        others = await service.fleet.figures() if service.fleet is not None else []
+        return Response(service.metrics.render(others), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app.state.service = service
     app.state.edge = Edge(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from reviewclf.errors import RegistryError
 from reviewclf.registry import CHALLENGER, CHAMPION
@@ -17,6 +17,9 @@ from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import Known, ModelCache
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.served import ServedModel, load, try_out
+
+if TYPE_CHECKING:
+    from reviewclf.serving.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +70,12 @@ class Follower:
         Between two looks.
     threads : int or None
         For :func:`reviewclf.training.model.load_model`.
-    processes : int
-        Of a linear champion, see :func:`reviewclf.serving.served.load`; such a challenger has one. 0: all answer in this one.
     batch : int
         Texts that will go through the model together; warmed up with as many.
     shadow : bool
         Whether `challenger` is followed as well.
+    fleet : Fleet, optional
+        Has a champion loaded before it answers here, and answers with it from then on.
     clock : callable
         Monotonic seconds.
 
@@ -98,9 +101,9 @@ class Follower:
         *,
         poll_seconds: float,
         threads: int | None,
-        processes: int = 0,
         batch: int,
         shadow: bool = False,
+        fleet: Fleet | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -108,9 +111,9 @@ class Follower:
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._threads = threads
-        self._processes = processes
         self._batch = batch
         self._shadow = shadow
+        self._fleet = fleet
         self._clock = clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -212,7 +215,7 @@ class Follower:
         if known is not None and self._clock() < known.retry_at:
             return None
         try:
-            model = self._load(info, processes=self._processes if alias == CHAMPION else min(1, self._processes))
+            model = self._load(info)
         except RegistryError as error:
             attempts = known.attempts + 1 if known else 1
             wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** (attempts - 1))
@@ -230,13 +233,11 @@ class Follower:
         self._refusals.pop(alias, None)
         return model
 
-    def _load(
-        self, info: Version, *, processes: int, source: str = "registry", figures: dict[str, float] | None = None
-    ) -> ServedModel:
+    def _load(self, info: Version, *, source: str = "registry", figures: dict[str, float] | None = None) -> ServedModel:
         started = self._clock()
         folder = self._cache.get(info, self._registry.fetch)
         try:
-            classifier, kind = load(folder, threads=self._threads, processes=processes)
+            classifier, kind = load(folder, threads=self._threads)
             try_out(classifier, batch=self._batch)
         except Exception as error:
             # What was fetched may have been damaged on this disk.
@@ -249,7 +250,8 @@ class Follower:
         return ServedModel(info, classifier, figures, datetime.now(UTC), source, kind)
 
     def _swap(self, model: ServedModel) -> None:
-        old, self.champion = self.champion, model
+        old = self.champion
+        self._crown(model)
         self.problem = None
         self._metrics.swapped(model)
         logger.info("version %s answers now%s", model.version, f", in place of version {old.version}" if old else "")
@@ -257,6 +259,13 @@ class Follower:
         # The one before stays on disk: a rollback goes there.
         keep = [model.info, *([old.info] if old else []), *([self.challenger.info] if self.challenger else [])]
         self._cache.prune(keep)
+
+    def _crown(self, model: ServedModel) -> None:
+        """Let a version answer, here and in the processes beside this one."""
+        if self._fleet is not None:
+            self._fleet.prepare(model.info, self._cache.path(model.info))
+            self._fleet.use()
+        self.champion = model
 
     def _serve_last_known(self) -> None:
         """Before the first champion came from the registry: the one of the last run, if its files are still here."""
@@ -267,10 +276,10 @@ class Follower:
         if known is None or (refused is not None and refused.version.identity == known.info.identity):
             return
         try:
-            model = self._load(known.info, processes=self._processes, source="cache", figures=known.figures)
+            model = self._load(known.info, source="cache", figures=known.figures)
         except RegistryError as error:
             logger.error("the champion of the last run cannot be used either: %s", error)  # noqa: TRY400 - said in words
             return
-        self.champion = model
+        self._crown(model)
         self._metrics.swapped(model)
         logger.warning("version %s, the champion of the last run, answers from this disk", model.version)

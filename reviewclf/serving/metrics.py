@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reviewclf.serving.served import ServedModel
 
 M = TypeVar("M", Counter, Histogram)
+# What another process has counted, a sample a row: name and kind of the figure, name of the sample, labels, value.
+Snapshot = list[tuple[str, str, str, dict[str, str], float]]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -29,12 +31,18 @@ _INFO = ("version", "candidate", "kind", "gate", "source")
 
 
 class Metrics:
-    """All figures of one server; names begin with ``reviewclf_``."""
+    """All figures of one process; names begin with ``reviewclf_``.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    process : bool
+        Whether what Prometheus's library knows about the process (memory, open files) is among them.
+    """
+
+    def __init__(self, *, process: bool = True) -> None:
         registry = self.collectors = CollectorRegistry()
         self._children: dict[tuple[int, tuple[str, ...]], Counter | Histogram] = {}
-        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR) if process else ():
             registry.register(collector)
         self._requests = Counter("reviewclf_requests", "Requests.", ("path", "status"), registry=registry)
         self._seconds = Histogram(
@@ -137,6 +145,51 @@ class Metrics:
         if contact is not None:
             self._contact.set(contact.timestamp())
 
-    def render(self) -> bytes:
-        """All figures as Prometheus reads them."""
-        return generate_latest(self.collectors)
+    def snapshot(self) -> Snapshot:
+        """All figures for another process, which may be sent as JSON."""
+        return [
+            (family.name, family.type, sample.name, sample.labels, sample.value)
+            for family in self.collectors.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        ]
+
+    def render(self, others: Sequence[Snapshot] = ()) -> bytes:
+        """All figures as Prometheus reads them, with what `others` have counted added."""
+        return generate_latest(_Sums(self.collectors, others))
+
+
+class _Sums:
+    """A registry with the figures of several processes added up."""
+
+    def __init__(self, registry: CollectorRegistry, others: Iterable[Snapshot]) -> None:
+        self._registry = registry
+        self._others: dict[str, Snapshot] = {}
+        for row in add_up(others):
+            self._others.setdefault(row[0], []).append(row)
+
+    def collect(self) -> Iterator[Any]:
+        """What :func:`prometheus_client.generate_latest` asks a registry for."""
+        for family in self._registry.collect():
+            left = {_key(name, labels): value for _, _, name, labels, value in self._others.get(family.name, ())}
+            family.samples = [
+                sample._replace(value=sample.value + left.pop(_key(sample.name, sample.labels), 0.0))
+                for sample in family.samples
+            ]
+            for (name, labels), value in left.items():
+                family.add_sample(name, dict(labels), value)
+            yield family
+
+
+def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """One snapshot with the values of several added up."""
+    sums: dict[tuple[str, str, tuple[str, tuple[tuple[str, str], ...]]], float] = {}
+    for snapshot in snapshots:
+        for family, kind, name, labels, value in snapshot:
+            row = (family, kind, _key(name, labels))
+            sums[row] = sums.get(row, 0.0) + value
+    return [(family, kind, name, dict(labels), value) for (family, kind, (name, labels)), value in sums.items()]
+
+
+def _key(name: str, labels: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return name, tuple(sorted(labels.items()))

@@ -65,6 +65,11 @@ class Predictor(ABC):
     settings : ServingSettings
         Limits and keys.
 
+    Attributes
+    ----------
+    draining : bool
+        The server is about to stop, and takes no new requests.
+
     Raises
     ------
     SettingsError
@@ -75,6 +80,7 @@ class Predictor(ABC):
         self.metrics = metrics
         self.settings = settings
         self.keys = ApiKeys(settings.api_keys)
+        self.draining = False
         self._queue = queue
 
     @property

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reviewclf.errors import RegistryError
-from reviewclf.serving.workers import ProcessClassifier
 from reviewclf.training.model import ModelCard, TextClassifier, load_model
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ class ServedModel:
         return self.classifier.predict_proba(texts)
 
 
-def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[TextClassifier, str]:
-    """Load the classifier of `folder` and its kind: a linear one in as many `processes`, all others in this one.
+def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:
+    """Load the classifier of `folder` and its kind.
 
     The server reads the files with its own code, never with code that came with a version: what it cannot read it refuses.
 
@@ -84,10 +83,7 @@ def load(folder: Path, *, threads: int | None, processes: int = 0) -> tuple[Text
     RegistryError
         Its format is another one than this package's, or its files are damaged.
     """
-    card = ModelCard.read(folder)
-    if processes and card.kind == "linear":
-        return ProcessClassifier(folder, processes), card.kind
-    return load_model(folder, threads=threads), card.kind
+    return load_model(folder, threads=threads), ModelCard.read(folder).kind
 
 
 def try_out(classifier: TextClassifier, *, batch: int) -> None:

@@ -273,10 +273,7 @@ def batches(
         Positions in `texts`, and the arrays ``input_ids`` and ``attention_mask`` of shape (rows, longest of them); `tokens`
         numbers at most, or one text.
     """
-    if len(texts) == 1:
-        encoded = [tokenizer.encode(texts[0]).ids]
-    else:
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
     if len(encoded) == 1 and encoded[0]:
         ids = np.array(encoded, dtype=np.int64)
         yield np.zeros(1, dtype=np.int64), {"input_ids": ids, "attention_mask": np.ones_like(ids)}

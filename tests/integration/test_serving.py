@@ -115,7 +115,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    running = Process(tmp_path_factory.mktemp("сервер"), registry.tracker.tracking_uri)
+    running = Process(tmp_path_factory.mktemp("сервер"), registry.tracker.tracking_uri, threads=2)
     yield running
     running.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reviewclf.serving.batching import Batcher
+from reviewclf.serving.batching import Batcher, Turns
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.problems import Problem
 
@@ -225,3 +225,64 @@ def test_under_load_a_batch_waits_for_as_many_texts_as_the_last_one_had() -> Non
         assert model.batches == [["0"], ["1", "2", "3"], ["4", "5", "6"]]
 
     run(scenario, max_wait=5.0)
+
+
+def turns(
+    scenario: Callable[[Turns], Coroutine[Any, Any, None]], *, max_queue: int = 100, metrics: Metrics | None = None
+) -> None:
+    asyncio.run(asyncio.wait_for(scenario(Turns(max_queue=max_queue, metrics=metrics or Metrics())), 20))
+
+
+def test_turns_answer_one_request_after_the_other_in_order() -> None:
+    model = Recorder(poison="4")
+    metrics = Metrics()
+
+    async def scenario(queue: Turns) -> None:
+        found = await asyncio.gather(
+            *(queue.submit(model, texts) for texts in (["1"], ["2", "3"], ["4"], ["5"])), return_exceptions=True
+        )
+        assert [answer.tolist() if isinstance(answer, np.ndarray) else str(answer) for answer in found] == [
+            [[1.0]],
+            [[2.0], [3.0]],
+            "cannot read this one",
+            [[5.0]],
+        ]
+        assert model.batches == [["1"], ["2", "3"], ["4"], ["5"]]
+        assert (await queue.submit(model, ["6"])).tolist() == [[6.0]]
+
+    turns(scenario, metrics=metrics)
+    figures = metrics.render().decode()
+    assert "reviewclf_batch_texts_count 4.0" in figures  # the one that failed is no answer
+    assert "reviewclf_queue_seconds_count 5.0" in figures
+    assert "reviewclf_queue_texts 0.0" in figures
+
+
+def test_between_two_turns_the_loop_does_other_things() -> None:
+    model = Recorder(seconds=0.01)
+
+    async def scenario(queue: Turns) -> None:
+        answers = [asyncio.ensure_future(queue.submit(model, [str(number)])) for number in range(10)]
+        looks = 0
+        while not all(answer.done() for answer in answers):
+            looks += 1
+            await asyncio.sleep(0)
+        assert looks >= 10
+
+    turns(scenario)
+
+
+def test_turns_refuse_what_finds_no_room_and_skip_whom_nobody_waits_for() -> None:
+    model = Recorder()
+
+    async def scenario(queue: Turns) -> None:
+        first, gone, third = (asyncio.ensure_future(queue.submit(model, [str(number)])) for number in range(3))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as refused:
+            await queue.submit(model, ["4"])
+        assert (refused.value.status, refused.value.code) == (503, "overloaded")
+        gone.cancel()
+        assert ((await first).tolist(), (await third).tolist()) == ([[0.0]], [[2.0]])
+        assert model.batches == [["0"], ["2"]]
+        assert (await queue.submit(model, ["5"] * 50)).shape == (50, 1)  # nothing waits: one that is alone may be larger
+
+    turns(scenario, max_queue=3)

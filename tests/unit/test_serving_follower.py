@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from reviewclf.errors import RegistryError
@@ -17,37 +15,7 @@ from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
-from reviewclf.serving.served import ServedModel
-from reviewclf.serving.workers import ProcessClassifier
-from tests.small_models import REVIEWS, answers_of, save_small
-
-
-class Folders:
-    """A registry of folders: the network's edge, with real models behind it."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, str] = {}
-        self.folders: dict[str, Path] = {}
-        self.away = False
-        self.fetched: list[str] = []
-        self.tags: dict[str, str] = {}
-
-    def aliases(self) -> dict[str, str]:
-        if self.away:
-            raise RegistryError("MLflow is away")
-        return dict(self.named)
-
-    def version(self, version: str) -> Version:
-        return Version(version=version, run_id=f"run{version}", registered_at=datetime(2026, 1, 1, tzinfo=UTC), tags=self.tags)
-
-    def figures(self, version: Version) -> dict[str, float]:
-        return {"gold/weighted_f1": 0.9}
-
-    def fetch(self, version: Version, folder: Path) -> None:
-        self.fetched.append(version.version)
-        if self.away:
-            raise RegistryError("MLflow is away")
-        shutil.copytree(self.folders[version.version], folder, dirs_exist_ok=True)
+from tests.small_models import REVIEWS, Folders, answers_of, save_small
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +37,16 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[..., Follower]:
-    def follower(*, shadow: bool = False, processes: int = 0) -> Follower:
+    def follower(*, shadow: bool = False, fleet: Any = None) -> Follower:
         return Follower(
-            registry,  # type: ignore[arg-type]
+            registry,
             ModelCache(tmp_path / "cache"),
             Metrics(),
             poll_seconds=1,
             threads=1,
-            processes=processes,
             batch=4,
             shadow=shadow,
+            fleet=fleet,
             clock=lambda: clock[0],
         )
 
@@ -87,7 +55,7 @@ def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[...,
 
 def served(follower: Follower) -> tuple[str, list[str]] | None:
     model = follower.champion
-    return model and (model.version, model.classifier.answers(model.answer(REVIEWS)))
+    return (model.version, model.classifier.answers(model.answer(REVIEWS))) if model else None
 
 
 def figures(follower: Follower) -> str:
@@ -303,24 +271,45 @@ def test_disk_keeps_the_champion_and_the_one_before(make: Callable[..., Follower
     assert sorted(path.name[0] for path in (tmp_path / "cache" / "models").iterdir()) == ["2", "3"]
 
 
-def test_processes_of_a_replaced_champion_end(make: Callable[..., Follower], registry: Folders) -> None:
-    follower = make(shadow=True, processes=2)
-    registry.named = {"champion": "1", "challenger": "2"}
-    follower.look()
-    assert served(follower) == ("1", answers_of(0))
-    old = {*pids(follower.champion), *pids(follower.challenger)}
-    assert len(old) == 3
-    registry.named = {"champion": "2"}
-    follower.look()
-    assert served(follower) == ("2", answers_of(1))
-    assert not old & set(pids(follower.champion))
-    end = time.monotonic() + 20
-    while any(map(psutil.pid_exists, old)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not any(map(psutil.pid_exists, old))
+class Beside:
+    """Notes what the processes beside the server are told, and who answered here when they were."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str | None]] = []
+        self.follower: Follower | None = None
+
+    def prepare(self, info: Version, folder: Path) -> None:
+        assert (folder / "model.json").is_file()
+        self.told.append((f"prepare {info.version}", self._here()))
+
+    def use(self) -> None:
+        self.told.append(("use", self._here()))
+
+    def _here(self) -> str | None:
+        assert self.follower is not None
+        return self.follower.champion.version if self.follower.champion else None
 
 
-def pids(model: ServedModel | None) -> list[int]:
-    assert model is not None
-    assert isinstance(model.classifier, ProcessClassifier)
-    return model.classifier.pids
+def test_processes_beside_have_a_champion_before_it_answers_here_and_no_refused_one(
+    make: Callable[..., Follower], registry: Folders, tmp_path: Path
+) -> None:
+    beside = Beside()
+    follower = beside.follower = make(fleet=beside)
+    for version in ("1", "2"):
+        registry.named = {"champion": version}
+        follower.look()
+        follower.look()
+    broken = tmp_path / "broken"
+    shutil.copytree(registry.folders["1"], broken)
+    (broken / "model.json").write_text("{", encoding="utf-8")
+    registry.folders["9"] = broken
+    registry.named = {"champion": "9"}
+    follower.look()
+    assert beside.told == [("prepare 1", None), ("use", None), ("prepare 2", "1"), ("use", "1")]
+    # The same at a start without the registry.
+    registry.away = True
+    again = Beside()
+    restarted = again.follower = make(fleet=again)
+    restarted.look()
+    assert served(restarted) == ("2", answers_of(1))
+    assert again.told == [("prepare 2", None), ("use", None)]
