@@ -166,8 +166,8 @@ class _Answerer(DrainingServer):
             case "load":
                 self._start(self._load(message["identity"], message["version"], Path(message["folder"])))
             case "use":
+                self._copies = {identity: self._copies[identity] for identity in message["keep"]}
                 self._alone.champion = self._copies.get(message["identity"])
-                self._copies = {message["identity"]: self._alone.champion} if self._alone.champion else {}
             case "figures":
                 self._tell({"is": "figures", "number": message["number"], "figures": self._alone.metrics.snapshot()})
             case "drain":

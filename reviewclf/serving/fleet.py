@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MODULE = "reviewclf.serving.answerer"
+# Larger models take so long for a text that processes of their own make nothing faster, and each would hold a copy of it.
+_LARGE_BYTES = 128 << 20
 # A new champion waits so long for those that load it; who takes longer answers when it has it.
 _LOAD_SECONDS = 60.0
 _RETRY_SECONDS = 60.0
@@ -120,8 +122,8 @@ class Fleet:
     # -- in the follower's thread
 
     def prepare(self, info: Version, folder: Path) -> None:
-        """Have all that run load a version, and wait until they have, or cannot."""
-        self._wanted = (info.identity, info.version, str(folder))
+        """Have all that run load a version, and wait until they have, or cannot. A large one they leave to the server."""
+        self._wanted = (info.identity, info.version, str(folder)) if _size(folder) <= _LARGE_BYTES else None
         for member in self._members:
             member.settled.clear()
         if not self._call(self._load_all):
@@ -132,8 +134,7 @@ class Fleet:
 
     def use(self) -> None:
         """Have them answer with what they were prepared for."""
-        assert self._wanted is not None  # noqa: S101 - they have been prepared
-        self._used = self._wanted[0]
+        self._used = self._wanted[0] if self._wanted is not None else None
         self._call(self._use_all)
 
     def _load_all(self) -> None:
@@ -237,9 +238,10 @@ class _Member:
     def use(self) -> None:
         used = self._fleet._used
         # Without it, it answers nothing by itself.
-        self.uses = used if used in self._has else None
-        self.send({"do": "use", "identity": self.uses or ""})
-        self._has = {self.uses} if self.uses else set()
+        self.uses = used if used is not None and used in self._has else None
+        wanted = self._fleet._wanted
+        self._has &= {used, wanted[0] if wanted is not None else None}
+        self.send({"do": "use", "identity": self.uses, "keep": sorted(self._has)})
 
     async def figures(self) -> Snapshot | None:
         loop = asyncio.get_running_loop()
@@ -326,6 +328,14 @@ class _Member:
     def end(self) -> None:
         if self._process is not None:
             _see_off(self._process)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a model, without the folders that are for further training."""
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    except OSError:  # those that load it will say what is wrong
+        return 0
 
 
 def _see_off(process: subprocess.Popen[Any]) -> None:

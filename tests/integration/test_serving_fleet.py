@@ -70,7 +70,7 @@ class Running:
 
     def everybody_answers(self) -> bool:
         members = self.fleet._members
-        return len(members) == 2 and all(member.uses == self.fleet._used for member in members)
+        return len(members) == 2 and all(member.uses and member.uses == self.fleet._used for member in members)
 
     def renew(self) -> None:
         """Take a new connection: the old one may be of the server itself, from before the others were ready."""
@@ -363,6 +363,21 @@ def test_one_that_cannot_load_leaves_all_to_the_server(
     server.renew()
     assert server.predict(*REVIEWS) == ("2", answers_of(1))
     assert server.here() == here + len(REVIEWS)
+
+
+def test_a_large_model_is_left_to_the_server(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "_LARGE_BYTES", 1000)
+    server.registry.named = {"champion": "2"}
+    until(lambda: server.predict(*REVIEWS)[0] == "2")
+    until(lambda: not any(member.uses for member in server.fleet._members))
+    for _ in range(2):  # on the connection to one of them, and on a new one
+        here = server.here()
+        assert server.predict(*REVIEWS) == ("2", answers_of(1))
+        assert server.here() == here + len(REVIEWS)
+        server.renew()
+    monkeypatch.undo()
+    server.registry.named = {"champion": "1"}
+    until(lambda: server.everybody_answers() and server.fleet._used is not None)
 
 
 def test_a_full_queue_is_refused(start: Callable[..., Running]) -> None:
