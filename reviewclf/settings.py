@@ -294,7 +294,7 @@ class ServingSettings(_Group):
     poll_seconds: PositiveFloat = Field(2.0, description="between looks at the alias `champion`")
     threads: PositiveInt | None = Field(
         None,
-        description="requests answered side by side, each on a core, by processes beside the server; default: the cores, at most 4; "
+        description="requests answered side by side, by as many processes beside the server; default: the cores, at most 4; "
         "`1` needs no other process",
     )
     max_batch: PositiveInt = Field(16, description="texts that go through the model together; 8-bit encoders answer each alone")

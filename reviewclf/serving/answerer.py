@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -27,8 +28,8 @@ from reviewclf.serving.draining import DrainingServer, server_config
 from reviewclf.serving.edge import Edge, header_of
 from reviewclf.serving.forwarding import Forward
 from reviewclf.serving.metrics import Metrics
-from reviewclf.serving.predicting import Predictor
-from reviewclf.serving.problems import unavailable
+from reviewclf.serving.predicting import Predictor, read_body
+from reviewclf.serving.problems import Problem, unavailable
 from reviewclf.serving.served import load, try_out
 from reviewclf.settings import ServingSettings
 from reviewclf.training.model import TextClassifier
@@ -90,20 +91,32 @@ class _Front:
         self._edge.closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_mine(scope):
+        if scope["type"] != "http" or self._is_mine(scope):
             await self._edge(scope, receive, send)
             return
         self._forwarded += 1
         try:
-            await self._forward(scope, receive, send)
+            # Read here, where a client that sends too slowly or too much still hears of it.
+            body = await self._body(scope, receive) if (scope["method"], scope["path"]) == _PREDICT else b""
+            await self._forward(scope, body, send)
+        except Problem as problem:
+            await self._edge.answer(partial(_refuse, problem), scope, receive, send)
         finally:
             self._forwarded -= 1
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        self._alone.check_key(scope)
+        return await read_body(scope, receive, self._alone.settings.max_body_bytes)
 
     def _is_mine(self, scope: Scope) -> bool:
         if (scope["method"], scope["path"]) != _PREDICT or (self._alone.champion is None and not self._alone.draining):
             return False
         length = header_of(scope, b"content-length")
         return length is not None and length.isdigit() and int(length) <= _SHORT_BYTES
+
+
+async def _refuse(problem: Problem, scope: Scope, receive: Receive) -> bytes:
+    raise problem
 
 
 class _Answerer(DrainingServer):

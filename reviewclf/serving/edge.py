@@ -105,6 +105,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        await self.answer(self._direct.get((scope["method"], scope["path"])), scope, receive, send)
+
+    async def answer(self, endpoint: Direct | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have one request answered by `endpoint`, by the application where that is None."""
         trace = scope["reviewclf.trace"] = Trace(_request_id(scope))
         started = time.perf_counter()
         status = 0
@@ -117,7 +121,6 @@ class Edge:
             await send(message)
 
         self.in_flight += 1
-        endpoint = self._direct.get((scope["method"], scope["path"]))
         try:
             if endpoint is None:
                 await self._app(scope, receive, send_marked)

@@ -115,7 +115,7 @@ class Predictor(ABC):
         self.check_key(scope)
         # Before the body: a server that cannot answer should not read megabytes.
         model = self.model
-        asked, texts = parse_request(await _body(scope, receive, self.settings.max_body_bytes), self.settings)
+        asked, texts = parse_request(await read_body(scope, receive, self.settings.max_body_bytes), self.settings)
         fields = trace_of(scope).fields
         fields.update(texts=len(texts), model_version=model.version)
         if self.settings.log_texts:
@@ -130,8 +130,8 @@ class Predictor(ABC):
         return _answer_json(model, asked, shown, confidences, answers)
 
 
-async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The body of a request.
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The body of ``POST /predict``.
 
     Raises
     ------

@@ -240,6 +240,14 @@ def test_bodies_in_pieces_and_with_an_announcement(limited: Running) -> None:
         assert plain.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("target", ["/a b", "/%zz", "//x", "*", "http://elsewhere/model", "/%D0%BF%D1%83%D1%82%D1%8C?%"])
+def test_odd_addresses_get_an_answer_each(limited: Running, target: str) -> None:
+    with socket.create_connection(limited.address, timeout=30) as plain:
+        plain.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\nX-Odd: \x80\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        found = b"".join(iter(lambda: plain.recv(10_000), b""))
+    assert found.split(maxsplit=2)[1] in {b"200", b"400", b"404"}, found
+
+
 def test_keys_are_needed_everywhere_and_known_nowhere_else(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
