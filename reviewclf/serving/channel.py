@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import socket
 from collections import deque
@@ -43,8 +42,7 @@ class Channel:
             The other side has gone, or does not read.
         """
         line = json.dumps(message if file is None else {**message, "file": True}).encode() + b"\n"
-        files = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))]
-        sent = self._socket.sendmsg([line], files)
+        sent = self._socket.send(line) if file is None else socket.send_fds(self._socket, [line], [file])
         if sent < len(line):
             self._socket.sendall(line[sent:])
 

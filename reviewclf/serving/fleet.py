@@ -185,10 +185,13 @@ class _Member:
     def start(self) -> None:
         if self._fleet._stopping:
             return
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment())
+        try:
+            ours = self._launch()
+        except OSError as error:  # no memory or no files for another process just now
+            pause = self._next_pause()
+            logger.error("no answering process can be started, the next attempt is in %.1f s: %s", pause, error)  # noqa: TRY400
+            asyncio.get_running_loop().call_later(pause, self.start)
+            return
         ours.setblocking(False)
         self._channel = Channel(ours)
         self._started_at = time.monotonic()
@@ -196,6 +199,26 @@ class _Member:
         asyncio.get_running_loop().add_reader(ours.fileno(), self._receive)
         self.send(self._fleet._begin)
         self.load()
+
+    def _launch(self) -> socket.socket:
+        """Start the process; this end of the channel to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment()
+                )
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def _next_pause(self) -> float:
+        """Seconds until it is started again."""
+        steady = time.monotonic() - self._started_at >= _STEADY_SECONDS
+        self._pause = _FIRST_PAUSE if steady or not self._pause else min(_LAST_PAUSE, 2 * self._pause)
+        return self._pause
 
     def send(self, message: Message, file: int | None = None) -> bool:
         """Whether it went off."""
@@ -301,8 +324,6 @@ class _Member:
             self._last = None
         if self._fleet._stopping:
             return
-        steady = time.monotonic() - self._started_at >= _STEADY_SECONDS
-        self._pause = _FIRST_PAUSE if steady or not self._pause else min(_LAST_PAUSE, 2 * self._pause)
         process = self._process
         loop.run_in_executor(None, _see_off, process).add_done_callback(lambda _: self._start_again(process))
 
@@ -316,8 +337,9 @@ class _Member:
     def _start_again(self, process: subprocess.Popen[bytes]) -> None:
         code = process.returncode
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        logger.error("answering process %s ended %s; it is started again in %.1f s", process.pid, how, self._pause)
-        asyncio.get_running_loop().call_later(self._pause, self.start)
+        pause = self._next_pause()
+        logger.error("answering process %s ended %s; it is started again in %.1f s", process.pid, how, pause)
+        asyncio.get_running_loop().call_later(pause, self.start)
 
     def _kill(self) -> None:
         if self._process is not None:

@@ -326,6 +326,27 @@ def test_killed_ones_are_started_again_and_nothing_counted_is_lost(server: Runni
     assert (server.figure(texts), server.figure(requests)) == (counted[0] + 66, counted[1] + 22)
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleets, "_FIRST_PAUSE", 0.05)
+    started: list[int] = []
+
+    class Full(subprocess.Popen):  # type: ignore[type-arg]
+        """A machine without room for another process, twice."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            started.append(1)
+            if len(started) <= 2:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(fleets.subprocess, "Popen", Full)
+    os.kill(server.fleet.pids[0], signal.SIGKILL)
+    until(lambda: len(started) == 3 and len(server.fleet.pids) == 2 and server.everybody_answers())
+    assert caplog.text.count("no answering process can be started") == 2
+
+
 def test_one_that_hangs_is_ended(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleets, "_HANG_SECONDS", 0.5)
     monkeypatch.setattr(fleets, "_FIRST_PAUSE", 0.05)
