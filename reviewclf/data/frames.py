@@ -1,22 +1,60 @@
-"""Small tables read whole: gold labels, votes, files to predict on. Sources of any size go through `sources`."""
+"""Small tables read and written whole: gold labels, votes, files to predict on. Sources of any size go through `sources`."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import gzip
 import io
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from datetime import date, time
+from pathlib import Path
+from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from reviewclf.errors import DataContractError
 from reviewclf.outages import reading
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_LINES = (".jsonl", ".ndjson", ".json")
+
+# Excel, LibreOffice and Google Sheets run a cell that begins so; plain numbers (-5, +7 912) begin so as well and do no harm.
+_FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
+_PLAIN_NUMBER = re.compile(r"[+-]?\d[\d ]*(?:[.,]\d+)?")
 
 
-def read_frame(uri: str, *, setting: str = "the path") -> pd.DataFrame:
+def protect_from_excel(text: str) -> str:
+    """The text with an apostrophe before what Excel would run as a formula; :func:`unprotect_from_excel` gives it back."""
+    return f"'{text}" if _FORMULA.match(text) and not _PLAIN_NUMBER.fullmatch(text) else text
+
+
+def unprotect_from_excel(text: str) -> str:
+    """The text as it was before :func:`protect_from_excel`."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def read_frame(uri: str, *, setting: str = "the path", excel_safe: bool = False) -> pd.DataFrame:
     """Read a CSV, TSV, JSON Lines or Parquet file from a local path or ``s3://``.
 
     Text columns stay text: ids are not turned into numbers («007» stays «007»), only empty cells are missing.
+
+    Parameters
+    ----------
+    uri : str
+        The file.
+    setting : str
+        Setting or argument that names it, for messages.
+    excel_safe : bool
+        Take away the apostrophes that ``write_frame(..., excel_safe=True)`` has put before formulas.
 
     Raises
     ------
@@ -42,31 +80,174 @@ def read_frame(uri: str, *, setting: str = "the path") -> pd.DataFrame:
         if suffix in (".jsonl", ".ndjson"):
             return pd.read_json(io.StringIO(text), lines=True, dtype=False)
         separator = "\t" if suffix == ".tsv" else _separator(text)
-        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
+        return frame.map(unprotect_from_excel, na_action="ignore") if excel_safe else frame
     except (ValueError, pd.errors.ParserError, OSError) as error:
         raise DataContractError(f"{uri}: cannot be parsed as {suffix[1:]}: {error}") from error
 
 
-def write_frame(frame: pd.DataFrame, path: str) -> None:
-    """Write `frame` as CSV, TSV, JSON Lines or Parquet, by the ending of `path`.
+def write_frame(
+    frame: pd.DataFrame,
+    path: str,
+    *,
+    for_people: bool = False,
+    excel_safe: bool = False,
+    separator: str | None = None,
+    schema: pa.Schema | None = None,
+) -> None:
+    """Write `frame` as CSV, TSV, JSON Lines or Parquet, by the ending of `path`; text also with ``.gz``.
+
+    A local file appears whole or not at all.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What :func:`read_frame` gives, or any other frame; its index is not written.
+    path : str
+        Local, or ``s3://``.
+    for_people : bool
+        Begin delimited text with a byte order mark, without which Excel takes Cyrillic letters for others.
+    excel_safe : bool
+        Put an apostrophe before cells of delimited text that Excel would run as a formula;
+        ``read_frame(..., excel_safe=True)`` takes it away again.
+    separator : str, optional
+        Of delimited text; default: tab for ``.tsv``, else comma. Excel in Russian expects a semicolon.
+    schema : Schema, optional
+        Types of Parquet's columns, where they are known; those of other columns follow from their values.
 
     Raises
     ------
     DataContractError
-        Unknown ending, or the file cannot be written.
+        Unknown ending, a column whose values Parquet cannot hold, or the file cannot be written.
     """
-    suffix = next((ending for ending in READABLE if path.lower().endswith(ending)), None)
+    suffix = writable_suffix(path)
+    if suffix == ".parquet":
+        content = io.BytesIO()
+        pq.write_table(to_arrow(frame, schema, name=path), content)
+        data = content.getvalue()
+    elif suffix in _LINES:
+        names = [str(name) for name in frame.columns]
+        data = "".join(_json_line(dict(zip(names, row, strict=True))) for row in _rows(frame)).encode()
+    else:
+        text = _delimited(frame, separator or ("\t" if suffix == ".tsv" else ","), excel_safe=excel_safe)
+        data = text.encode("utf-8-sig" if for_people else "utf-8", "replace")
     try:
-        if suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        elif suffix in (".jsonl", ".ndjson"):
-            frame.to_json(path, orient="records", lines=True, force_ascii=False, date_format="iso")
-        elif suffix is not None:
-            frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-        else:
-            raise DataContractError(f"{path}: unknown kind of file; expected one of {', '.join(READABLE)}")
+        _store(gzip.compress(data, mtime=0) if path.lower().endswith(".gz") else data, path)
     except OSError as error:
         raise DataContractError(f"{path}: cannot be written: {error}") from error
+
+
+def writable_suffix(path: str) -> str:
+    """The ending that says which kind of file `path` is, without ``.gz``.
+
+    Raises
+    ------
+    DataContractError
+        It is unknown, or Parquet with ``.gz``.
+    """
+    plain = path.lower().removesuffix(".gz")
+    suffix = next((ending for ending in READABLE if plain.endswith(ending)), None)
+    if suffix is None or (suffix == ".parquet" and plain != path.lower()):
+        raise DataContractError(f"{path}: unknown kind of file; expected one of {', '.join(READABLE)}")
+    return suffix
+
+
+def to_arrow(frame: pd.DataFrame, schema: pa.Schema | None = None, *, name: str) -> pa.Table:
+    """`frame` as an Arrow table, with the types of `schema` for the columns that it names.
+
+    Raises
+    ------
+    DataContractError
+        A column's values have no common type; names the column.
+    """
+    arrays = []
+    for position, column in enumerate(frame.columns):
+        kind = schema.field(str(column)).type if schema is not None and str(column) in schema.names else None
+        try:
+            arrays.append(pa.array(frame.iloc[:, position], type=kind, from_pandas=True))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise DataContractError(
+                f"{name}: Parquet cannot hold column {str(column)!r}: {error}; write a file that ends in .jsonl or .csv"
+            ) from error
+    return pa.table([_whole(array) for array in arrays], names=[str(column) for column in frame.columns])
+
+
+def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    # A column without any value has the type null, which few tools but Arrow can read.
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+
+
+def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    if not frame.columns.size:
+        return iter([()] * len(frame))
+    return zip(*(frame.iloc[:, position].tolist() for position in range(frame.shape[1])), strict=True)
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    named = {name: None if _is_missing(value) else value for name, value in values.items()}
+    text = json.dumps(named, ensure_ascii=False, default=_plain)
+    # Half of a surrogate pair cannot be encoded as it is, but as its escape.
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        text = json.dumps(named, default=_plain)
+    return text + "\n"
+
+
+def _delimited(frame: pd.DataFrame, separator: str, *, excel_safe: bool) -> str:
+    rows = [[_cell(value) for value in row] for row in _rows(frame)]
+    header = [str(name) for name in frame.columns]
+    if excel_safe:
+        header, *rows = [[protect_from_excel(cell) for cell in row] for row in (header, *rows)]
+    # Quotes around everything tell readers beyond doubt that a line break inside quotes ends no row.
+    is_spread = any("\n" in cell or "\r" in cell for row in rows for cell in row)
+    text = io.StringIO(newline="")
+    writer = csv.writer(
+        text, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL if is_spread else csv.QUOTE_MINIMAL
+    )
+    writer.writerows([header, *rows])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if _is_missing(value):
+        return ""
+    if isinstance(value, list | tuple | dict | np.ndarray):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return str(_plain(value)) if isinstance(value, bytes) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as something that it knows."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    return None if _is_missing(value) else str(value)
+
+
+def _store(data: bytes, path: str) -> None:
+    filesystem, local = fsspec.core.url_to_fs(path)
+    if not isinstance(filesystem, LocalFileSystem):
+        with reading(path), filesystem.open(local, "wb") as file:
+            file.write(data)
+        return
+    target = Path(local).resolve()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _decode(data: bytes) -> str:
