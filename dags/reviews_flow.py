@@ -22,14 +22,8 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from pydantic import JsonValue
 
-from reviewclf.errors import (
-    AnnotatorUnavailableError,
-    ConflictError,
-    RegistryError,
-    ReviewclfError,
-    SourceUnavailableError,
-    StoreError,
-)
+from reviewclf.errors import PASSING_ERRORS, ReviewclfError
+from reviewclf.logs import quieten_libraries
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf_alerts import report_deadline, report_failure, send_alert
@@ -56,23 +50,6 @@ TASK_DEFAULTS: dict[str, Any] = {
     "execution_timeout": timedelta(hours=1),
     "on_failure_callback": report_failure,
 }
-
-# Another writer, a store or a tracking server that is away for a moment: these may pass by themselves.
-PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, RegistryError, SourceUnavailableError, StoreError)
-
-# They log every metric and migration step at INFO, which would bury what a stage has to say.
-CHATTY_LOGGERS = (
-    "alembic",
-    "fsspec",
-    "great_expectations",
-    "httpx",
-    "httpx2",
-    "matplotlib",
-    "mlflow",
-    "openai",
-    "s3fs",
-    "urllib3",
-)
 
 
 def nightly(cron: str) -> CronTriggerTimetable:
@@ -121,8 +98,7 @@ def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: A
         On an error that trying again cannot mend (data, settings, labels, gate): the task fails at once.
     """
     log = logging.getLogger(stage.__module__)
-    for name in CHATTY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_libraries()
     try:
         manifest = stage(_settings(), *(_rebuilt(value) for value in manifests), **arguments)
     except PASSING_ERRORS:

@@ -52,11 +52,10 @@ def gate(evaluated: JsonValue) -> JsonValue:
 @task.short_circuit(ignore_downstream_trigger_rules=False)
 def wait_for_person(gated: JsonValue) -> bool:
     """Go by way of a person only when REVIEWCLF_REGISTRY__APPROVAL says so and there is a challenger."""
-    details = gated["details"]  # type: ignore[index,call-overload]
-    challenger = details["challenger"]  # type: ignore[index,call-overload]
-    if challenger is None or challenger["version"] == details["champion"]:  # type: ignore[index,call-overload]
-        return False
-    return load_settings().registry.approval
+    from reviewclf.manifest import Manifest
+    from reviewclf.stages import promotion as stages
+
+    return stages.needs_person(load_settings(), Manifest.model_validate(gated))
 
 
 @task(outlets=[REVIEW_CLASSIFIER], trigger_rule=TriggerRule.NONE_FAILED)

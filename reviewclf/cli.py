@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import socket
 import sys
@@ -42,6 +43,40 @@ def up(
     from reviewclf.local import up as start
 
     raise typer.Exit(start(load_settings(), once=once, report=_report))
+
+
+@app.command()
+def night(
+    steps: Annotated[str, typer.Option(help="Which steps, separated by commas.")] = "ingest,label,retrain,score",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+) -> None:
+    """Live one night here, without Airflow: ingest, label, retrain, score. Exits 1 where one of the DAGs would fail.
+
+    Finished tasks and logs go to standard error, the report at the end to standard output.
+    """
+    from contextlib import redirect_stdout
+    from datetime import UTC, datetime
+
+    from rich.console import Console
+
+    from reviewclf.night import STEPS, live, render
+
+    wanted = [name.strip() for name in steps.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in STEPS]
+    if unknown or not wanted:
+        said = f"no step is called {', '.join(unknown)}" if unknown else "no step is named"
+        raise typer.BadParameter(f"{said}; the steps of a night are {', '.join(STEPS)}", param_hint="--steps")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("reviewclf").setLevel(logging.INFO)
+    # A promotion is told again to whoever repeats it: each night is somebody else.
+    who = f"{_user()} (reviewclf night of {datetime.now(UTC):%Y-%m-%d %H:%M:%S})"
+    with redirect_stdout(sys.stderr):
+        report = live(load_settings(), who=who, console=Console(stderr=True), steps=wanted)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(render(report))
+    raise typer.Exit(int(report.failed))
 
 
 @app.command()

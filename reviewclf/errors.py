@@ -84,3 +84,7 @@ class RegistryError(ReviewclfError):
 
 class ServingError(ReviewclfError):
     """The server of online answers cannot be started."""
+
+
+# Another writer, a store or a server that is away for a moment: these may pass by themselves.
+PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, RegistryError, SourceUnavailableError, StoreError)

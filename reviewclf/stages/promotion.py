@@ -67,6 +67,14 @@ def _decided(settings: Settings, tracker: Tracker, gated: Manifest, *, who: str,
     return _promoted(settings, tracker, gated, reason=why, who=by, key=f"{who}:{version}" if who else "")
 
 
+def needs_person(settings: Settings, gated: Manifest) -> bool:
+    """Whether a person has to agree before the challenger of a gate becomes champion."""
+    challenger: Any = gated.details["challenger"]
+    if challenger is None or challenger["version"] == gated.details["champion"]:
+        return False
+    return settings.registry.approval
+
+
 def promote_version(settings: Settings, version: str, *, reason: str, who: str, force: bool = False, key: str = "") -> Manifest:
     """Promote a version by hand. Raises GateError when it has not passed the gate and `force` was not given."""
     from reviewclf.registry.promotion import promote as move

@@ -35,7 +35,7 @@ from reviewclf.taxonomy import Taxonomy
 from tests.conftest import forget_tracking_server
 from tests.integration.test_scoring import assert_each_once
 from tests.integration.test_stages import run_ingest, run_label
-from tests.nights import ROOT
+from tests.simulated_nights import ROOT
 
 SAMPLE = ROOT / "reviewclf" / "sample"
 _STEP = 24 * 1024

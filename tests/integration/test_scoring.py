@@ -26,7 +26,7 @@ from reviewclf.stages import score as score_stages
 from reviewclf.stages.score import latest_report, read_predictions
 from reviewclf.storage import Snapshot, Store
 from tests.integration.test_stages import Killed, run_ingest, run_label, run_retrain
-from tests.nights import ROOT, template_reviews
+from tests.simulated_nights import ROOT, template_reviews
 
 SAMPLE = ROOT / "reviewclf" / "sample"
 NIGHT = 100

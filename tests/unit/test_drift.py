@@ -16,7 +16,7 @@ import pytest
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
 from reviewclf.monitoring.report import Signal
 from reviewclf.monitoring.watch import LIMITS, Night, Options, look
-from tests.nights import Shop, shop, template_reviews, with_typos
+from tests.simulated_nights import Shop, shop, template_reviews, with_typos
 
 SEED = 7
 HISTORY = 12

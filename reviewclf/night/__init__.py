@@ -1,0 +1,10 @@
+"""One night in one process, without Airflow: the stages of the DAGs, in their order.
+
+What a DAG would skip is skipped here and says why; where a DAG would fail, the night goes on with what does not depend on the
+failed step, and says at its end that it failed.
+"""
+
+from reviewclf.night.report import NightReport, render
+from reviewclf.night.run import STEPS, live
+
+__all__ = ["STEPS", "NightReport", "live", "render"]

@@ -1,0 +1,305 @@
+"""The steps of a night: each calls the stages of one DAG, and says what came of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from reviewclf.errors import PASSING_ERRORS, ReviewclfError, SettingsError
+from reviewclf.local.progress import summary
+from reviewclf.logs import quieten_libraries
+from reviewclf.manifest import Manifest
+from reviewclf.night.report import (
+    CandidateReport,
+    ChampionReport,
+    LabelsReport,
+    NightReport,
+    RowsReport,
+    ScoredReport,
+    StepReport,
+    TaskReport,
+    VotesReport,
+)
+from reviewclf.registry import CHAMPION
+from reviewclf.settings import Settings
+from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import ingest as ingest_stages
+from reviewclf.stages import label as label_stages
+from reviewclf.stages import monitor as monitor_stages
+from reviewclf.stages import people as people_stages
+from reviewclf.stages import promotion as promotion_stages
+from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import score as score_stages
+from reviewclf.storage import Store
+
+logger = logging.getLogger(__name__)
+
+_AIRFLOW_CONNECTION = "airflow://"
+_AGAIN = "what is done stays done; this may pass by itself, so run `reviewclf night` again"
+
+
+class Skipped(Exception):  # noqa: N818
+    """There is nothing for the rest of a step to do; the message says why."""
+
+
+class Night:
+    """A night that is going on.
+
+    Parameters
+    ----------
+    settings : Settings
+    who : str
+        Recorded in the history of promotions; another one each night.
+    console : Console
+        Takes one line for each finished task.
+    """
+
+    def __init__(self, settings: Settings, *, who: str, console: Console) -> None:
+        self.settings = settings
+        self.report = NightReport()
+        self._who = who
+        self._console = console
+
+    def live(self, step: str, work: Callable[[Night], None]) -> None:
+        """Do a step; what it raises becomes its outcome."""
+        done = StepReport(step=step)
+        self.report.steps.append(done)
+        started = time.monotonic()
+        try:
+            work(self)
+        except Skipped as skipped:
+            done.outcome, done.reason = "skipped", str(skipped)
+        except ReviewclfError as error:
+            done.outcome, done.reason = "failed", f"{type(error).__name__}: {error}"
+            if isinstance(error, PASSING_ERRORS):
+                done.reason += f"; {_AGAIN}"
+        except Exception as error:
+            logger.exception("%s has failed", step)
+            done.outcome, done.reason = "failed", f"{type(error).__name__}: {error}"
+        done.seconds = round(time.monotonic() - started, 3)
+        self.report.failed |= done.outcome == "failed"
+        self._tell(step, "", done.outcome, done.seconds, done.reason)
+
+    def _has_failed(self, step: str) -> bool:
+        return any(report.step == step and report.outcome == "failed" for report in self.report.steps)
+
+    def call(self, task: str, stage: Callable[..., Manifest], /, *arguments: Any, **named: Any) -> Manifest:
+        """Call a stage, and keep how long it took."""
+        step = self.report.steps[-1]
+        started = time.monotonic()
+        manifest = stage(self.settings, *arguments, **named)
+        done = TaskReport(task=task, seconds=round(time.monotonic() - started, 3), counts=manifest.counts)
+        step.tasks.append(done)
+        self._tell(step.step, task, "done", done.seconds, summary(manifest.model_dump(mode="json")))
+        return manifest
+
+    def _tell(self, step: str, task: str, outcome: str, seconds: float, said: str) -> None:
+        self._console.print(Text(f"{step:<8} {task:<26} {outcome:<8} {seconds:>7.1f} s  {said}"), soft_wrap=True)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def ingest(self) -> None:
+        """DAG reviews_ingest."""
+        settings = self.settings
+        if settings.source.startswith(_AIRFLOW_CONNECTION):
+            raise SettingsError(
+                f"REVIEWCLF_SOURCE={settings.source} names a connection of Airflow, which does not run here: give the "
+                "database's own address"
+            )
+        ingested = self.call("ingest", ingest_stages.ingest)
+        self.report.rows = _rows(settings, ingested)
+        validated = self.call("validate_raw", ingest_stages.validate_raw, ingested)
+        cleaned = self.call("clean", ingest_stages.clean, ingested, validated)
+        self.report.rows = _rows(settings, ingested, cleaned)
+        clean_report = self.call("validate_clean", ingest_stages.validate_clean, cleaned)
+        published = self.call("publish", ingest_stages.publish, ingested, validated, cleaned, clean_report)
+        self.report.rows.counts = {name: count for name, count in published.counts.items() if name != "new"}
+        self.report.rows.published = True
+        if not published.counts["new"]:
+            raise Skipped("no new reviews")
+
+    def label(self) -> None:
+        """DAG reviews_label, without waiting for people."""
+        if self._has_failed("ingest"):
+            raise Skipped("the step ingest has failed")
+        selected = self.call("select", label_stages.select)
+        shards: Any = selected.details["shards"]
+        annotated = [self.call(_shard("annotate", shard), label_stages.annotate, selected, shard) for shard in shards]
+        collected = self.call("collect", people_stages.collect, selected, annotated)
+        stopped: Any = collected.details["stopped"]
+        self.report.votes = VotesReport(
+            reviews_asked=selected.counts["pending"],
+            new_votes=collected.counts["new_votes"],
+            without_label=collected.counts["without_label"],
+            spent=collected.details["costs"],
+            stopped=[str(limit) for limit in stopped],
+        )
+        labelled = self.call("aggregate", label_stages.aggregate, selected, annotated)
+        self.report.labels = LabelsReport(
+            labels=labelled.counts["labels"],
+            changed=labelled.counts["changed"],
+            by_class=labelled.details["labels_by_class"],
+            agreement_with_gold=labelled.details.get("agreement_with_gold", {}),
+        )
+        if not labelled.counts["changed"]:
+            raise Skipped("no label changed")
+
+    def retrain(self) -> None:
+        """DAG reviews_retrain; nobody can be asked here, so where a person has to agree nothing is promoted."""
+        settings = self.settings
+        self.report.champion = ChampionReport(before=champion_of(settings))
+        self.report.champion.after = self.report.champion.before
+        planned = self.call("plan_synthesis", dataset_stages.plan_synthesis)
+        written = [
+            self.call(f"synthesize [{category}]", dataset_stages.synthesize, planned, category=category)
+            for category in dataset_stages.thin_classes(planned)
+        ]
+        dataset = self.call("build_dataset", retrain_stages.build_dataset, written)
+        trained = [
+            self.call(f"{task} [{name}]", retrain_stages.train, dataset, candidate=name)
+            for task, encoders in (("train", False), ("finetune", True))
+            for name in retrain_stages.candidate_names(settings, encoders=encoders)
+        ]
+        self.report.candidates = _candidates(trained)
+        evaluated = self.call("evaluate", retrain_stages.evaluate, dataset, trained)
+        self.report.candidates = _candidates(trained, evaluated)
+        gated = self.call("gate", retrain_stages.gate, evaluated)
+        self.report.candidates = _candidates(trained, evaluated, gated)
+        reason = self._promote(gated)
+        self.call("retire", promotion_stages.retire, who=self._who)
+        if reason:
+            raise Skipped(reason)
+
+    def _promote(self, gated: Manifest) -> str:
+        """Promote what passed; empty, or why nothing was promoted."""
+        if promotion_stages.needs_person(self.settings, gated):
+            challenger: Any = gated.details["challenger"]
+            return (
+                f"version {challenger['version']} ({challenger['candidate']}) passed the gate and waits for a person "
+                f"(REVIEWCLF_REGISTRY__APPROVAL): `reviewclf promote {challenger['version']} --reason ...`"
+            )
+        promoted = self.call("promote", promotion_stages.promote, gated, who=self._who)
+        if self.report.champion is not None:
+            self.report.champion.after = str(promoted.details["champion"]) if promoted.details["champion"] else None
+        return "" if promoted.details["promoted"] else f"nothing promoted: {promoted.details['reason']}"
+
+    def score(self) -> None:
+        """DAG reviews_score."""
+        selected = self.call("select", score_stages.select)
+        if "skipped" in selected.details:
+            raise Skipped(str(selected.details["skipped"]))
+        shards: Any = selected.details["shards"]
+        scored = [self.call(_shard("score", shard), score_stages.score, selected, shard=shard) for shard in shards]
+        published = self.call("publish", score_stages.publish, selected, scored)
+        counts = published.counts
+        self.report.scored = ScoredReport(reviews=counts["reviews"], abstained=counts.get("abstained", 0))
+        watched = self.call("monitor", monitor_stages.monitor, published)
+        if "skipped" not in watched.details:
+            self.report.scored.verdict = str(watched.details["verdict"])
+            self.report.scored.headline = str(watched.details["headline"])
+
+
+STEPS: dict[str, Callable[[Night], None]] = {
+    "ingest": Night.ingest,
+    "label": Night.label,
+    "retrain": Night.retrain,
+    "score": Night.score,
+}
+
+
+def live(settings: Settings, *, who: str, console: Console, steps: Sequence[str] = tuple(STEPS)) -> NightReport:
+    """Live one night: the stages of the DAGs, in their order, in this process.
+
+    A step depends on those before it as the DAGs do: no labels where ingest has failed; a retrain and a scoring all the same.
+    Nothing is tried again here, as every stage can be run again at any time.
+
+    Parameters
+    ----------
+    settings : Settings
+    who : str
+        Recorded in the history of promotions; another one each night, as the same one is told the same answer again.
+    console : Console
+        Takes one line for each finished task.
+    steps : sequence of str
+        Which of :data:`STEPS` to do; they are done in the DAGs' order.
+
+    Returns
+    -------
+    NightReport
+        ``failed`` where one of the DAGs would have failed.
+    """
+    quieten_libraries()
+    night = Night(settings, who=who, console=console)
+    for name, work in STEPS.items():
+        if name in steps:
+            night.live(name, work)
+    return night.report
+
+
+def champion_of(settings: Settings) -> str | None:
+    """Number of the version that production follows; the tracking database is created where it is a file that is missing."""
+    from reviewclf.registry.model import aliases
+    from reviewclf.registry.tracking import Tracker
+
+    return aliases(Tracker(settings.tracking_uri)).get(CHAMPION)
+
+
+def _shard(task: str, shard: Any) -> str:
+    return f"{task} [{int(shard['shard']) + 1} of {shard['shards']}]"
+
+
+def _rows(settings: Settings, ingested: Manifest, cleaned: Manifest | None = None) -> RowsReport:
+    """New rows by source, as far as the stages have come."""
+    store = Store(settings.store_uri)
+    parts = [("quarantined", ingested.keys("quarantine"))]
+    if cleaned is None:
+        parts.append(("raw", ingested.keys("raw")))
+    else:
+        parts += [(name, cleaned.keys(name)) for name in ("clean", "duplicates")]
+        parts.append(("quarantined", cleaned.keys("quarantine")))
+    sources: dict[str, dict[str, int]] = {}
+    quarantine: dict[str, dict[str, int]] = {}
+    for name, keys in parts:
+        refused = name == "quarantined"
+        columns = ["source", "reason"] if refused else ["source"]
+        for table in store.iter_tables(keys, columns):
+            for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+                counts = sources.setdefault(row["source"], {})
+                counts[name] = counts.get(name, 0) + row["count_all"]
+                if refused:
+                    reasons = quarantine.setdefault(row["source"], {})
+                    reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count_all"]
+    return RowsReport(counts=ingested.counts, sources=sources, quarantine=quarantine)
+
+
+def _candidates(
+    trained: Sequence[Manifest], evaluated: Manifest | None = None, gated: Manifest | None = None
+) -> list[CandidateReport]:
+    """Every candidate with its figures and its verdict, as far as the stages have come."""
+    figures: Any = [] if evaluated is None else evaluated.details["candidates"]
+    verdicts: Any = {} if gated is None else gated.details["verdicts"]
+    by_name = {row["candidate"]: row for row in figures}
+    reports = []
+    for manifest in trained:
+        name = str(manifest.details["candidate"])
+        measured = by_name.get(name, {})
+        verdict = verdicts.get(name, {})
+        reports.append(
+            CandidateReport(
+                candidate=name,
+                weighted_f1=measured.get("weighted_f1"),
+                weighted_f1_low=measured.get("weighted_f1_low"),
+                weighted_f1_high=measured.get("weighted_f1_high"),
+                gold_rows=0 if evaluated is None else evaluated.counts["gold_rows"],
+                seconds_per_example=measured.get("seconds_per_example_p95"),
+                gate=verdict.get("verdict", "skipped" if "skipped" in manifest.details else ""),
+                reason=str(verdict.get("reason") or manifest.details.get("skipped") or ""),
+                version=verdict.get("version"),
+            )
+        )
+    return reports
