@@ -16,15 +16,17 @@ from functools import cache
 from html.entities import html5
 from typing import Any
 
+from reviewclf.text.misread import repaired
+
 # Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
 # still changes after this many was built to do so.
 _PASSES = 8
 
-# Printable ASCII without < & @, Cyrillic, and the punctuation of Russian keyboards: text made of these alone holds no
-# HTML, no e-mail address, no emoji and nothing to normalise.
+# Printable ASCII without < & @, Russian letters, and the punctuation of Russian keyboards: text made of these alone holds no
+# HTML, no e-mail address, no emoji and nothing to normalise, and was read in the right encoding.
 # Possessive quantifiers stand behind single characters and classes only: behind a group, CPython before 3.11.5 does not go
 # back to where a failed repetition began (gh-106052).
-_PLAIN = re.compile(r"[ !-%'-;=>?A-~\u0400-\u0482\u048a-\u052f«»—–…“”„’№°²³½€₽×]*+")
+_PLAIN = re.compile(r"[\t\n\r !-%'-;=>?A-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
 
 # --- characters -------------------------------------------------------------------------------------------------------
 # Format characters, variation selectors, private use, surrogates, noncharacters: invisible, so they leave no gap.
@@ -124,7 +126,8 @@ _CARD = re.compile(r"(?<![0-9A-Za-z_])(?<![0-9][ –.-])[0-9](?:[ –-]?[0-9]){1
 
 _CYRILLIC = re.compile(r"[\u0400-\u0481\u048a-\u052f\u1c80-\u1c8a\ua640-\ua66e\ua680-\ua69d]")
 _WORD = re.compile(r"[^\W_]+")
-_LETTERS = re.compile(r"[^\W\d_ÐÑ]+")  # without the two that misread UTF-8 begins with
+# Letters that no pattern of this package looks at: without those that misread text is made of.
+_LETTERS = re.compile(r"(?:[ЁёІіЇїЄєЎўҐґ]|[^\W\d_\u00aa-\u024f\u0400-\u040f\u0450-\u045f])+")
 _MARK = re.compile(r"[\u0300-\u036f]+")
 
 
@@ -134,7 +137,8 @@ def clean_text(text: str) -> str:
     Parameters
     ----------
     text : str
-        A review as it came. Text that is UTF-8 misread as Latin-1 («Ð´Ð°») is read again.
+        A review as it came. Text that was read in the wrong encoding («Ð´Ð°», «РґР°») is read again
+        (:func:`~reviewclf.text.repaired`).
 
     Returns
     -------
@@ -211,10 +215,8 @@ def redact(text: str) -> str:
 
 
 def _clean_once(text: str) -> str:
-    if "Ð" in text or "Ñ" in text:
-        text = _reread(text)
-    text = " ".join(text.split())
     plain = _PLAIN.fullmatch(text)
+    text = " ".join(text.split() if plain else repaired(text).split())
     if not plain:
         if "&" in text:
             text = _ENTITY.sub(_unescaped, _AMPERSANDS.sub("&", text))
@@ -237,13 +239,6 @@ def _unescaped(match: re.Match[str]) -> str:
     name = match[0].strip("&;")
     # The library would read «&copyright;» as © and «right;».
     return html.unescape(match[0]) if name.startswith("#") or f"{name};" in html5 else match[0]
-
-
-def _reread(text: str) -> str:
-    try:
-        return text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return text
 
 
 def _normalise_characters(text: str) -> str:
