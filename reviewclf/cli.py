@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,8 @@ from reviewclf.settings import load_settings
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
+
+Quoting = Literal["auto", "standard", "backslash", "none"]
 
 app = typer.Typer(
     help="Keeps a classifier of Russian marketplace reviews fresh.",
@@ -85,15 +87,32 @@ def predict(
     target: Annotated[str, typer.Argument(metavar="OUT", help="File to write; its ending says which kind.")],
     text_column: Annotated[str, typer.Option(help="Column that holds the reviews.")] = "text",
     abstain: Annotated[bool, typer.Option("--abstain", help="Label doubtful reviews «не уверен».")] = False,
+    excel_safe: Annotated[
+        bool,
+        typer.Option("--excel-safe", help="Put an apostrophe before cells that Excel would run as a formula."),
+    ] = False,
+    encoding: Annotated[str | None, typer.Option(help="Of IN; default: recognised.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Of IN; default: recognised.")] = None,
+    quoting: Annotated[Quoting, typer.Option(help="What quotes mean in IN; default: recognised.")] = "auto",
 ) -> None:
     """Label the reviews of a file with the champion: its columns, and predicted_label, confidence, model_version."""
-    from reviewclf.data.frames import read_frame, write_frame
+    from reviewclf.data.frames import check_target, read_frame, to_arrow, writable_suffix, write_frame
+    from reviewclf.data.sources.columnar import parquet_schema
+    from reviewclf.data.sources.files import COLUMNAR, suffix_of
+    from reviewclf.data.sources.options import ReadOptions
     from reviewclf.registry.model import load_alias
-    from reviewclf.serving.batch import predict_frame
+    from reviewclf.serving.batch import check_reviews, predict_frame
 
-    frame = read_frame(source, setting="IN")
+    check_target(target)
+    options = ReadOptions(text_column=text_column, encoding=encoding, separator=separator, quoting=quoting, pattern="--{lower}")
+    frame = read_frame(source, setting="IN", options=options)
+    check_reviews(frame, text_column=text_column, name=source)
+    schema = parquet_schema(source) if suffix_of(source) in COLUMNAR else None
+    if writable_suffix(target) in COLUMNAR:
+        to_arrow(frame, schema, name=target)
     model = load_alias(_tracker())
-    write_frame(predict_frame(frame, model, text_column=text_column, name=source, abstain=abstain), target)
+    answers = predict_frame(frame, model, text_column=text_column, name=source, abstain=abstain)
+    write_frame(answers, target, excel_safe=excel_safe, schema=schema)
     typer.echo(f"{len(frame)} reviews labelled by version {model.version}: {target}")
 
 

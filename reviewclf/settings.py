@@ -47,8 +47,13 @@ class IngestSettings(_Group):
     source_name: str | None = Field(None, description="value of the column `source`; default: the file's name")
     table: str | None = Field(None, description="table or SELECT to read when the source is a database")
     watermark_column: str | None = Field(None, description="ever-growing column; a database is asked only for newer rows")
-    encoding: str | None = Field(None, description="default: UTF-8 (with or without BOM), else cp1251")
+    encoding: str | None = Field(None, description="default: recognised among UTF-8, UTF-16 with BOM, cp1251, KOI8-R and cp866")
     separator: str | None = Field(None, description="default: recognised among comma, semicolon, tab and bar")
+    quoting: Literal["auto", "standard", "backslash", "none"] = Field(
+        "auto",
+        description="what quotes mean in delimited text: `standard` (doubled within quoted fields), `backslash` (behind one), "
+        "`none` (characters as any other); `auto`: recognised",
+    )
     chunk_rows: PositiveInt = Field(20_000, description="rows held in memory at once")
 
 

@@ -7,9 +7,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, time
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from reviewclf.data.sources.files import DELIMITED, KNOWN, LINES, read_file, suffix_of
+from reviewclf.data.sources.options import ReadOptions
+from reviewclf.data.sources.rows import BadRow
 from reviewclf.errors import DataContractError
 from reviewclf.outages import reading
 
-READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_LINES = (".jsonl", ".ndjson", ".json")
+WRITABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 # Excel, LibreOffice and Google Sheets run a cell that begins so; plain numbers (-5, +7 912) begin so as well and do no harm.
 _FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
@@ -42,10 +46,13 @@ def unprotect_from_excel(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-def read_frame(uri: str, *, setting: str = "the path", excel_safe: bool = False) -> pd.DataFrame:
-    """Read a CSV, TSV, JSON Lines or Parquet file from a local path or ``s3://``.
+def read_frame(
+    uri: str, *, setting: str = "the path", excel_safe: bool = False, options: ReadOptions | None = None
+) -> pd.DataFrame:
+    """Read a file of delimited text, JSON Lines or Parquet, local or ``s3://``, as sources are read; one bad row refuses it.
 
-    Text columns stay text: ids are not turned into numbers («007» stays «007»), only empty cells are missing.
+    Values are what stands in the file, in columns of ``object``: delimited text holds text alone («007», «nan»), and only empty
+    cells are missing; JSON Lines and Parquet keep their numbers, lists and times; what is missing is None.
 
     Parameters
     ----------
@@ -55,35 +62,38 @@ def read_frame(uri: str, *, setting: str = "the path", excel_safe: bool = False)
         Setting or argument that names it, for messages.
     excel_safe : bool
         Take away the apostrophes that ``write_frame(..., excel_safe=True)`` has put before formulas.
+    options : ReadOptions, optional
+        What is known of the file; default: all is recognised.
 
     Raises
     ------
     DataContractError
-        The file is missing, empty, of another kind, or cannot be parsed; the message names it and `setting`.
+        The file is missing, without rows, of another kind, or a row cannot be read; the message names file, row and `setting`.
     SourceUnavailableError
         The server that holds it is away.
     """
-    suffix = next((ending for ending in READABLE if uri.lower().endswith(ending)), None)
+    suffix = suffix_of(uri)
     if suffix is None:
-        raise DataContractError(f"{uri}: unknown kind of file; expected one of {', '.join(READABLE)} ({setting})")
-    try:
-        with reading(uri), fsspec.open(uri, "rb") as file:
-            data: bytes = file.read()
-    except (OSError, ValueError, ImportError) as error:
-        raise DataContractError(f"{uri}: cannot be read: {error}; check {setting}") from error
-    if not data.strip():
-        raise DataContractError(f"{uri}: is empty; check {setting}")
-    try:
-        if suffix == ".parquet":
-            return pd.read_parquet(io.BytesIO(data))
-        text = _decode(data)
-        if suffix in (".jsonl", ".ndjson"):
-            return pd.read_json(io.StringIO(text), lines=True, dtype=False)
-        separator = "\t" if suffix == ".tsv" else _separator(text)
-        frame = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values=[""])
-        return frame.map(unprotect_from_excel, na_action="ignore") if excel_safe else frame
-    except (ValueError, pd.errors.ParserError, OSError) as error:
-        raise DataContractError(f"{uri}: cannot be parsed as {suffix[1:]}: {error}") from error
+        raise DataContractError(f"{uri}: unknown kind of file; expected one of {', '.join(KNOWN)} ({setting})")
+    known = replace(options or ReadOptions(), setting=setting)
+    names: dict[str, None] = {}
+    rows = []
+    for row in read_file(uri, known):
+        if isinstance(row, BadRow):
+            raise DataContractError(
+                f"{uri}: cannot be parsed as {suffix[1:]}: row {row.row_number}: {row.reason}: {row.payload!r:.120}; "
+                f"mend the row{_way_out(row, known)} ({setting})"
+            )
+        names.update(dict.fromkeys(row.values))
+        rows.append(row.values)
+    if not rows:
+        raise DataContractError(f"{uri}: is empty: it holds no rows; check {setting}")
+    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
+    return frame.map(unprotect_from_excel, na_action="ignore") if excel_safe and suffix in DELIMITED else frame
+
+
+def _way_out(row: BadRow, options: ReadOptions) -> str:
+    return options.or_set("quoting", "standard, backslash or none") if '"' in row.payload else ""
 
 
 def write_frame(
@@ -125,7 +135,7 @@ def write_frame(
         content = io.BytesIO()
         pq.write_table(to_arrow(frame, schema, name=path), content)
         data = content.getvalue()
-    elif suffix in _LINES:
+    elif suffix in LINES:
         names = [str(name) for name in frame.columns]
         data = "".join(_json_line(dict(zip(names, row, strict=True))) for row in _rows(frame)).encode()
     else:
@@ -146,10 +156,36 @@ def writable_suffix(path: str) -> str:
         It is unknown, or Parquet with ``.gz``.
     """
     plain = path.lower().removesuffix(".gz")
-    suffix = next((ending for ending in READABLE if plain.endswith(ending)), None)
+    suffix = next((ending for ending in WRITABLE if plain.endswith(ending)), None)
     if suffix is None or (suffix == ".parquet" and plain != path.lower()):
-        raise DataContractError(f"{path}: unknown kind of file; expected one of {', '.join(READABLE)}")
+        raise DataContractError(f"{path}: unknown kind of file; expected one of {', '.join(WRITABLE)}")
     return suffix
+
+
+def check_target(path: str) -> None:
+    """Refuse a file that :func:`write_frame` could not write, before there is anything to write.
+
+    Raises
+    ------
+    DataContractError
+        Its ending is unknown, it is a folder, or its folder is missing or may not be written to.
+    """
+    writable_suffix(path)
+    filesystem, local = fsspec.core.url_to_fs(path)
+    if not isinstance(filesystem, LocalFileSystem):
+        return
+    target = Path(local).resolve()
+    if target.is_dir():
+        raise DataContractError(f"{path}: cannot be written: it is a folder")
+    if not target.parent.is_dir():
+        raise DataContractError(f"{path}: cannot be written: there is no folder {target.parent}; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise DataContractError(f"{path}: cannot be written: the folder {target.parent} may not be written to")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, NaN, NA or NaT; unlike ``pandas.isna`` one answer for a list as well."""
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
 def to_arrow(frame: pd.DataFrame, schema: pa.Schema | None = None, *, name: str) -> pa.Table:
@@ -184,7 +220,7 @@ def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
 
 
 def _json_line(values: dict[str, Any]) -> str:
-    named = {name: None if _is_missing(value) else value for name, value in values.items()}
+    named = {name: None if is_missing(value) else value for name, value in values.items()}
     text = json.dumps(named, ensure_ascii=False, default=_plain)
     # Half of a surrogate pair cannot be encoded as it is, but as its escape.
     if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
@@ -210,15 +246,11 @@ def _delimited(frame: pd.DataFrame, separator: str, *, excel_safe: bool) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if isinstance(value, list | tuple | dict | np.ndarray):
         return json.dumps(value, ensure_ascii=False, default=_plain)
     return str(_plain(value)) if isinstance(value, bytes) else str(value)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
 def _plain(value: Any) -> Any:
@@ -232,7 +264,7 @@ def _plain(value: Any) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             return base64.b64encode(value).decode()
-    return None if _is_missing(value) else str(value)
+    return None if is_missing(value) else str(value)
 
 
 def _store(data: bytes, path: str) -> None:
@@ -248,15 +280,3 @@ def _store(data: bytes, path: str) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1251")
-
-
-def _separator(text: str) -> str:
-    header = text.split("\n", 1)[0]
-    return max(",;\t|", key=header.count)

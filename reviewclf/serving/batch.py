@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from reviewclf.data.frames import is_missing
 from reviewclf.errors import DataContractError
 from reviewclf.training.model import UNSURE
 
@@ -58,7 +59,7 @@ def answer(model: Model, texts: Sequence[str | None]) -> Answers:
     classes: list[str] = []
     confidence, abstained, probabilities = [np.empty(0)], [np.empty(0, dtype=bool)], []
     for start in range(0, len(texts), _CHUNK):
-        part = ["" if pd.isna(text) else str(text) for text in texts[start : start + _CHUNK]]
+        part = ["" if is_missing(text) else str(text) for text in texts[start : start + _CHUNK]]
         answers = model.predict(part, abstain=True)
         said: list[dict[str, float]] = answers["probabilities"].tolist()
         classes = classes or list(said[0])
@@ -96,7 +97,23 @@ def predict_frame(
     Raises
     ------
     DataContractError
-        `text_column` is missing, or `frame` has a column that would be overwritten.
+        See :func:`check_reviews`.
+    """
+    check_reviews(frame, text_column=text_column, name=name)
+    answers = answer(model, frame[text_column].tolist())
+    labels = np.array(answers.labels, dtype=object)
+    if abstain:
+        labels[answers.abstained] = UNSURE
+    return frame.assign(predicted_label=labels, confidence=answers.confidence, model_version=str(model.version))
+
+
+def check_reviews(frame: pd.DataFrame, *, text_column: str, name: str = "input") -> None:
+    """Refuse what :func:`predict_frame` cannot score, before a model is loaded for it.
+
+    Raises
+    ------
+    DataContractError
+        `text_column` is missing, a row of it holds no text, or `frame` has a column that would be overwritten; names `name`.
     """
     if text_column not in frame.columns:
         raise DataContractError(
@@ -105,8 +122,9 @@ def predict_frame(
     taken = [column for column in PREDICTION_COLUMNS if column in frame.columns]
     if taken:
         raise DataContractError(f"{name}: has the column(s) {', '.join(taken)} already; rename or drop them first")
-    answers = answer(model, frame[text_column].tolist())
-    labels = np.array(answers.labels, dtype=object)
-    if abstain:
-        labels[answers.abstained] = UNSURE
-    return frame.assign(predicted_label=labels, confidence=answers.confidence, model_version=str(model.version))
+    for number, text in enumerate(frame[text_column].tolist(), start=1):
+        if not isinstance(text, str) and not is_missing(text):
+            raise DataContractError(
+                f"{name}, row {number}: column {text_column!r} holds {type(text).__name__}, expected text: {str(text)!r:.80}; "
+                "write the review there as one string"
+            )

@@ -39,7 +39,7 @@ def test_common_encodings_and_separators_are_recognised(tmp_path: Path, encoding
     [
         ("a.xlsx", b"x", "unknown kind of file"),
         ("a.csv", b"  \n", "is empty"),
-        ("a.parquet", b"no parquet", "cannot be parsed as parquet"),
+        ("a.parquet", b"no parquet", "cannot be read as .parquet"),
         ("a.jsonl", b'{"a": ', "cannot be parsed as jsonl"),
     ],
 )

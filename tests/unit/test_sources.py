@@ -112,7 +112,6 @@ def test_gzip_is_read(tmp_path: Path) -> None:
     [
         ("review_id,отзыв\n1,a\n", "a.csv", r"a\.csv: no column 'text'; found review_id, отзыв.*REVIEWCLF_INGEST__TEXT_COLUMN"),
         ("review_id,texts\n1,a\n", "a.csv", r"Did you mean 'texts'"),
-        ("", "a.csv", r"a\.csv: is empty"),
         (b"review_id,text\n1,\x98\n", "a.csv", r"a\.csv: is neither UTF-8 \(byte 17\) nor cp1251 \(byte 17\)"),
         ("review_id,text\n1,плед\n2,туфли\n".encode()[:-2], "a.csv", r"a\.csv: is UTF-8 that is damaged at byte 36"),
         ("review_id,text\n1,плед\n".encode("utf-16-le"), "a.csv", r"UTF-16 without its byte order mark.*utf-16-le"),

@@ -10,14 +10,25 @@ from typing import BinaryIO, NamedTuple, cast
 
 import fsspec
 
+from reviewclf.data.sources.options import ReadOptions
 from reviewclf.errors import DataContractError
-from reviewclf.settings import IngestSettings
 
 _BLOCK = 1 << 20
 # What a remote file is fetched by; s3fs alone would read ahead 50 MiB and hold them twice.
 _REMOTE_BLOCK = 4 << 20
 # Text of these encodings holds next to no NUL bytes; Russian UTF-16 without its mark holds one in every ASCII character.
 _MAX_NUL_SHARE = 0.05
+# The longer marks first, for UTF-32's begins as UTF-16's does.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# Any bytes are text of any of them. The ten commonest letters are two thirds of a Russian text, and in a wrong code page less.
+_CODE_PAGES = ("cp1251", "koi8-r", "cp866")
+_COMMON_LETTERS = frozenset("оеаинтсрвл")
+_TELLING_LETTERS = 40
 
 
 class _Flaw(NamedTuple):
@@ -35,7 +46,7 @@ def open_file(uri: str) -> BinaryIO:
     return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if uri.lower().endswith(".gz") else raw
 
 
-def text_lines(uri: str, options: IngestSettings) -> Iterator[str]:
+def text_lines(uri: str, options: ReadOptions) -> Iterator[str]:
     """Lines of a file with their line ends, in bounded memory.
 
     Raises
@@ -43,42 +54,58 @@ def text_lines(uri: str, options: IngestSettings) -> Iterator[str]:
     DataContractError
         The file is in no known encoding, or not in the one that is set; names the file and the byte.
     """
-    encoding = options.encoding or _recognised(uri)
+    encoding = options.encoding or _recognised(uri, options)
     try:
         with open_file(uri) as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
             # A mark is left over where the setting says utf-8 and not utf-8-sig.
             yield from (line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(text))
     except (UnicodeError, LookupError) as error:
-        raise DataContractError(f"{uri}: cannot be read as {encoding}: {error}; REVIEWCLF_INGEST__ENCODING") from error
+        way_out = options.or_set("encoding", "what it is")
+        raise DataContractError(
+            f"{uri}: cannot be read as {encoding}: {error}; write the file anew as UTF-8{way_out}"
+        ) from error
 
 
-def _recognised(uri: str) -> str:
-    """UTF-8 when the whole file is, else UTF-16 when it says so, else cp1251."""
+def _recognised(uri: str, options: ReadOptions) -> str:
+    """UTF-8 when the whole file is, else UTF-16 or UTF-32 when it says so, else the Russian code page that it reads best in."""
     with open_file(uri) as stream:
         start = stream.read(_BLOCK)
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
+    for marks, encoding in _MARKS.items():
+        if start.startswith(marks):
+            return encoding
     if start.count(0) > len(start) * _MAX_NUL_SHARE:
         raise DataContractError(
-            f"{uri}: is full of NUL bytes: no text, or UTF-16 without its byte order mark; "
-            "for the latter set REVIEWCLF_INGEST__ENCODING to utf-16-le or utf-16-be"
+            f"{uri}: is full of NUL bytes: no text, or UTF-16 without its byte order mark; write the file anew as UTF-8"
+            + options.or_set("encoding", "utf-16-le or utf-16-be where it is the latter")
         )
     as_utf8 = _flaw(uri, "utf-8")
     if as_utf8 is None:
         return "utf-8-sig"
+    way_out = options.or_set("encoding", "what it is")
     if as_utf8.valid > as_utf8.broken:
         # Almost any bytes are cp1251, so one broken byte would turn a whole UTF-8 file into gibberish.
-        raise DataContractError(
-            f"{uri}: is UTF-8 that is damaged at byte {as_utf8.offset}; write the file anew, "
-            "or set REVIEWCLF_INGEST__ENCODING to what it is"
-        )
+        raise DataContractError(f"{uri}: is UTF-8 that is damaged at byte {as_utf8.offset}; write the file anew{way_out}")
     as_cp1251 = _flaw(uri, "cp1251")
+    code_page = _code_page(start[max(0, as_utf8.offset - _BLOCK // 2) :])
+    if code_page != "cp1251":
+        return code_page
     if as_cp1251 is None:
         return "cp1251"
     raise DataContractError(
         f"{uri}: is neither UTF-8 (byte {as_utf8.offset}) nor cp1251 (byte {as_cp1251.offset}); "
-        "set REVIEWCLF_INGEST__ENCODING to what it is"
+        f"write the file anew as UTF-8{way_out}"
     )
+
+
+def _code_page(sample: bytes) -> str:
+    """The code page in which a text shows the letters that Russian is made of; cp1251 where there are too few to tell."""
+    shares = {}
+    for encoding in _CODE_PAGES:
+        letters = [sign for sign in sample.decode(encoding, "replace").lower() if not sign.isascii()]
+        if len(letters) < _TELLING_LETTERS:
+            return _CODE_PAGES[0]
+        shares[encoding] = sum(sign in _COMMON_LETTERS for sign in letters) / len(letters)
+    return max(_CODE_PAGES, key=lambda encoding: shares[encoding])
 
 
 def _flaw(uri: str, encoding: str) -> _Flaw | None:

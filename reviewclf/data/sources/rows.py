@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
+from reviewclf.data.sources.options import ReadOptions
 from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
 from reviewclf.tables import QUARANTINE_SCHEMA, RAW_SCHEMA
@@ -49,7 +50,7 @@ class GoodRow(NamedTuple):
     payload: str | None = None
 
 
-def check_columns(name: str, columns: Sequence[str], options: IngestSettings) -> None:
+def check_columns(name: str, columns: Sequence[str], options: IngestSettings | ReadOptions) -> None:
     """Refuse a source without its text column.
 
     Raises
@@ -59,7 +60,7 @@ def check_columns(name: str, columns: Sequence[str], options: IngestSettings) ->
     """
     if options.text_column in columns:
         return
-    close = difflib.get_close_matches(options.text_column, columns, n=1)
+    close = difflib.get_close_matches(str(options.text_column), columns, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise DataContractError(
         f"{name}: no column {options.text_column!r}; found {', '.join(map(str, columns)) or 'none'}.{hint} "
@@ -142,6 +143,23 @@ def to_json(values: Mapping[str, Any]) -> str:
 def storable(text: str) -> str:
     """The text with ``?`` for halves of surrogate pairs: JSON and file names may hold them, no file of ours can."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def id_text(value: Any) -> str | None:
+    """An id as text, None for a missing one; a whole number has no fraction, which missing ids beside it may have given it.
+
+    Examples
+    --------
+    >>> id_text(1001.0), id_text("007"), id_text(float("nan"))
+    ('1001', '007', None)
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or None
 
 
 def _raw(row: GoodRow, source: str, options: IngestSettings) -> dict[str, Any]:
