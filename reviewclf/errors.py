@@ -5,6 +5,8 @@ Every message says what is wrong, where (file, row, column or setting) and what 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ReviewclfError(Exception):
     """Base of all errors that a user can mend; the command line prints them without a traceback."""
@@ -39,7 +41,15 @@ class QualityError(DataContractError):
 
 
 class LabelingError(ReviewclfError):
-    """Votes cannot be read, requested or aggregated."""
+    """Votes cannot be read, requested or aggregated.
+
+    Attributes
+    ----------
+    votes : DataFrame or None
+        What :func:`reviewclf.labeling.run_llm` had been answered by then.
+    """
+
+    votes: Any = None
 
 
 class AnnotatorUnavailableError(LabelingError):

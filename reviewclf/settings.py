@@ -93,6 +93,12 @@ class LLMSettings(_Group):
     structured_output: Literal["auto", "choice", "json_schema", "none"] = Field(
         "auto", description="how `openai` holds the server to the categories; `auto`: the strictest that it accepts"
     )
+    thinking: Literal["auto", "off", "on"] = Field(
+        "auto",
+        description="whether the model may think before it answers; `auto`: where it does, it is told not to, and gets room "
+        "where it cannot be told",
+    )
+    thinking_tokens: PositiveInt = Field(2048, description="room for thoughts, in tokens, beside that for the answer")
     concurrency: PositiveInt = Field(16, description="requests in flight per task for `openai`")
     timeout_seconds: PositiveFloat = Field(60.0, description="per request")
     max_retries: Annotated[int, Field(ge=0)] = Field(5, description="per request, with back-off, on 429, 5xx and time-outs")
@@ -110,6 +116,11 @@ class LLMSettings(_Group):
     price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens read")
     price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens written")
     shard_rows: PositiveInt = Field(5_000, description="reviews per mapped annotation task")
+
+    @property
+    def room_for_thoughts(self) -> int:
+        """Tokens that a model which is let think gets beside those of its answer."""
+        return self.thinking_tokens if self.thinking == "on" else 0
 
 
 class VotesSettings(_Group):

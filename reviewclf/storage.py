@@ -65,11 +65,15 @@ class Snapshot(BaseModel):
 
 
 class StageResult(BaseModel):
-    """What the work of a stage returns; :meth:`Store.run_stage` makes a manifest of it."""
+    """What the work of a stage returns; :meth:`Store.run_stage` makes a manifest of it.
+
+    Where `is_final` is False the manifest is not kept, so that the stage works again when it is run again.
+    """
 
     outputs: dict[str, str | list[str]] = {}
     counts: dict[str, int] = {}
     details: dict[str, JsonValue] = {}
+    is_final: bool = True
 
 
 class Store:
@@ -192,16 +196,15 @@ class Store:
         if finished is not None:
             return finished
         result = work()
-        return self.commit_manifest(
-            Manifest(
-                stage=stage,
-                digest=digest,
-                inputs={name: _plain(value) for name, value in inputs.items()},
-                outputs=result.outputs,
-                counts=result.counts,
-                details=result.details,
-            )
+        manifest = Manifest(
+            stage=stage,
+            digest=digest,
+            inputs={name: _plain(value) for name, value in inputs.items()},
+            outputs=result.outputs,
+            counts=result.counts,
+            details=result.details,
         )
+        return self.commit_manifest(manifest) if result.is_final else manifest
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
@@ -273,14 +276,18 @@ class Store:
 
     def append_lines(self, key: str, lines: Sequence[str], part: int) -> None:
         """Add lines to the journal `key`: in a folder one file that grows, under ``s3://`` an object a call."""
-        data = "".join(f"{line}\n" for line in lines).encode()
+        data = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
         with self._errors("written", key):
             if self._local:
                 path = Path(self._path(key))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # One write per call: a killed process leaves at most a last line without its end, which readers leave out.
-                handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                # One write per call: a killed process leaves at most a last line without its end.
+                handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
+                    size = os.fstat(handle).st_size
+                    if size and os.pread(handle, 1, size - 1) != b"\n":
+                        # What a full disk has cut must not take the next line along.
+                        data = b"\n" + data
                     # A full disk takes the beginning and says nothing.
                     if os.write(handle, data) < len(data):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -300,9 +307,11 @@ class Store:
         return {key: _written_at(info) for key, info in sorted(files.items())}
 
     def read_lines(self, key: str) -> list[str]:
-        """Complete lines of a journal."""
-        text = self.read_bytes(key).decode(errors="replace")
-        return text[: text.rfind("\n") + 1].splitlines()
+        """Lines of a journal that hold anything; the last one may be without its end. Bytes that are no UTF-8 are escaped.
+
+        Nothing but a line feed ends a line: texts hold whatever else Unicode takes for an end.
+        """
+        return [line.decode(errors="surrogateescape") for line in self.read_bytes(key).split(b"\n") if line.strip()]
 
     def remove_journal(self, key: str) -> None:
         """Remove a journal whose lines are published."""

@@ -17,10 +17,11 @@ from reviewclf.augmentation.generators.base import Generator, Written
 from reviewclf.augmentation.prompts import WritingPrompt, WritingRequest, load_writing_prompts, told_words
 from reviewclf.errors import AugmentationError
 from reviewclf.labeling.annotators.base import Annotator, Review, Vote
-from reviewclf.labeling.asking import ask_all
+from reviewclf.labeling.asking import Account, ask_all, paced
 from reviewclf.labeling.budget import Budget
 from reviewclf.labeling.journal import Journal, read_journals
 from reviewclf.labeling.prompts import prepare_review
+from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Category, Taxonomy
@@ -122,34 +123,39 @@ def generate_and_filter(
         raise AugmentationError(f"category {category!r} is not in the taxonomy ({', '.join(taxonomy.names)})")
     series = _Series(of_category, generator, real, settings, taxonomy.names)
     answers = {written.identity: written for written in known}
+    budget = Budget(settings.llm, shards=shards)
     for written in read_journals(store, JOURNAL, Written):
+        if written.identity not in answers and written.category == category:
+            # An earlier attempt has paid for it.
+            budget.count(written.tokens_in, written.tokens_out)
         answers.setdefault(written.identity, written)
+    account = Account(store, budget, digest_of(["synthesis", category, generator.version, settings.seed]))
     filters = DraftFilter(category, taxonomy, real, told=series.told, options=options)
     votes = {vote.identity: vote for vote in known_votes}
-    budget = Budget(settings.llm, shards=shards)
     drafts: list[dict[str, Any]] = []
     used: list[Written] = []
     stopped: str | None = None
     most = series.most(n)
     done = 0
-    while done < most and stopped is None:
-        passed = sum(draft["reason"] is None for draft in drafts)
-        if passed >= n:
-            break
-        rate = max(passed / len(drafts), _LEAST_GUESS) if drafts else _FIRST_GUESS
-        more = min(most - done, max(1, -(-int(n - passed) // max(1, int(options.batch_size * rate)))))
-        requests = [series.request(number) for number in range(done, done + more)]
-        done += more
-        stopped = _write(store, generator, requests, answers, budget)
-        written_now = [answers[key] for request in requests if (key := series.identity(request)) in answers]
-        used.extend(written_now)
-        fresh = [draft for written in written_now for draft in _drafts(written)]
-        verdicts = filters.judge(*([draft[name] for draft in fresh] for name in ("text", "text_clean", "review_id")))
-        for draft, verdict in zip(fresh, verdicts, strict=True):
-            _refuse(draft, verdict)
-        stopped = _vote(store, annotator, fresh, votes, settings, shards) or stopped
-        _check_votes(fresh, votes, category, options.min_vote_share)
-        drafts.extend(fresh)
+    with account.opened():
+        while done < most and stopped is None:
+            passed = sum(draft["reason"] is None for draft in drafts)
+            if passed >= n:
+                break
+            rate = max(passed / len(drafts), _LEAST_GUESS) if drafts else _FIRST_GUESS
+            more = min(most - done, max(1, -(-int(n - passed) // max(1, int(options.batch_size * rate)))))
+            requests = [series.request(number) for number in range(done, done + more)]
+            done += more
+            stopped = _write(store, generator, requests, answers, account)
+            written_now = [answers[key] for request in requests if (key := series.identity(request)) in answers]
+            used.extend(written_now)
+            fresh = [draft for written in written_now for draft in _drafts(written)]
+            verdicts = filters.judge(*([draft[name] for draft in fresh] for name in ("text", "text_clean", "review_id")))
+            for draft, verdict in zip(fresh, verdicts, strict=True):
+                _refuse(draft, verdict)
+            stopped = _vote(store, annotator, fresh, votes, settings, shards, account) or stopped
+            _check_votes(fresh, votes, category, options.min_vote_share)
+            drafts.extend(fresh)
     figures = _check_diversity(drafts, real, category, options.min_diversity, settings.seed)
     frame = pd.DataFrame(drafts, columns=_COLUMNS)
     is_kept = frame["reason"].isna()
@@ -225,7 +231,7 @@ def _write(
     generator: Generator,
     requests: Sequence[WritingRequest],
     answers: dict[tuple[str, str, str, int, int], Written],
-    budget: Budget,
+    account: Account,
 ) -> str | None:
     """Ask for what is not answered yet; why it ended early, if it did."""
     open_requests = [
@@ -238,16 +244,18 @@ def _write(
     if not generator.is_costly:
         answers.update((written.identity, written) for written in generator.write(open_requests))
         return None
-    with Journal(store, JOURNAL) as journal:
-        for written in generator.write(open_requests):
-            journal.add(written)
-            answers[written.identity] = written
-            budget.count(written.tokens_in, written.tokens_out)
-            reached = budget.reached()
-            if reached is not None:
-                logger.warning("%s: writing stops", reached)
-                return reached
-    return None
+    if (reached := account.budget.reached()) is None:
+        with Journal(store, JOURNAL) as journal, paced(generator, account) as is_paced:
+            for written in generator.write(open_requests):
+                journal.add(written)
+                answers[written.identity] = written
+                account.budget.count(written.tokens_in, written.tokens_out)
+                if not is_paced and account.budget.reached() is not None:
+                    break
+        reached = account.budget.reached(1)
+    if reached is not None:
+        logger.warning("%s: writing stops", reached)
+    return reached
 
 
 def _drafts(written: Written) -> list[dict[str, Any]]:
@@ -292,6 +300,7 @@ def _vote(
     votes: dict[Any, Vote],
     settings: Settings,
     shards: int,
+    account: Account,
 ) -> str | None:
     if annotator is None:
         return None
@@ -300,7 +309,7 @@ def _vote(
         for draft in drafts
         if draft["reason"] is None
     ]
-    given, stopped = ask_all(store, [annotator], reviews, settings, known=set(votes), shards=shards)
+    given, stopped = ask_all(store, [annotator], reviews, settings, known=set(votes), shards=shards, account=account)
     votes.update((vote.identity, vote) for vote in given)
     return stopped
 

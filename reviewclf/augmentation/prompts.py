@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reviewclf.errors import AugmentationError
+from reviewclf.llm.replies import strip_thoughts
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Category
 
@@ -176,18 +177,18 @@ def load_writing_prompts(folder: str | Path | None = None) -> list[WritingPrompt
 
 # -- an answer, read --------------------------------------------------------------------------------------------------
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?|```")
 _KEYS = ("reviews", "отзывы", "texts", "items")
 _TEXT_KEYS = ("text", "review", "отзыв", "текст")
 
 
-def parse_reviews(answer: str) -> list[str]:
+def parse_reviews(answer: str, *, is_cut: bool = False) -> list[str]:
     """Read the reviews of an answer: JSON where it is some, whole items where it was cut off, else its lines as they are.
 
-    Nothing is mended here: numbering and quotation marks in lines are for the filters to find.
+    Nothing is mended here: numbering and quotation marks in lines are for the filters to find. Lines of an answer that was cut
+    (`is_cut`) may be a thought that did not come to its end, and are no reviews.
     """
-    text = _FENCE.sub(" ", _THOUGHT.sub(" ", answer)).strip()
+    text = _FENCE.sub(" ", strip_thoughts(answer).text).strip()
     if not text:
         return []
     start = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
@@ -203,7 +204,7 @@ def parse_reviews(answer: str) -> list[str]:
         opening = text.find("[")
         if opening >= 0:
             return _whole_items(text[opening + 1 :])
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [] if is_cut else [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _listed(content: object) -> list[str] | None:

@@ -32,7 +32,9 @@ class Budget:
         self._options = options
         self._shards = shards
         self._started = time.monotonic()
+        self._earlier = 0.0
         self._reviews: set[str] = set()
+        self._answers = 0
         self.tokens_in = 0
         self.tokens_out = 0
         self.votes = 0
@@ -40,14 +42,15 @@ class Budget:
     def spend(self, vote: Vote) -> None:
         """Count a vote."""
         self._reviews.add(vote.text_hash)
-        self.tokens_in += vote.tokens_in
-        self.tokens_out += vote.tokens_out
         self.votes += 1
+        self.count(vote.tokens_in, vote.tokens_out)
 
-    def count(self, tokens_in: int, tokens_out: int) -> None:
-        """Count tokens that were no vote's."""
+    def count(self, tokens_in: int, tokens_out: int, seconds: float = 0.0) -> None:
+        """Count tokens of an answer, whether or not it is a vote; and seconds of an earlier attempt."""
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
+        self._answers += tokens_in + tokens_out > 0
+        self._earlier += seconds
 
     @property
     def reviews(self) -> int:
@@ -56,23 +59,35 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Since this was made."""
-        return time.monotonic() - self._started
+        """Since this was made, and of earlier attempts."""
+        return time.monotonic() - self._started + self._earlier
 
     @property
     def cost(self) -> float:
         """Money, by the two prices."""
         return (self.tokens_in * self._options.price_in + self.tokens_out * self._options.price_out) / 1e6
 
-    def reached(self) -> str | None:
-        """The limit that is reached, as text; None while there is room. Reviews are limited before they are asked about."""
-        limits: tuple[tuple[str, float | None, float], ...] = (
-            ("MAX_TOKENS", self._options.max_tokens, float(self.tokens_in + self.tokens_out)),
-            ("MAX_COST", self._options.max_cost, self.cost),
-            ("MAX_SECONDS", self._options.max_seconds, self.seconds),
+    def reached(self, more: int = 0) -> str | None:
+        """The limit that is reached, as text; None while there is room. Reviews are limited before they are asked about.
+
+        Parameters
+        ----------
+        more : int
+            Questions that are to have room as well; each costs the mean of the answers so far.
+        """
+        mean = more / self._answers if self._answers else 0.0
+        limits: tuple[tuple[str, float | None, float, float], ...] = (
+            (
+                "MAX_TOKENS",
+                self._options.max_tokens,
+                self.tokens_in + self.tokens_out,
+                mean * (self.tokens_in + self.tokens_out),
+            ),
+            ("MAX_COST", self._options.max_cost, self.cost, mean * self.cost),
+            ("MAX_SECONDS", self._options.max_seconds, self.seconds, 0.0),
         )
-        for name, limit, used in limits:
-            if limit is not None and used >= limit / self._shards:
+        for name, limit, used, wanted in limits:
+            if limit is not None and (used >= limit / self._shards or used + wanted > limit / self._shards):
                 share = f" (one of {self._shards} tasks that share it)" if self._shards > 1 else ""
                 return f"REVIEWCLF_LLM__{name}={limit:g} is reached{share}"
         return None

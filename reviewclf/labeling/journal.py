@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,9 +13,13 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reviewclf.labeling.annotators.base import Vote, VoteIdentity
+from reviewclf.llm.replies import storable
 from reviewclf.storage import Store
 
+logger = logging.getLogger(__name__)
+
 _FOLDER = "journal/votes"
+_ASIDE = "journal/unreadable"
 # A journal that somebody may still be writing to is not removed.
 _IDLE = timedelta(hours=1)
 
@@ -76,33 +80,57 @@ def journaled_votes(store: Store) -> dict[VoteIdentity, Vote]:
 def read_journals(store: Store, folder: str, kind: type[Row]) -> Iterator[Row]:
     """Rows of all journals of a folder, file by file."""
     for key in store.journals(folder):
-        yield from _read(store, key, kind)
+        yield from _read(store, key, kind)[0]
 
 
-def forget_journals(store: Store, folder: str, kind: type[Row], is_published: Callable[[Row], bool]) -> int:
-    """Remove journals whose rows are all published and that nobody has written to for an hour; how many."""
+def forget_journals(
+    store: Store,
+    folder: str,
+    kind: type[Row],
+    is_published: Callable[[Row], bool],
+    *,
+    now: datetime | None = None,
+) -> int:
+    """Remove journals whose rows are all published and that nobody has written to for an hour; how many.
+
+    Lines that cannot be read are moved aside, where people can look at them.
+    """
     removed = 0
     for key, written in store.journals(folder).items():
-        if datetime.now(UTC) - written >= _IDLE and all(map(is_published, _read(store, key, kind))):
-            store.remove_journal(key)
-            removed += 1
+        if (now or datetime.now(UTC)) - written < _IDLE:
+            continue
+        rows, unreadable = _read(store, key, kind)
+        if not all(map(is_published, rows)):
+            continue
+        if unreadable:
+            aside = f"{_ASIDE}/{key.removeprefix('journal/')}"
+            store.append_lines(aside, unreadable, 0)
+            logger.warning("%s/%s: %d line(s) cannot be read; moved to %s", store.uri, key, len(unreadable), aside)
+        store.remove_journal(key)
+        removed += 1
     return removed
+
+
+def forget_all(store: Store, folder: str, *, idle: timedelta = timedelta(0)) -> None:
+    """Remove all journals of a folder that nobody has written to for so long."""
+    for key, written in store.journals(folder).items():
+        if datetime.now(UTC) - written >= idle:
+            store.remove_journal(key)
 
 
 def forget_published(store: Store, published: set[VoteIdentity], *, now: datetime | None = None) -> int:
     """Remove journals whose votes are all published and that nobody has written to for an hour; how many."""
-    removed = 0
-    for key, written in store.journals(_FOLDER).items():
-        if (now or datetime.now(UTC)) - written < _IDLE:
-            continue
-        if all(vote.identity in published for vote in _read(store, key, Vote)):
-            store.remove_journal(key)
-            removed += 1
-    return removed
+    return forget_journals(store, _FOLDER, Vote, lambda vote: vote.identity in published, now=now)
 
 
-def _read(store: Store, key: str, kind: type[Row]) -> Iterator[Row]:
-    for line in store.read_lines(key):
-        # A line torn by a full disk is no row; what it held will be asked for again.
-        with contextlib.suppress(ValidationError):
-            yield kind.model_validate_json(line)
+def _read(store: Store, key: str, kind: type[Row]) -> tuple[list[Row], list[str]]:
+    """Rows of a journal, and the lines that are none: what a full disk has torn will be asked for again."""
+    rows: list[Row] = []
+    unreadable: list[str] = []
+    for number, line in enumerate(store.read_lines(key), start=1):
+        try:
+            rows.append(kind.model_validate_json(storable(line)))
+        except ValidationError as error:
+            unreadable.append(line)
+            logger.warning("%s/%s, line %d cannot be read: %s", store.uri, key, number, error.errors()[0]["msg"])
+    return rows, unreadable

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reviewclf.labeling.annotators.base import Annotator, Review, Vote
+from reviewclf import tables
+from reviewclf.errors import LabelingError
+from reviewclf.labeling.annotators.base import Annotator, Paced, Review, Vote
 from reviewclf.labeling.budget import Budget, progress
 from reviewclf.settings import LLMSettings, Settings, load_settings
 from reviewclf.taxonomy import Taxonomy
@@ -38,6 +40,11 @@ def run_llm(
     DataFrame
         The votes table: one row a vote, ``label`` null (and ``reason`` set) where an answer could not be read. A budget
         (``REVIEWCLF_LLM__MAX_*``) may end it early.
+
+    Raises
+    ------
+    LabelingError, AnnotatorUnavailableError
+        The model cannot be asked any more; the error's attribute ``votes`` holds the table of what it had answered by then.
     """
     settings = settings or load_settings()
     options: LLMSettings = settings.llm if n_votes is None else settings.llm.model_copy(update={"votes": n_votes})
@@ -50,12 +57,26 @@ def run_llm(
     budget = Budget(options)
     reviews = reviews[: budget.room_for_reviews()]
     votes: list[Vote] = []
-    with progress(sum(len(annotator.expected(review)) for review in reviews)) as shown:
-        for vote in annotator.annotate(reviews):
-            votes.append(vote)
-            budget.spend(vote)
-            shown.step()
-            if budget.reached():
-                break
-    votes.sort(key=lambda vote: vote.identity)
-    return pd.DataFrame([vote.model_dump() for vote in votes], columns=list(Vote.model_fields))
+    if isinstance(annotator, Paced):
+        annotator.may_ask = lambda in_flight: budget.reached(in_flight + 1) is None
+        annotator.on_cost = budget.count
+    try:
+        with progress(sum(len(annotator.expected(review)) for review in reviews)) as shown:
+            for vote in annotator.annotate(reviews):
+                votes.append(vote)
+                budget.spend(vote)
+                shown.step()
+                if not isinstance(annotator, Paced) and budget.reached():
+                    break
+    except LabelingError as error:
+        # They were paid for.
+        error.votes = _table(votes)
+        if votes:
+            error.add_note(f"{len(votes)} votes were given before; this error holds them as its attribute votes")
+        raise
+    return _table(votes)
+
+
+def _table(votes: Sequence[Vote]) -> pd.DataFrame:
+    rows = [vote.model_dump() for vote in sorted(votes, key=lambda vote: vote.identity)]
+    return pd.DataFrame(rows, columns=tables.VOTE_SCHEMA.names)

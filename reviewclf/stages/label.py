@@ -121,7 +121,8 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
     Returns
     -------
     Manifest
-        ``outputs["votes"]``: the votes; ``counts``: reviews, votes, and those without a label.
+        ``outputs["votes"]``: the votes; ``counts``: reviews, votes, those without a label, and those that are still missing
+        because the model gave no answer or the budget ended.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
@@ -140,8 +141,16 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             for row in pending
             if int(row["text_hash"][:8], 16) % shard["shards"] == shard["shard"]
         ]
-        known = vote_identities(store, selected.keys("votes_before"))
+        published = dict.fromkeys([*selected.keys("votes_before"), *store.snapshot().keys("votes")])
+        known = vote_identities(store, list(published))
         votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=int(shard["shards"]))
+        given = known | {vote.identity for vote in votes}
+        unanswered = sum(
+            (review.text_hash, *vote) not in given
+            for review in reviews
+            for annotator in annotators
+            for vote in annotator.expected(review)
+        )
         rows = [vote.model_dump() for vote in votes]
         table = pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)
         details: dict[str, Any] = {"costs": costs_of(rows, settings.llm)}
@@ -149,8 +158,15 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             details["stopped"] = stopped
         return StageResult(
             outputs={"votes": [store.put_table(table)] if table.num_rows else []},
-            counts={"reviews": len(reviews), "votes": table.num_rows, "without_label": table["label"].null_count},
+            counts={
+                "reviews": len(reviews),
+                "votes": table.num_rows,
+                "without_label": table["label"].null_count,
+                "unanswered": unanswered,
+            },
             details=details,
+            # What no answer came to is asked again, also by a run that finds the same reviews; not what a budget ended.
+            is_final=not unanswered or (stopped is not None and table.num_rows > 0),
         )
 
     return store.run_stage("annotate", 2, inputs, work)

@@ -8,6 +8,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.augmentation.prompts import WritingRequest
+from reviewclf.llm.replies import StorableText
 from reviewclf.settings import Settings
 from reviewclf.taxonomy import Taxonomy
 
@@ -37,8 +38,8 @@ class Written(BaseModel):
     prompt: str
     generator: str
     examples: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
-    raw: str | None = None
+    texts: tuple[StorableText, ...] = ()
+    raw: StorableText | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from reviewclf.augmentation.generators.base import Written
 from reviewclf.augmentation.prompts import WritingRequest, parse_reviews
-from reviewclf.labeling.annotators.openai import OpenAIAnnotator, is_misunderstanding
+from reviewclf.llm.client import ChatClient
+from reviewclf.llm.parallel import ask_many
+from reviewclf.llm.problems import ChatProblem, Kind
+from reviewclf.llm.replies import Reply
+from reviewclf.llm.ways import Wanted
 from reviewclf.settings import AugmentationSettings, LLMSettings
 from reviewclf.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
-# The strictest first; a server that refuses one is asked in the next way from then on.
-_LADDER = ("json_schema", "json_object", "none")
-
 
 class OpenAIGenerator:
-    """Writes with the model that votes, several requests at a time.
+    """Writes with the model that votes, several requests at a time; see :class:`reviewclf.llm.client.ChatClient`.
 
-    The official client tries again with growing pauses on time-outs, 429 and 5xx.
+    A request that the server refuses, or whose answer was cut before a review came, brings none: the former is kept as it is,
+    the latter asked again another time.
 
     Parameters
     ----------
     options : LLMSettings
-        ``base_url``, ``model``, ``concurrency``, ``timeout_seconds``, ``max_retries``.
+        ``base_url``, ``model``, ``concurrency``, ``timeout_seconds``, ``max_retries``, ``thinking``.
     writing : AugmentationSettings
         ``temperature``, ``tokens_per_review``.
     taxonomy : Taxonomy
@@ -37,18 +36,19 @@ class OpenAIGenerator:
     Raises
     ------
     LabelingError
-        When asked: the server does not know the model, refuses the key, or refuses the request as such.
+        When asked: the server does not know the model, refuses the key or the request as such, or wants to be paid.
     AnnotatorUnavailableError
         When asked: the server cannot be reached, or stays overloaded. What was written by then has been handed out.
     """
 
     def __init__(self, options: LLMSettings, writing: AugmentationSettings, taxonomy: Taxonomy) -> None:
-        # The voter knows how to reach the server and what its errors mean.
-        self._voter = OpenAIAnnotator(options, taxonomy)
+        self.may_ask: Callable[[int], bool] = lambda in_flight: True
+        self.on_cost: Callable[[int, int], None] = lambda tokens_in, tokens_out: None
+        self._client = ChatClient(options, has_probabilities=False)
+        self._client.on_cost = lambda tokens_in, tokens_out: self.on_cost(tokens_in, tokens_out)
         self._options = options
         self._writing = writing
-        self._modes = list(_LADDER)
-        self._is_checked = False
+        self._is_settled = False
 
     @property
     def version(self) -> str:
@@ -65,78 +65,65 @@ class OpenAIGenerator:
 
     def write(self, requests: Sequence[WritingRequest]) -> Iterator[Written]:
         """Answers as they come back."""
-        if not self._is_checked:
-            self._voter.check()
-            self._is_checked = True
-        waiting = list(reversed(requests))
-        with ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="writer") as pool:
-            flying: set[Future[Written]] = set()
-            try:
-                while waiting or flying:
-                    while waiting and len(flying) < self._options.concurrency:
-                        flying.add(pool.submit(self._ask, waiting.pop()))
-                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                    failure: BaseException | None = None
-                    for future in done:
-                        # A failed request must not take the answers that came with it along.
-                        if future.exception() is None:
-                            yield future.result()
-                        else:
-                            failure = future.exception()
-                    if failure is not None:
-                        raise failure
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        waiting = list(requests)
+        if not self._is_settled and waiting and self.may_ask(0):
+            self._client.given_up.clear()
+            self._client.check()
+            # The first request shows how the server wants to be asked.
+            first = waiting.pop(0)
+            reply = self._client.settle(self._wanted(first))
+            self._is_settled = True
+            if written := self._written(first, reply):
+                yield written
+        for found in ask_many(
+            self._ask,
+            waiting,
+            concurrency=self._options.concurrency,
+            may_ask=lambda in_flight: self.may_ask(in_flight),
+            given_up=self._client.given_up,
+        ):
+            if found is not None:
+                yield found
 
-    def _ask(self, request: WritingRequest) -> Written:
-        import openai
+    def _ask(self, request: WritingRequest) -> Written | None:
+        try:
+            reply = self._client.answer(self._wanted(request))
+        except ChatProblem as problem:
+            if problem.kind in (Kind.CUT, Kind.FAILED):
+                logger.warning("request %d for %s is left for another time: %s", request.number, request.category, problem)
+                return None
+            reply = Reply("", refusal=f"the server refused it: {problem}")
+        return self._written(request, reply)
 
-        while True:
-            mode = self._modes[0]
-            try:
-                return self._send(request, mode)
-            except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
-                if isinstance(error, openai.InternalServerError) and not is_misunderstanding(error):
-                    raise self._voter.explained(error) from error
-                if self._modes[0] == mode:
-                    if len(self._modes) == 1:
-                        raise self._voter.explained(error) from error
-                    self._modes = self._modes[1:]
-                    logger.info("%s does not take structured output as %s", self._voter.server, mode)
-            except openai.OpenAIError as error:
-                raise self._voter.explained(error) from error
-
-    def _send(self, request: WritingRequest, mode: str) -> Written:
-        schema = {
-            "type": "object",
-            "properties": {
-                "reviews": {"type": "array", "items": {"type": "string"}, "minItems": request.n, "maxItems": request.n}
+    def _wanted(self, request: WritingRequest) -> Wanted:
+        reviews = {"type": "array", "items": {"type": "string"}, "minItems": request.n, "maxItems": request.n}
+        return Wanted(
+            system=request.system,
+            user=request.user,
+            form="reviews",
+            schema={
+                "type": "object",
+                "properties": {"reviews": reviews},
+                "required": ["reviews"],
+                "additionalProperties": False,
             },
-            "required": ["reviews"],
-            "additionalProperties": False,
-        }
-        arguments: dict[str, Any] = {}
-        if mode == "json_schema":
-            arguments["response_format"] = {
-                "type": "json_schema", "json_schema": {"name": "reviews", "strict": True, "schema": schema},
-            }  # fmt: skip
-        elif mode == "json_object":
-            # llama.cpp holds the answer to the schema, others to JSON at least.
-            arguments["extra_body"] = {"response_format": {"type": "json_object", "schema": schema}}
-        started = time.perf_counter()
-        answer = self._voter.connect().chat.completions.create(
-            model=self._options.model,
-            messages=[{"role": "system", "content": request.system}, {"role": "user", "content": request.user}],
+            tokens=lambda form, has_probabilities: self._writing.tokens_per_review * request.n + 32,
             temperature=self._writing.temperature,
             # Servers that do not know seeds leave it unread.
             seed=request.seed * 1_000_003 % 2**31 + request.number,
-            max_tokens=self._writing.tokens_per_review * request.n + 32,
-            **arguments,
         )
-        seconds = time.perf_counter() - started
-        content = (answer.choices[0].message.content or "") if answer.choices else ""
-        texts = tuple(parse_reviews(content)[: 2 * request.n])
-        usage = answer.usage
+
+    def _written(self, request: WritingRequest, reply: Reply) -> Written | None:
+        """What came of a request; None where the answer was cut before a review, so that it is asked again."""
+        texts = () if reply.refusal else tuple(parse_reviews(reply.content, is_cut=reply.is_cut)[: 2 * request.n])
+        if not texts and not reply.refusal and (reply.is_cut or reply.has_thought):
+            self.on_cost(reply.tokens_in, reply.tokens_out)
+            logger.warning(
+                "request %d for %s is left for another time: the answer was cut, or a thought (REVIEWCLF_LLM__THINKING)",
+                request.number,
+                request.category,
+            )
+            return None
         return Written(
             category=request.category,
             number=request.number,
@@ -145,8 +132,8 @@ class OpenAIGenerator:
             generator=self.version,
             examples=request.examples,
             texts=texts,
-            raw=None if texts else content[:2000],
-            tokens_in=int(usage.prompt_tokens or 0) if usage else 0,
-            tokens_out=int(usage.completion_tokens or 0) if usage else 0,
-            seconds=seconds,
+            raw=None if texts else (reply.refusal or reply.content[:2000]),
+            tokens_in=reply.tokens_in,
+            tokens_out=reply.tokens_out,
+            seconds=reply.seconds,
         )

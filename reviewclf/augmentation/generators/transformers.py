@@ -8,7 +8,7 @@ from typing import Any
 
 from reviewclf.augmentation.generators.base import Written
 from reviewclf.augmentation.prompts import WritingRequest, parse_reviews
-from reviewclf.labeling.annotators.transformers import load_model
+from reviewclf.labeling.annotators.transformers import decoded, load_model
 from reviewclf.settings import AugmentationSettings, LLMSettings
 
 
@@ -69,15 +69,15 @@ class TransformersGenerator:
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
-                max_new_tokens=self._writing.tokens_per_review * request.n + 32,
+                max_new_tokens=self._writing.tokens_per_review * request.n + 32 + self._options.room_for_thoughts,
                 do_sample=True,
                 temperature=self._writing.temperature,
                 top_p=0.95,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
         new = output[0, begun:]
-        content = tokenizer.decode(new, skip_special_tokens=True)
-        texts = tuple(parse_reviews(content)[: 2 * request.n])
+        content, is_cut = decoded(model, tokenizer, new)
+        texts = tuple(parse_reviews(content, is_cut=is_cut)[: 2 * request.n])
         return Written(
             category=request.category,
             number=request.number,
@@ -92,13 +92,14 @@ class TransformersGenerator:
             seconds=time.perf_counter() - started,
         )
 
-    @staticmethod
-    def _rendered(tokenizer: Any, request: WritingRequest) -> str:
+    def _rendered(self, tokenizer: Any, request: WritingRequest) -> str:
         if not tokenizer.chat_template:
             return f"{request.system}\n\n{request.user}"
+        # Templates of models that do not think leave it unread.
+        thinking = {"enable_thinking": self._options.thinking == "on"}
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **thinking))
         except Exception:  # templates raise what they like when they know no system message
             joined = [{"role": "user", "content": f"{request.system}\n\n{request.user}"}]
-            return str(tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True))
+            return str(tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True, **thinking))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reviewclf.llm.replies import StorableText
 from reviewclf.settings import Settings
 from reviewclf.taxonomy import Taxonomy
 
@@ -46,6 +47,8 @@ class Vote(BaseModel):
         Tokens read and written by a language model; 0 for other annotators.
     seconds : float
         Time the answer took.
+    is_kept : bool
+        False where the model has not answered yet, but may: what it cost counts, and it is asked again another time.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,13 +57,14 @@ class Vote(BaseModel):
     annotator: str
     prompt: str
     draw: int = 0
-    label: str | None = None
+    label: StorableText | None = None
     confidence: float = Field(0.0, ge=0.0, le=1.0)
-    raw: str | None = None
-    reason: str | None = None
+    raw: StorableText | None = None
+    reason: StorableText | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
+    is_kept: bool = Field(True, exclude=True)
 
     @property
     def identity(self) -> VoteIdentity:
@@ -84,6 +88,22 @@ class Annotator(Protocol):
 
     def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
         """Vote on `reviews`, not again where `known` holds the vote; any order. Whoever stops iterating stops the asking."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """Who asks several questions at a time, and lets others say how many.
+
+    Attributes
+    ----------
+    may_ask : callable
+        Told how many questions are in flight, says whether one more may be asked.
+    on_cost : callable
+        Told of tokens, in and out, that no answer carries: questions that no review is part of.
+    """
+
+    may_ask: Callable[[int], bool]
+    on_cost: Callable[[int, int], None]
 
 
 def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:

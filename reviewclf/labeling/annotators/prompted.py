@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +46,15 @@ class PromptedAnnotator(ABC):
         prompts = load_prompts(options.prompts)
         self.questions = [prompts[k % len(prompts)].fill(taxonomy, k // len(prompts)) for k in range(options.votes)]
         # What changes an answer beside model and prompt is part of the prompt's name, so that it asks again.
-        way = [options.answer, options.calibrate, options.max_characters]
+        way: list[object] = [options.answer, options.calibrate, options.max_characters]
+        if options.thinking == "on":
+            way.append(options.thinking)
         suffix = "" if way == _usual_way() else f".{digest_of(way)[:4]}"
         self.questions = [question.model_copy(update={"name": question.name + suffix}) for question in self.questions]
         self.annotator = f"{options.model}@{options.revision}"
+        # Whoever holds the asking to a budget says here when it has to end, and is told what no vote carries.
+        self.may_ask: Callable[[int], bool] = lambda in_flight: True
+        self.on_cost: Callable[[int, int], None] = lambda tokens_in, tokens_out: None
 
     @property
     def version(self) -> str:
@@ -98,6 +103,7 @@ class PromptedAnnotator(ABC):
         tokens_in: int = 0,
         tokens_out: int = 0,
         seconds: float = 0.0,
+        is_kept: bool = True,
     ) -> Vote:
         """A vote on a request's review."""
         return Vote(
@@ -112,6 +118,7 @@ class PromptedAnnotator(ABC):
             tokens_in=tokens_in,
             tokens_out=tokens_out,
             seconds=seconds,
+            is_kept=is_kept or label is not None,
         )
 
     def vote_by_probabilities(
@@ -146,9 +153,11 @@ class PromptedAnnotator(ABC):
             **costs,  # type: ignore[arg-type]
         )
 
-    def vote_by_text(self, request: Request, answer: str, **costs: float) -> Vote:
-        """A vote from a written answer."""
-        said = parse_answer(answer, request.question)
+    def vote_by_text(
+        self, request: Request, answer: str, *, is_cut: bool = False, has_thought: bool = False, **costs: float
+    ) -> Vote:
+        """A vote from a written answer; one that was cut before it said anything is not kept. See :func:`parse_answer`."""
+        said = parse_answer(answer, request.question, is_cut=is_cut, has_thought=has_thought)
         stated = self.options.stated_confidence if said.confidence is None else said.confidence
         return self.vote(
             request,
@@ -156,6 +165,7 @@ class PromptedAnnotator(ABC):
             confidence=stated,
             raw=answer[:2000],
             reason=said.reason,
+            is_kept=not said.is_unfinished,
             **costs,  # type: ignore[arg-type]
         )
 

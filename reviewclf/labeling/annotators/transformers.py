@@ -79,7 +79,8 @@ class TransformersAnnotator(PromptedAnnotator):
         for group in by_question.values():
             if self.options.answer == "text":
                 for request in group:
-                    yield self._write(request)
+                    if self.may_ask(0):
+                        yield self._write(request)
             else:
                 yield from self._read(group)
                 # The next question has a past of its own; on a GPU this one's memory is wanted back.
@@ -103,6 +104,8 @@ class TransformersAnnotator(PromptedAnnotator):
         rows = [self._review_tokens(request.text) + frame.suffix for request in requests]
         codes = list(question.labels)
         for batch in _batches(rows, self.options.batch_tokens):
+            if not self.may_ask(0):
+                return
             started = time.perf_counter()
             shares = self._forward(question, [rows[i] for i in batch])
             seconds = (time.perf_counter() - started) / len(batch)
@@ -209,16 +212,18 @@ class TransformersAnnotator(PromptedAnnotator):
             output = model.generate(
                 input_ids=torch.tensor([ids], device=model.device),
                 attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=model.device),
-                max_new_tokens=_WRITTEN_TOKENS,
+                max_new_tokens=_WRITTEN_TOKENS + self.options.room_for_thoughts,
                 do_sample=True,
                 temperature=0.7,
                 top_p=0.9,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
         written = output[0, len(ids) :]
+        answer, is_cut = decoded(model, tokenizer, written)
         return self.vote_by_text(
             request,
-            tokenizer.decode(written, skip_special_tokens=True),
+            answer,
+            is_cut=is_cut,
             tokens_in=len(ids),
             tokens_out=len(written),
             seconds=time.perf_counter() - started,
@@ -244,12 +249,15 @@ class TransformersAnnotator(PromptedAnnotator):
         _, tokenizer = self._load()
         if not tokenizer.chat_template:
             return f"{question.system}\n\n{question.user(_HERE)}"
+        # Templates of models that do not think leave it unread. The first token of a thought is no answer, so that where
+        # probabilities are read there must not be one.
+        thinking = {"enable_thinking": self.options.thinking == "on" and self.options.answer == "text"}
         messages = [{"role": "system", "content": question.system}, {"role": "user", "content": question.user(_HERE)}]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **thinking)
         except Exception:  # templates raise what they like when they know no system message
             joined = [{"role": "user", "content": f"{question.system}\n\n{question.user(_HERE)}"}]
-            text = tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True, **thinking)
         if str(text).count(_HERE) != 1:
             raise LabelingError(f"the chat template of {self.options.model} does not repeat the user's message as it is")
         return str(text)
@@ -278,6 +286,18 @@ class TransformersAnnotator(PromptedAnnotator):
         if self._loaded is None:
             self._loaded = load_model(self.options)
         return self._loaded
+
+
+def decoded(model: Any, tokenizer: Any, tokens: Any) -> tuple[str, bool]:
+    """What a model has written, and whether it was cut before its end.
+
+    Special tokens are left in: some models mark their thoughts by them.
+    """
+    ends = model.generation_config.eos_token_id
+    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    written = [int(token) for token in tokens]
+    length = next((place for place, token in enumerate(written) if token in stops), None)
+    return str(tokenizer.decode(written[:length], skip_special_tokens=False)), length is None
 
 
 def load_model(options: LLMSettings) -> tuple[Any, Any]:

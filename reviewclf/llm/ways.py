@@ -1,0 +1,231 @@
+"""How a server wants to be asked: what a request says beside its words, and the next simpler way where one is refused. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reviewclf.llm.problems import ChatProblem
+
+# Of answers held to a form the strictest first. The choice is vLLM's own; other servers may take it without a word and not
+# do it.
+LADDER = ("choice", "json_schema", "json_object", "none")
+
+# How servers are told not to think: vLLM, SGLang and llama.cpp; OpenAI, Gemini and Ollama, in two spellings; DeepSeek, GLM and
+# Kimi; OpenRouter; DashScope and SiliconFlow; Ollama again. Qwen3 reads it in the message itself.
+QUIET: dict[str, dict[str, Any]] = {
+    "chat_template_kwargs": {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}},
+    "reasoning_effort none": {"reasoning_effort": "none"},
+    "reasoning_effort minimal": {"reasoning_effort": "minimal"},
+    "thinking": {"thinking": {"type": "disabled"}},
+    "reasoning": {"reasoning": {"enabled": False}},
+    "enable_thinking": {"enable_thinking": False},
+    "think": {"think": False},
+    "/no_think": {},
+}
+
+_TOP = 20
+# What servers allow that allow fewer than twenty.
+_FEWER = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A question, before it is known how the server wants to be asked.
+
+    Attributes
+    ----------
+    system, user : str
+        The messages.
+    form : str
+        Name of the answer's form.
+    schema : dict
+        JSON schema of the answer.
+    tokens : callable
+        Room for the answer by the way it is held to its form, and whether probabilities come with it.
+    temperature : float
+        Of sampling.
+    choices : sequence of str
+        Codes of which the answer is one.
+    seed : int or None
+        Of sampling.
+    """
+
+    system: str
+    user: str
+    form: str
+    schema: Mapping[str, Any]
+    tokens: Callable[[str, bool], int]
+    temperature: float = 0.0
+    choices: Sequence[str] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a server is asked.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Names to ask for; the first is used, the others are other spellings of it.
+    forms : tuple of str
+        Of :data:`LADDER`; the first is used.
+    limit : str or None
+        The parameter that limits the answer's length.
+    least_tokens : int
+        The smallest limit that the server takes.
+    probabilities : int
+        How many of the likeliest tokens are asked for; 0: none.
+    has_temperature, has_seed, has_system : bool
+        Whether these are sent; without a system message its words stand before the user's.
+    quiet : str or None
+        Of :data:`QUIET`: how it is told not to think.
+    room : int
+        Tokens for thoughts before the answer.
+    """
+
+    models: tuple[str, ...]
+    forms: tuple[str, ...] = LADDER[1:]
+    limit: str | None = "max_tokens"
+    least_tokens: int = 1
+    probabilities: int = _TOP
+    has_temperature: bool = True
+    has_seed: bool = True
+    has_system: bool = True
+    quiet: str | None = None
+    room: int = 0
+
+    def arguments(self, wanted: Wanted) -> dict[str, Any]:
+        """Arguments of the client's ``chat.completions.create``."""
+        user = f"{wanted.user}\n/no_think" if self.quiet == "/no_think" else wanted.user
+        if self.has_system:
+            messages = [{"role": "system", "content": wanted.system}, {"role": "user", "content": user}]
+        else:
+            messages = [{"role": "user", "content": f"{wanted.system}\n\n{user}"}]
+        arguments: dict[str, Any] = {"model": self.models[0], "messages": messages, "stream": False}
+        extra: dict[str, Any] = dict(QUIET[self.quiet]) if self.quiet else {}
+        form = self.form(wanted)
+        if form == "choice":
+            extra["structured_outputs"] = {"choice": list(wanted.choices)}
+        elif form == "json_schema":
+            schema = {"name": wanted.form, "strict": True, "schema": wanted.schema}
+            arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif form == "json_object":
+            # llama.cpp holds the answer to the schema, others to JSON at least.
+            extra["response_format"] = {"type": "json_object", "schema": wanted.schema}
+        if self.has_temperature:
+            arguments["temperature"] = wanted.temperature
+        if self.has_seed and wanted.seed is not None:
+            arguments["seed"] = wanted.seed
+        if self.probabilities:
+            arguments.update(logprobs=True, top_logprobs=self.probabilities)
+        if self.limit is not None:
+            arguments[self.limit] = max(self.least_tokens, wanted.tokens(form, bool(self.probabilities)) + self.room)
+        if extra:
+            arguments["extra_body"] = extra
+        return arguments
+
+    def form(self, wanted: Wanted) -> str:
+        """The form that this question is held to."""
+        return next(form for form in self.forms if wanted.choices or form != "choice")
+
+
+def simpler(ways: Ways, problem: ChatProblem) -> Ways | None:
+    """The next way to ask where a server names what it refuses; None where it names nothing that could be left out."""
+    for about in (problem.param, problem.about):
+        for names, step in _STEPS:
+            if about and names.search(about) and (other := step(ways, about)) is not None:
+                return other
+    return None
+
+
+def alternatives(ways: Ways) -> Iterator[Ways]:
+    """Ways to try where a server refuses without saying what: each thing left out by itself, then all of them."""
+    steps = [step for _, step in _STEPS]
+    for step in steps:
+        other = step(ways, "")
+        while other is not None:
+            yield other
+            # Of the forms every one is tried, of the rest the first other way.
+            other = step(other, "") if step is _looser else None
+    yield plainest(ways)
+    yield dataclasses.replace(plainest(ways), limit=None)
+
+
+def plainest(ways: Ways) -> Ways:
+    """Nothing but model, message and length."""
+    return dataclasses.replace(
+        ways, forms=ways.forms[-1:], probabilities=0, has_temperature=False, has_seed=False, has_system=False, quiet=None
+    )
+
+
+def _fewer(ways: Ways, about: str) -> Ways | None:
+    if not ways.probabilities:
+        return None
+    allowed = [int(number) for number in re.findall(r"(?<![\d.])\d{1,2}(?![\d.])", about)]
+    fewer = max((number for number in allowed if 0 < number < ways.probabilities), default=0)
+    if not fewer and ways.probabilities > _FEWER:
+        fewer = _FEWER
+    return dataclasses.replace(ways, probabilities=fewer)
+
+
+def _without_probabilities(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, probabilities=0) if ways.probabilities else None
+
+
+def _other_limit(ways: Ways, about: str) -> Ways | None:
+    """Another name for the limit, or a higher one where it is too low."""
+    if found := re.search(r"(?:at least|minimum|greater than or equal to|>=)\D{0,30}(\d{1,4})\b", about):
+        least = int(found[1])
+        return dataclasses.replace(ways, least_tokens=least) if least > ways.least_tokens else None
+    if ways.limit == "max_tokens":
+        return dataclasses.replace(ways, limit="max_completion_tokens")
+    return dataclasses.replace(ways, limit=None) if ways.limit is not None else None
+
+
+def _without_temperature(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, has_temperature=False) if ways.has_temperature else None
+
+
+def _looser(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, forms=ways.forms[1:]) if len(ways.forms) > 1 else None
+
+
+def _without_seed(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, has_seed=False) if ways.has_seed else None
+
+
+def _louder(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, quiet=None) if ways.quiet else None
+
+
+def _one_message(ways: Ways, _about: str) -> Ways | None:
+    return dataclasses.replace(ways, has_system=False) if ways.has_system else None
+
+
+# In the order in which they are looked for: the longer name before the shorter one that it holds.
+_STEPS: tuple[tuple[re.Pattern[str], Callable[[Ways, str], Ways | None]], ...] = (
+    (re.compile(r"top_?logprobs"), _fewer),
+    (re.compile(r"logprob|probabilities"), _without_probabilities),
+    (re.compile(r"max_(?:completion_|output_)?tokens|maxoutputtokens"), _other_limit),
+    (re.compile(r"temperature"), _without_temperature),
+    (
+        re.compile(r"response_?format|structured.?outputs?|guided|grammar|json.?(?:schema|object|mode)|\bschema\b|\bstrict\b"),
+        _looser,
+    ),
+    (re.compile(r"\bseed\b"), _without_seed),
+    (re.compile(r"chat_template_kwargs|enable_thinking|reasoning|\bthink(?:ing)?\b|extra.?(?:body|fields?|inputs?)"), _louder),
+    (
+        re.compile(r"system.{0,20}(?:role|message|prompt)|role.{0,20}system|developer instruction|roles must alternate"),
+        _one_message,
+    ),
+)
+
+
+def is_misunderstanding(problem: ChatProblem) -> bool:
+    """Whether a server that answers 500 rather means that it does not know what the request asks for."""
+    return any(names.search(problem.about) for names, _ in _STEPS) or "validation error" in problem.about
