@@ -44,9 +44,16 @@ class IngestSettings(_Group):
     text_column: str = Field("text", description="column that holds the reviews")
     id_column: str = Field("review_id", description="column with the source's ids; rows without one get a hash as id")
     created_at_column: str = Field("created_at", description="column with the time of the review")
-    source_name: str | None = Field(None, description="value of the column `source`; default: the file's name")
+    source_name: str | None = Field(
+        None, description="value of the column `source`; default: the file's path below the source's folder"
+    )
     table: str | None = Field(None, description="table or SELECT to read when the source is a database")
     watermark_column: str | None = Field(None, description="ever-growing column; a database is asked only for newer rows")
+    watermark_overlap: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="how far below its watermark a database is read again for late rows: days where the column holds times "
+        "(default 2), else so many numbers (default 1000)",
+    )
     encoding: str | None = Field(None, description="default: recognised among UTF-8, UTF-16 with BOM, cp1251, KOI8-R and cp866")
     separator: str | None = Field(None, description="default: recognised among comma, semicolon, tab and bar")
     quoting: Literal["auto", "standard", "backslash", "none"] = Field(
@@ -54,7 +61,16 @@ class IngestSettings(_Group):
         description="what quotes mean in delimited text: `standard` (doubled within quoted fields), `backslash` (behind one), "
         "`none` (characters as any other); `auto`: recognised",
     )
+    max_refused_share: Share = Field(
+        0.05, description="share of a file's rows that cannot be read above which the night fails; one row alone never fails it"
+    )
     chunk_rows: PositiveInt = Field(20_000, description="rows held in memory at once")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings that decide how a file's rows are read, where they differ from the defaults."""
+        others = {"table", "watermark_column", "watermark_overlap", "max_refused_share", "chunk_rows"}
+        return self.model_dump(mode="json", exclude=others, exclude_defaults=True)
 
 
 class QualitySettings(_Group):
@@ -65,7 +81,9 @@ class QualitySettings(_Group):
     min_russian_rows: Share = Field(0.8, description="share of rows that must be Russian")
     max_null_rows: Share = Field(0.2, description="share of rows without a text above which the batch stops")
     max_duplicate_rows: Share = Field(0.9, description="share of exact duplicates above which the batch stops")
-    max_volume_ratio: PositiveFloat = Field(20.0, description="rows against the median of the last runs, either way")
+    max_volume_ratio: PositiveFloat = Field(
+        20.0, description="a night's new rows against the median of nights before, a file's rows against what it held before"
+    )
 
 
 class LLMSettings(_Group):

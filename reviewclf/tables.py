@@ -47,7 +47,8 @@ CLEAN_SCHEMA = pa.schema(
     ]
 )
 
-# `duplicate_of` is the review_id of the clean row with the same text_hash.
+# `duplicate_of` is the review_id of the clean row with the same text_hash. `text` and `created_at` are the copy's own; parts
+# written before they were kept lack them.
 DUPLICATE_SCHEMA = pa.schema(
     [
         ("review_id", pa.string()),
@@ -55,10 +56,26 @@ DUPLICATE_SCHEMA = pa.schema(
         ("row_number", pa.int64()),
         ("text_hash", pa.string()),
         ("duplicate_of", pa.string()),
+        ("text", pa.string()),
+        ("created_at", _WHEN),
     ]
 )
 
-# Rows that stay in `clean`; `near_duplicate_of` is the text_hash of an earlier row that is much alike.
+# Texts that reviews had before they were edited; `replaced_by` is the text_hash of the newer text, beside its time.
+HISTORY_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("source", pa.string()),
+        ("text", pa.string()),
+        ("text_clean", pa.string()),
+        ("text_hash", pa.string()),
+        ("created_at", _WHEN),
+        ("replaced_by", pa.string()),
+        ("replaced_by_created_at", _WHEN),
+    ]
+)
+
+# Rows that stay in `clean`; `near_duplicate_of` is the text_hash of an earlier row that is much alike, and may be edited since.
 NEAR_DUPLICATE_SCHEMA = pa.schema([("review_id", pa.string()), ("text_hash", pa.string()), ("near_duplicate_of", pa.string())])
 
 # What an annotator is shown.

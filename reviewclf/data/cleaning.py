@@ -3,53 +3,122 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 
 from reviewclf import tables
+from reviewclf.data.sources.ids import made_id
 from reviewclf.duplicates import NearDuplicateIndex, signatures
-from reviewclf.text import clean_texts, text_hash
+from reviewclf.text import clean_texts, repaired, text_hash
+
+_KNOWN_SCHEMA = pa.schema([("source", pa.string())])
 
 
 class CleanedPart(NamedTuple):
-    """What one chunk of raw rows became: raw rows = clean + duplicates + quarantine."""
+    """What one chunk of raw rows became: raw rows = clean + duplicates + quarantine + known.
+
+    Texts that were edited since stand in ``clean`` and ``duplicates`` until :func:`reviewclf.data.edits.apply_edits` has
+    moved them to ``history``. ``known`` holds the sources of reviews that brought nothing but their time.
+    """
 
     clean: pa.Table
     duplicates: pa.Table
     near_duplicates: pa.Table
     signatures: pa.Table
     quarantine: pa.Table
+    known: pa.Table
+
+
+class Held(NamedTuple):
+    """What is known of an id."""
+
+    text_hash: str
+    source: str
+    created_at: datetime | None
+
+
+class Edit(NamedTuple):
+    """A text that a review had before, or that came later than the newer one which replaces it."""
+
+    review_id: str
+    source: str
+    text_hash: str
+    created_at: datetime | None
+    replaced_by: str
+    replaced_by_created_at: datetime | None
 
 
 class Cleaner:
     """Cleans chunks one after another, and recognises what earlier chunks and nights have brought.
+
+    The same id with another text from the same source is an edited review: the text with the later time wins or, where one
+    has no time, the one that came later. An id that another source has used already is no id of this one: its reviews get one
+    made of source and id, by which their edits are recognised too.
 
     Parameters
     ----------
     similarity : float
         Estimated Jaccard similarity of character n-grams from which a review counts as a near-duplicate of an earlier one.
         Near-duplicates are recorded and stay: whether they may be trained on together is for the dataset to decide.
+    ids_ignored : collection of str
+        Sources whose ids name something else than reviews: their reviews get ids made of source and text.
+
+    Attributes
+    ----------
+    holds : dict of str to Held
+        By id, what holds now.
+    first : dict of str to str
+        By text hash, the id of the clean row.
+    ids_ignored : set of str
+        As given.
+    edited, repaired : int
+        Reviews that got a newer text, and rows whose text was read again from a wrong encoding.
+    edits : list of Edit
+        In the order in which they came.
+    touched : set of str
+        Hashes of the texts in `edits`.
+    dated : dict of str to datetime
+        Times of reviews that are clean already and had none.
     """
 
-    def __init__(self, *, similarity: float) -> None:
-        self._hash_by_id: dict[str, str] = {}
-        self._first_by_hash: dict[str, str] = {}
+    def __init__(self, *, similarity: float, ids_ignored: Collection[str] = ()) -> None:
+        self.holds: dict[str, Held] = {}
+        self.first: dict[str, str] = {}
+        self.edits: list[Edit] = []
+        self.touched: set[str] = set()
+        self.dated: dict[str, datetime] = {}
+        self._copies: dict[str, list[str]] = {}
+        self.ids_ignored = set(ids_ignored)
+        self.edited = 0
+        self.repaired = 0
         self._index = NearDuplicateIndex(similarity=similarity)
 
-    def know(self, clean: pd.DataFrame, stored: pa.Table) -> None:
-        """Remember reviews that are clean already: ``review_id`` and ``text_hash``, and the signatures of the same rows."""
-        for review_id, key in zip(clean["review_id"], clean["text_hash"], strict=True):
-            self._hash_by_id[review_id] = key
-            self._first_by_hash.setdefault(key, review_id)
+    def know(self, clean: pa.Table, stored: pa.Table) -> None:
+        """Remember reviews that are clean already, by ``review_id``, ``text_hash``, ``source`` and ``created_at``.
+
+        `stored` holds the signatures of the same rows.
+        """
+        for row in clean.to_pylist():
+            self.holds[row["review_id"]] = Held(row["text_hash"], sys.intern(row["source"]), row["created_at"])
+            self.first.setdefault(row["text_hash"], row["review_id"])
         self._index.add(tables.signature_array(stored), stored["text_hash"].to_pylist())
 
-    def know_duplicates(self, duplicates: pd.DataFrame) -> None:
-        """Remember the ids (``review_id``, ``text_hash``) under which copies came."""
-        for review_id, key in zip(duplicates["review_id"], duplicates["text_hash"], strict=True):
-            self._hash_by_id.setdefault(review_id, key)
+    def know_duplicates(self, duplicates: pa.Table) -> None:
+        """Remember the ids under which copies came: ``review_id``, ``text_hash``, ``source``, and ``created_at`` where kept."""
+        for row in duplicates.to_pylist():
+            self._add_copy(row["review_id"], Held(row["text_hash"], sys.intern(row["source"]), row.get("created_at")))
+
+    def resolve(self, row: Mapping[str, Any]) -> str:
+        """The id under which a raw row is held."""
+        source, own = row["source"], row["review_id"]
+        if source in self.ids_ignored:
+            return made_id(source, row["text"] or "")
+        held = self.holds.get(own)
+        return own if held is None or held.source == source else made_id(source, own)
 
     def clean(self, raw: pa.Table, failed: Mapping[int, str]) -> CleanedPart:
         """Clean one chunk.
@@ -62,56 +131,94 @@ class Cleaner:
             Rows, by position in `raw`, that failed a check, with the reason.
         """
         rows = raw.to_pylist()
+        self.repaired += sum(repaired(row["text"]) != row["text"] for row in rows if row["text"])
         texts = clean_texts([row["text"] or "" for row in rows])
         clean: list[dict[str, Any]] = []
         duplicates: list[dict[str, Any]] = []
         quarantine: list[dict[str, Any]] = []
+        known: list[dict[str, Any]] = []
         for position, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            key = text_hash(text) if text else ""
-            reason = failed.get(position) or self._refusal(row["review_id"], text, key)
+            reason = failed.get(position) or (None if text else "text_empty_after_cleaning")
             if reason:
                 quarantine.append(_quarantined(row, reason))
-            elif key in self._first_by_hash:
-                self._hash_by_id.setdefault(row["review_id"], key)
-                duplicates.append(
-                    {
-                        **{name: row[name] for name in ("review_id", "source", "row_number")},
-                        "text_hash": key,
-                        "duplicate_of": self._first_by_hash[key],
-                    }
-                )
+                continue
+            key, review_id = text_hash(text), self.resolve(row)
+            if self._brings_its_time(review_id, key, row["created_at"]):
+                known.append({"source": row["source"]})
+                continue
+            is_current = self._note_edit(review_id, key, row)
+            columns = {
+                "review_id": review_id,
+                "text": row["text"],
+                "text_hash": key,
+                "source": row["source"],
+                "created_at": row["created_at"],
+            }
+            held = Held(key, sys.intern(row["source"]), row["created_at"])
+            if key in self.first:
+                duplicates.append({**columns, "row_number": row["row_number"], "duplicate_of": self.first[key]})
+                if is_current:
+                    self._add_copy(review_id, held)
             else:
-                self._hash_by_id[row["review_id"]] = key
-                self._first_by_hash[key] = row["review_id"]
-                created_at = row["created_at"]
-                clean.append(
-                    {
-                        **{name: row[name] for name in ("review_id", "text", "source", "created_at")},
-                        "text_clean": text,
-                        "text_hash": key,
-                        "dt": None if created_at is None else created_at.date().isoformat(),
-                    }
-                )
+                clean.append({**columns, "text_clean": text, "dt": day_of(row["created_at"])})
+                if is_current:
+                    self.holds[review_id] = held
+                    self.first[key] = review_id
         return CleanedPart(
             clean=pa.Table.from_pylist(clean, schema=tables.CLEAN_SCHEMA),
             duplicates=pa.Table.from_pylist(duplicates, schema=tables.DUPLICATE_SCHEMA),
             quarantine=pa.Table.from_pylist(quarantine, schema=tables.QUARANTINE_SCHEMA),
+            known=pa.Table.from_pylist(known, schema=_KNOWN_SCHEMA),
             **self._near_duplicates(clean),
         )
 
-    def _refusal(self, review_id: str, text: str, key: str) -> str | None:
-        if not text:
-            return "text_empty_after_cleaning"
-        known = self._hash_by_id.get(review_id)
-        if known is not None and known != key:
-            return "review_id_used_by_another_text"
-        return None
+    def _add_copy(self, review_id: str, held: Held) -> None:
+        if self.holds.setdefault(review_id, held).text_hash == held.text_hash and self.first.get(held.text_hash) != review_id:
+            self._copies.setdefault(held.text_hash, []).append(review_id)
+
+    def _brings_its_time(self, review_id: str, key: str, created_at: datetime | None) -> bool:
+        held = self.holds.get(review_id)
+        if held is None or held.text_hash != key or held.created_at is not None or created_at is None:
+            return False
+        self.holds[review_id] = held._replace(created_at=created_at)
+        if self.first.get(key) == review_id:
+            self.dated[review_id] = created_at
+        return True
+
+    def _note_edit(self, review_id: str, key: str, row: Mapping[str, Any]) -> bool:
+        """Whether the row's text is the newest of its review; the other of the two, if there is one, is noted."""
+        held = self.holds.get(review_id)
+        if held is None or held.text_hash == key:
+            return True
+        when = row["created_at"]
+        if when and held.created_at and when < held.created_at:
+            self._supersede(Edit(review_id, held.source, key, when, held.text_hash, held.created_at))
+            return False
+        self._supersede(Edit(review_id, held.source, held.text_hash, held.created_at, key, when))
+        self.edited += 1
+        del self.holds[review_id]
+        if self.first.get(held.text_hash) == review_id:
+            del self.first[held.text_hash]
+            # The text stays as long as somebody has it.
+            heirs = [copy for copy in self._copies.pop(held.text_hash, []) if self._has(copy, held.text_hash)]
+            if heirs:
+                self.first[held.text_hash] = heirs[0]
+                self._copies[held.text_hash] = [copy for copy in heirs if copy != heirs[0]]
+        return True
+
+    def _supersede(self, edit: Edit) -> None:
+        self.edits.append(edit)
+        self.touched.add(edit.text_hash)
+
+    def _has(self, review_id: str, key: str) -> bool:
+        held = self.holds.get(review_id)
+        return held is not None and held.text_hash == key
 
     def _near_duplicates(self, clean: list[dict[str, Any]]) -> dict[str, pa.Table]:
         array = signatures([row["text_clean"] for row in clean])
         near = []
         for row, signature in zip(clean, array, strict=True):
-            similar = self._index.query(signature)
+            similar = [key for key in self._index.query(signature) if key != row["text_hash"]]
             if similar:
                 near.append({"review_id": row["review_id"], "text_hash": row["text_hash"], "near_duplicate_of": min(similar)})
             self._index.add(signature[None, :], [row["text_hash"]])
@@ -119,6 +226,11 @@ class Cleaner:
             "near_duplicates": pa.Table.from_pylist(near, schema=tables.NEAR_DUPLICATE_SCHEMA),
             "signatures": tables.signature_table([row["text_hash"] for row in clean], array),
         }
+
+
+def day_of(created_at: datetime | None) -> str | None:
+    """Value of the column `dt`."""
+    return None if created_at is None else created_at.date().isoformat()
 
 
 def _quarantined(row: Mapping[str, Any], reason: str) -> dict[str, Any]:

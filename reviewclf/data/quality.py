@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from reviewclf.errors import QualityError, StoreError
 from reviewclf.outages import is_full, space_hint
 from reviewclf.settings import QualitySettings
-from reviewclf.text import cyrillic_share
+from reviewclf.text import cyrillic_share, is_misread, repaired
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,14 @@ _STYLE = """<style>
 
 _POSITION = "position"
 _CYRILLIC = "cyrillic_share"
+_MISREAD = "misread"
+# With more of its texts misread beyond repair a batch was written by a program that is to be mended.
+_MOST_MISREAD = 0.5
 _MIN_HISTORY = 3
+# Shares of fewer rows say nothing about a batch: two empty ones of five are an ordinary night.
+_MIN_BATCH = 20
+# Nor do volumes below this, whatever their ratio.
+_MIN_VOLUME = 100
 
 
 class QualityRule(BaseModel):
@@ -131,7 +138,7 @@ def check_table(
     limits : QualitySettings
         The limits.
     history : sequence of int
-        Rows that the last runs brought; the volume is judged from the third run on.
+        Rows that the last nights brought, of those that brought any; judged where there are three.
     docs : Path
         Folder of the data docs.
     run_name : str
@@ -148,7 +155,8 @@ def check_table(
     checked = _plain_types(frame.reset_index(drop=True))
     checked[_POSITION] = range(len(checked))
     if table == "raw":
-        checked[_CYRILLIC] = [cyrillic_share(text) if isinstance(text, str) else None for text in checked["text"]]
+        checked[_CYRILLIC] = [cyrillic_share(repaired(text)) if isinstance(text, str) else None for text in checked["text"]]
+        checked[_MISREAD] = [isinstance(text, str) and is_misread(text) for text in checked["text"]]
     results, page = _run(table, rules, checked, docs, run_name)
     outcomes: list[QualityRule] = []
     failed: dict[int, str] = {}
@@ -200,7 +208,7 @@ def raise_for(report: QualityReport) -> None:
 
 def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[int]) -> list[_Rule]:
     columns = _COLUMNS[table]
-    helpers = [_POSITION, _CYRILLIC] if table == "raw" else [_POSITION]
+    helpers = [_POSITION, _CYRILLIC, _MISREAD] if table == "raw" else [_POSITION]
     rules = [
         _Rule(
             "columns",
@@ -226,7 +234,7 @@ def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[i
         ),
     ]
     if table == "raw":
-        rules += _raw_rules(limits)
+        rules += _raw_rules(limits, rows)
     else:
         rules += [
             _Rule(
@@ -248,13 +256,12 @@ def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[i
                 "every row",
             ),
         ]
-    if table == "raw" and len(history) >= _MIN_HISTORY:
-        usual = median(history)
+    if table == "raw" and len(history) >= _MIN_HISTORY and max(rows, usual := median(history)) >= _MIN_VOLUME:
         low, high = usual / limits.max_volume_ratio, usual * limits.max_volume_ratio
         rules.append(
             _Rule(
                 "volume",
-                f"rows against the median of the last {len(history)} runs ({usual:g})",
+                f"rows against the median of the last {len(history)} nights with new ones ({usual:g})",
                 gxe.ExpectTableRowCountToBeBetween(min_value=int(low), max_value=int(high) + 1),
                 f"{low:.0f} to {high:.0f} rows",
             )
@@ -262,13 +269,16 @@ def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[i
     return rules
 
 
-def _raw_rules(limits: QualitySettings) -> list[_Rule]:
+def _raw_rules(limits: QualitySettings, rows: int) -> list[_Rule]:
+    def share(limit: float) -> float:
+        return limit if rows >= _MIN_BATCH else 0.0
+
     return [
         _Rule(
             "text_missing",
             "every row has a text",
-            gxe.ExpectColumnValuesToNotBeNull(column="text", mostly=1 - limits.max_null_rows),
-            f"missing in at most {limits.max_null_rows:.0%} of the rows",
+            gxe.ExpectColumnValuesToNotBeNull(column="text", mostly=share(1 - limits.max_null_rows)),
+            f"missing in at most {limits.max_null_rows:.0%} of {_MIN_BATCH} rows or more",
             quarantines=True,
         ),
         _Rule(
@@ -286,18 +296,25 @@ def _raw_rules(limits: QualitySettings) -> list[_Rule]:
             quarantines=True,
         ),
         _Rule(
+            "text_misread",
+            "a text was read in its own encoding, or can be read again",
+            gxe.ExpectColumnValuesToBeInSet(column=_MISREAD, value_set=[False], mostly=share(1 - _MOST_MISREAD)),
+            f"misread in at most {_MOST_MISREAD:.0%} of {_MIN_BATCH} rows or more",
+            quarantines=True,
+        ),
+        _Rule(
             "not_russian",
             f"at least {limits.min_cyrillic_share:.0%} of a text's letters are Cyrillic",
             gxe.ExpectColumnValuesToBeBetween(
-                column=_CYRILLIC, min_value=limits.min_cyrillic_share, mostly=limits.min_russian_rows
+                column=_CYRILLIC, min_value=limits.min_cyrillic_share, mostly=share(limits.min_russian_rows)
             ),
-            f"in at least {limits.min_russian_rows:.0%} of the rows",
+            f"in at least {limits.min_russian_rows:.0%} of {_MIN_BATCH} rows or more",
         ),
         _Rule(
             "text_repeats",
             "share of different texts",
-            gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=1 - limits.max_duplicate_rows),
-            f"at least {1 - limits.max_duplicate_rows:.0%}",
+            gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=share(1 - limits.max_duplicate_rows)),
+            f"at least {1 - limits.max_duplicate_rows:.0%} of {_MIN_BATCH} rows or more",
         ),
     ]
 

@@ -2,91 +2,85 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-
-from reviewclf import tables
-from reviewclf.data.cleaning import CleanedPart, Cleaner
+from reviewclf.data.edits import REWRITTEN
+from reviewclf.data.intake import Intake
 from reviewclf.data.sources import SourceFile, SqlSource, list_source, read_chunks
+from reviewclf.data.volumes import check_file
 from reviewclf.errors import ConflictError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.settings import QualitySettings, Settings
+from reviewclf.settings import Settings
+from reviewclf.stages.checking import NEW_ROWS, check_rows
+from reviewclf.stages.cleaning import IDS_IGNORED, clean_rows, read_base
 from reviewclf.storage import Snapshot, StageResult, Store
-from reviewclf.taxonomy import Taxonomy
-from reviewclf.text import cyrillic_share
 
 logger = logging.getLogger(__name__)
 
 _SOURCES = "sources"
 _WATERMARKS = "watermarks"
-_VOLUMES = "volumes"
 _REMEMBERED_RUNS = 30
-_MOSTLY = 0.5
+# Clocks differ and zones are mistaken, but no review is written more than a year from now.
+_LATEST = timedelta(days=366)
+
+_Source = SourceFile | SqlSource
 
 
 def ingest(settings: Settings) -> Manifest:
     """Read the rows of the source that the store does not hold yet.
 
-    Files that were ingested before and have not changed are not read again (their fingerprints are remembered), a
-    database is asked only for rows above its watermark, and a row that was seen before is counted as known. Nothing is
-    visible in the tables before :func:`publish`.
+    Files that were ingested before are not read again as long as neither they nor the settings that read them have changed. A
+    database is asked only for rows from a little below its watermark on, and for those without a mark. A row that was seen
+    before is counted as known. Nothing is visible in the tables before :func:`publish`.
 
     Returns
     -------
     Manifest
         ``outputs``: ``raw``, ``quarantine`` and ``seen`` parts; ``counts``: rows in = known + raw + quarantined;
-        ``details``: fingerprints and watermarks to remember.
+        ``details``: fingerprints and watermarks to remember, counts by source, reasons of quarantine, first times that could
+        not be read.
 
     Raises
     ------
     DataContractError
         A file cannot be read or lacks the text column.
+    QualityError
+        Too many of its rows cannot be read, or it has shrunk or grown out of all proportion.
     """
     store = Store(settings.store_uri)
     base = store.snapshot()
-    remembered = dict(base.state.get(_SOURCES) or {})  # type: ignore[arg-type]
-    watermarks = dict(base.state.get(_WATERMARKS) or {})  # type: ignore[arg-type]
+    remembered = _remembered(base)
     sources = list_source(settings.source, settings.ingest)
-    fresh = [
-        source
-        for source in sources
-        if not (isinstance(source, SourceFile) and remembered.get(source.uri) == source.fingerprint)
-    ]
+    fresh = [source for source in sources if not _is_unchanged(source, remembered, settings)]
     files = [source for source in fresh if isinstance(source, SourceFile)]
     databases = [source for source in fresh if isinstance(source, SqlSource)]
+    # What is read anew because its settings changed may tell times that were not understood before.
+    fill_times = any(
+        (before := remembered.get(file.uri)) is not None and before.get("reading") != settings.ingest.reading for file in files
+    )
 
-    def work() -> StageResult:
-        writer = _RawWriter(store, base)
-        for source in files:
-            for chunk in read_chunks(source, settings.ingest):
-                writer.add(chunk.rows, chunk.quarantined)
-        return writer.result({_SOURCES: {source.uri: source.fingerprint for source in files}})
+    def read() -> StageResult:
+        return _read(settings, store, base, sources, fresh, remembered, fill_times=fill_times)
 
     inputs: dict[str, Any] = {
         "files": [[source.uri, source.fingerprint] for source in files],
         "unchanged": len(sources) - len(fresh),
         "options": settings.ingest,
+        "max_volume_ratio": settings.quality.max_volume_ratio,
         "seen": base.keys("seen"),
+        "history": base.keys("history"),
+        "clean": base.keys("clean") if fill_times else [],
     }
     if not databases:
-        return store.run_stage("ingest", 1, inputs, work)
+        return store.run_stage("ingest", 2, inputs, read)
     # A database has no fingerprint: it is read first, and what came is part of the digest.
-    writer = _RawWriter(store, base)
-    marks: dict[str, Any] = {}
-    for database in databases:
-        for chunk in read_chunks(database, settings.ingest, newer_than=watermarks.get(database.uri)):
-            writer.add(chunk.rows, chunk.quarantined)
-            if chunk.watermark is not None:
-                marks[database.uri] = chunk.watermark
-    result = writer.result({_WATERMARKS: marks})
-    return store.run_stage("ingest", 1, {**inputs, "rows": result.outputs}, lambda: result)
+    result = read()
+    came = {"rows": result.outputs, "state": result.details["state"]}
+    return store.run_stage("ingest", 2, {**inputs, **came}, lambda: result)
 
 
 def validate_raw(settings: Settings, ingested: Manifest) -> Manifest:
@@ -102,25 +96,25 @@ def validate_raw(settings: Settings, ingested: Manifest) -> Manifest:
     QualityError
         A rule about the batch as a whole failed; nothing was published.
     """
-    return _validate(settings, "raw", ingested)
+    return check_rows(settings, "raw", ingested)
 
 
 def clean(settings: Settings, ingested: Manifest, validated: Manifest) -> Manifest:
-    """Clean the texts, and tell new reviews from exact duplicates.
+    """Clean the texts, and tell new reviews from exact duplicates and from edits of known ones.
 
     Returns
     -------
     Manifest
-        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``signatures`` and ``quarantine`` parts;
-        ``counts``: raw rows = clean + duplicates + quarantined; near-duplicates are counted and stay.
+        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``signatures``, ``quarantine`` and ``history`` parts;
+        ``counts``: raw rows = clean + duplicates + quarantine + known; near-duplicates are counted and stay.
     """
     store = Store(settings.store_uri)
-    return _clean(settings, store, store.snapshot(), ingested, validated)
+    return clean_rows(settings, store, store.snapshot(), ingested, validated)
 
 
 def validate_clean(settings: Settings, cleaned: Manifest) -> Manifest:
     """Check the clean rows like :func:`validate_raw`."""
-    return _validate(settings, "clean", cleaned)
+    return check_rows(settings, "clean", cleaned)
 
 
 def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned: Manifest, clean_report: Manifest) -> Manifest:
@@ -131,173 +125,100 @@ def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned
     Returns
     -------
     Manifest
-        ``counts``: ``rows_in`` = ``known`` + ``clean`` + ``quarantined`` + ``duplicates``, and ``new``, the same as ``clean``.
+        ``counts``: ``rows_in`` = ``known`` + ``clean`` + ``quarantined`` + ``duplicates``; ``new``, the same as ``clean``;
+        ``edited`` rows among them that replaced an earlier text, ``superseded`` texts that went to the table ``history``,
+        ``left_clean`` and ``left_duplicates``, rows that stand there no more, and ``promoted``, copies that took their place in
+        ``clean``. ``details``: the same ``by_source``, and ``reasons`` of quarantine.
     """
     store = Store(settings.store_uri)
     key = f"reviews:{digest_of([ingested.digest, validated.digest])}"
     for _ in range(10):
         base = store.snapshot()
-        if key not in base.applied and base.keys("clean") != cleaned.keys("base"):
-            cleaned = _clean(settings, store, base, ingested, validated)
-            clean_report = _validate(settings, "clean", cleaned)
+        if key not in base.applied and read_base(base) != cleaned.keys("base"):
+            cleaned = clean_rows(settings, store, base, ingested, validated)
+            clean_report = check_rows(settings, "clean", cleaned)
         manifest = _publish_manifest(store, ingested, validated, cleaned, clean_report)
-        rows = manifest.counts["rows_in"]
-        if rows == 0:
+        state = _state(base, ingested, cleaned, settings.ingest.id_column)
+        append, replace = parts_to_commit(ingested, cleaned)
+        if not append and not replace and all(base.state.get(name) == value for name, value in state.items()):
             return manifest
-        append = {
-            table: keys
-            for table in ("raw", "seen", "clean", "duplicates", "near_duplicates", "signatures", "quarantine")
-            if (keys := [*ingested.keys(table), *cleaned.keys(table)])
-        }
         try:
-            store.commit(base, key=key, append=append, state=_state(base, ingested, rows))
+            store.commit(base, key=key, append=append, replace=replace, state=state)
         except ConflictError:
             continue
         return manifest
     raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
 
 
-# -- raw rows --------------------------------------------------------------------------------------------------------
-
-
-class _RawWriter:
-    """Writes chunks of raw rows part by part, leaving out what the store has seen."""
-
-    def __init__(self, store: Store, base: Snapshot) -> None:
-        self._store = store
-        seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
-        self._seen = np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.uint64)
-        self._outputs: dict[str, list[str]] = {"raw": [], "quarantine": [], "seen": []}
-        self._counts = {"rows_in": 0, "known": 0, "raw": 0, "quarantined": 0}
-
-    def add(self, rows: pa.Table, quarantined: pa.Table) -> None:
-        self._counts["rows_in"] += rows.num_rows + quarantined.num_rows
-        row_digests = _row_digests(rows, ("source", "review_id", "text"))
-        bad_digests = _row_digests(quarantined, ("source", "reason", "payload"))
-        new_rows = ~np.isin(row_digests, self._seen)
-        new_bad = ~np.isin(bad_digests, self._seen)
-        self._counts["known"] += int((~new_rows).sum() + (~new_bad).sum())
-        rows, quarantined = rows.filter(pa.array(new_rows)), quarantined.filter(pa.array(new_bad))
-        self._counts["raw"] += rows.num_rows
-        self._counts["quarantined"] += quarantined.num_rows
-        digests = np.concatenate([row_digests[new_rows], bad_digests[new_bad]])
-        for name, part in (("raw", rows), ("quarantine", quarantined), ("seen", pa.table({"row": digests}))):
-            if part.num_rows:
-                self._outputs[name].append(self._store.put_table(part))
-
-    def result(self, state: dict[str, Any]) -> StageResult:
-        return StageResult(outputs=dict(self._outputs), counts=self._counts, details={"state": state})
-
-
-def _row_digests(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
-    """64 bits a row over `columns`: with ten million rows the odds of any false match are one in 400,000."""
-    import hashlib
-
-    digests = (
-        hashlib.blake2b(json.dumps(values, ensure_ascii=False).encode(), digest_size=8).digest()
-        for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
-    )
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
-
-
-# -- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _validate(settings: Settings, table: tables.Checked, rows: Manifest) -> Manifest:
-    store = Store(settings.store_uri)
-    schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
-    history = [int(volume) for volume in (store.snapshot().state.get(_VOLUMES) or [])]  # type: ignore[union-attr, arg-type]
-    limits = _limits(settings)
-    inputs = {"rows": rows.keys(table), "limits": limits, "history": history}
-    docs = settings.home.expanduser().resolve() / "data_docs"
-
-    def work() -> StageResult:
-        from reviewclf.data.quality import check_table, raise_for
-
-        frame = store.read_table(rows.keys(table), schema=schema).to_pandas()
-        report = check_table(table, frame, limits, history=history, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
-        # Before anything is committed: a batch that is refused today is checked again tomorrow.
-        raise_for(report)
-        failed = pa.table(
-            {
-                "position": pa.array([row.position for row in report.failed_rows], pa.int64()),
-                "reason": pa.array([row.reason for row in report.failed_rows], pa.string()),
-            }
-        )
-        return StageResult(
-            outputs={"failed": store.put_table(failed)},
-            counts={"rows": report.rows, "failed_rows": failed.num_rows, "rules": len(report.rules)},
-            details={
-                "data_docs": report.docs,
-                "rules": [rule.model_dump(mode="json") for rule in report.rules],
-            },
-        )
-
-    manifest = store.run_stage(f"validate_{table}", 1, inputs, work)
-    logger.info(
-        "%s: %d rows, %d to quarantine; data docs: %s",
-        table,
-        manifest.counts["rows"],
-        manifest.counts["failed_rows"],
-        manifest.details["data_docs"],
-    )
-    return manifest
-
-
-def _limits(settings: Settings) -> QualitySettings:
-    """The limits of the settings; whoever brings a taxonomy in another script does not expect reviews in Cyrillic."""
-    taxonomy = Taxonomy.load(settings.taxonomy)
-    if cyrillic_share(" ".join(f"{item.name} {item.description}" for item in taxonomy.categories)) >= _MOSTLY:
-        return settings.quality
-    return settings.quality.model_copy(update={"min_russian_rows": 0.0})
-
-
-# -- clean rows ------------------------------------------------------------------------------------------------------
-
-
-def _clean(settings: Settings, store: Store, base: Snapshot, ingested: Manifest, validated: Manifest) -> Manifest:
-    inputs = {
-        "raw": ingested.keys("raw"),
-        "failed": validated.keys("failed"),
-        "base": base.keys("clean"),
-        "near": settings.dataset.near_duplicate_similarity,
+def parts_to_commit(ingested: Manifest, cleaned: Manifest) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Parts to append to tables, and tables whose earlier parts edits have changed."""
+    append = {
+        table: keys
+        for table in ("raw", "seen", *REWRITTEN, "quarantine", "history")
+        if (keys := [*ingested.keys(table), *cleaned.keys(table)])
     }
-
-    def work() -> StageResult:
-        cleaner = Cleaner(similarity=settings.dataset.near_duplicate_similarity)
-        for known, signatures in _known(store, base):
-            cleaner.know(known, signatures)
-        for copies in store.iter_tables(base.keys("duplicates"), ["review_id", "text_hash"]):
-            cleaner.know_duplicates(copies.to_pandas())
-        outputs: dict[str, list[str]] = {name: [] for name in CleanedPart._fields}
-        counts = dict.fromkeys(CleanedPart._fields, 0)
-        for raw, failed in _parts_with_failures(store, ingested, validated):
-            part = cleaner.clean(raw, failed)
-            for name, table in part._asdict().items():
-                counts[name] += table.num_rows
-                if table.num_rows:
-                    outputs[name].append(store.put_table(table))
-        return StageResult(outputs={**outputs, "base": base.keys("clean")}, counts=counts)
-
-    return store.run_stage("clean", 1, inputs, work)
+    replace = {table: keys for table in REWRITTEN if (keys := cleaned.keys(f"stored_{table}"))}
+    return append, replace
 
 
-def _known(store: Store, base: Snapshot) -> Iterator[tuple[pd.DataFrame, pa.Table]]:
-    clean_parts = store.iter_tables(base.keys("clean"), ["review_id", "text_hash"])
-    for clean_part, signatures in zip(clean_parts, store.iter_tables(base.keys("signatures")), strict=True):
-        yield clean_part.to_pandas(), signatures
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _parts_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
-    failures = store.read_table(validated.keys("failed")).to_pydict()
-    reasons = dict(zip(failures["position"], failures["reason"], strict=True))
-    start = 0
-    for raw in store.iter_tables(ingested.keys("raw")):
-        yield (
-            raw,
-            {position - start: reason for position, reason in reasons.items() if start <= position < start + raw.num_rows},
+def _read(
+    settings: Settings,
+    store: Store,
+    base: Snapshot,
+    sources: list[_Source],
+    fresh: list[_Source],
+    remembered: Mapping[str, dict[str, Any]],
+    *,
+    fill_times: bool,
+) -> StageResult:
+    options = settings.ingest
+    watermarks: dict[str, Any] = base.state.get(_WATERMARKS) or {}  # type: ignore[assignment]
+    latest = datetime.now(UTC) + _LATEST
+    intake = Intake(store, base, options, fill_times=fill_times)
+    names = [options.source_name or source.name for source in sources]
+    state: dict[str, dict[str, Any]] = {_SOURCES: {}, _WATERMARKS: {}}
+    whole: dict[str, int] = {}
+    for source in fresh:
+        name, is_file = options.source_name or source.name, isinstance(source, SourceFile)
+        newer_than = None if is_file or not options.watermark_column else watermarks.get(source.uri)
+        chunks = read_chunks(source, options, newer_than=newer_than, latest=latest)
+        rows, watermark = intake.take(source.uri, name, chunks, is_whole=names.count(name) == 1)
+        if not is_file and options.watermark_column:
+            if watermark is not None:
+                state[_WATERMARKS][source.uri] = watermark
+            continue
+        before = remembered.get(source.uri, {})
+        check_file(
+            source.uri,
+            rows,
+            before=before.get("rows") if before.get("reading") == options.reading else None,
+            others=[] if before else [entry["rows"] for entry in remembered.values() if entry.get("rows")],
+            max_ratio=settings.quality.max_volume_ratio,
         )
-        start += raw.num_rows
+        whole[name] = whole.get(name, 0) + rows
+        fingerprint = source.fingerprint if isinstance(source, SourceFile) else None
+        state[_SOURCES][source.uri] = {"fingerprint": fingerprint, "reading": options.reading, "rows": rows}
+    result = intake.result(state)
+    return result.model_copy(update={"details": {**result.details, "whole": whole}})
+
+
+def _remembered(base: Snapshot) -> dict[str, dict[str, Any]]:
+    """What is known of each source; earlier versions kept a file's fingerprint alone."""
+    entries: dict[str, Any] = base.state.get(_SOURCES) or {}  # type: ignore[assignment]
+    return {uri: entry if isinstance(entry, dict) else {"fingerprint": entry} for uri, entry in entries.items()}
+
+
+def _is_unchanged(source: _Source, remembered: Mapping[str, dict[str, Any]], settings: Settings) -> bool:
+    before = remembered.get(source.uri)
+    return (
+        isinstance(source, SourceFile)
+        and before is not None
+        and before["fingerprint"] == source.fingerprint
+        and before.get("reading") == settings.ingest.reading
+    )
 
 
 # -- publishing ------------------------------------------------------------------------------------------------------
@@ -311,29 +232,56 @@ def _publish_manifest(
     def work() -> StageResult:
         counts = {
             "rows_in": ingested.counts["rows_in"],
-            "known": ingested.counts["known"],
+            "known": ingested.counts["known"] + cleaned.counts["known"],
             "clean": cleaned.counts["clean"],
             "quarantined": ingested.counts["quarantined"] + cleaned.counts["quarantine"],
             "duplicates": cleaned.counts["duplicates"],
         }
         if counts["rows_in"] != sum(count for name, count in counts.items() if name != "rows_in"):
             raise AssertionError(f"rows were lost or doubled on the way: {counts}")
-        counts["near_duplicates"] = cleaned.counts["near_duplicates"]
+        for name in ("near_duplicates", "repaired", "edited", "superseded", "left_clean", "left_duplicates", "promoted"):
+            counts[name] = cleaned.counts[name]
         counts["new"] = counts["clean"]
-        docs = {"raw": validated.details["data_docs"], "clean": clean_report.details["data_docs"]}
-        return StageResult(counts=counts, details={"data_docs": docs})
+        counts["unknown_dates"] = ingested.counts["unknown_dates"]
+        details = {
+            "data_docs": {"raw": validated.details["data_docs"], "clean": clean_report.details["data_docs"]},
+            "by_source": _by_source(ingested, cleaned),
+            "reasons": _added(ingested.details["reasons"], cleaned.details["reasons"]),
+            "unknown_dates": ingested.details["unknown_dates"],
+            "ids_ignored": cleaned.details["ids_ignored"],
+        }
+        return StageResult(counts=counts, details=details)
 
-    return store.run_stage("publish", 1, inputs, work)
+    return store.run_stage("publish", 2, inputs, work)
 
 
-def _state(base: Snapshot, ingested: Manifest, rows: int) -> dict[str, Any]:
+def _by_source(ingested: Manifest, cleaned: Manifest) -> dict[str, Any]:
+    first: Any = ingested.details["by_source"]
+    later: Any = cleaned.details["by_source"]
+    found = {}
+    for name in sorted({*first, *later}):
+        counts = _added(first.get(name, {}), later.get(name, {}))
+        counts.pop("raw", None)
+        kept = {place: counts.get(place, 0) for place in ("known", "clean", "quarantined", "duplicates")}
+        found[name] = {"rows_in": sum(kept.values()), **kept, "unknown_dates": counts.get("unknown_dates", 0)}
+    return found
+
+
+def _added(one: Any, other: Any) -> dict[str, int]:
+    return {name: int(one.get(name, 0)) + int(other.get(name, 0)) for name in sorted({*one, *other})}
+
+
+def _state(base: Snapshot, ingested: Manifest, cleaned: Manifest, id_column: str) -> dict[str, Any]:
     new: Any = ingested.details["state"]
+    ignored: Any = cleaned.details["ids_ignored"]
     state: dict[str, Any] = {
         name: {**(base.state.get(name) or {}), **entries}  # type: ignore[dict-item]
-        for name, entries in new.items()
+        for name, entries in {**new, IDS_IGNORED: dict.fromkeys(ignored, id_column)}.items()
+        if entries
     }
-    volumes = [*(base.state.get(_VOLUMES) or []), rows]  # type: ignore[misc]
-    state[_VOLUMES] = volumes[-_REMEMBERED_RUNS:]
+    # The first load is no night like others, nor is one that brought nothing.
+    if ingested.counts["raw"] and base.keys("raw"):
+        state[NEW_ROWS] = [*(base.state.get(NEW_ROWS) or []), ingested.counts["raw"]][-_REMEMBERED_RUNS:]  # type: ignore[misc]
     return state
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import sqlalchemy
 
@@ -51,18 +52,42 @@ def test_rows_come_in_the_order_of_the_watermark_whatever_the_table_s_order(data
     assert [part.watermark for part in parts] == ["2026-01-02", "2026-01-03"]
 
 
-def test_nights_in_a_row_read_each_review_once(database: tuple[str, Fill]) -> None:
+def test_nights_in_a_row_read_what_is_new_and_the_overlap(database: tuple[str, Fill]) -> None:
     url, fill = database
-    options = IngestSettings(table="reviews", watermark_column="review_id", chunk_rows=3)
-    mark, seen = None, []
+    options = IngestSettings(table="reviews", watermark_column="review_id", watermark_overlap=2, chunk_rows=3)
+    mark, read = None, []
     for night in range(4):
         fill(*((night * 10 + number, "Плед", None) for number in range(1, 6)))
         parts = chunks(url, options, newer_than=mark)
-        seen += ids(parts)
+        read.append(ids(parts))
         # What a store keeps of it between nights is JSON.
         mark = json.loads(json.dumps(parts[-1].watermark))
-    assert seen == [str(night * 10 + number) for night in range(4) for number in range(1, 6)]
-    assert chunks(url, options, newer_than=mark) == []
+    assert read[0] == ["1", "2", "3", "4", "5"]
+    assert read[1] == ["3", "4", "5", "11", "12", "13", "14", "15"]
+    assert read[3] == ["23", "24", "25", "31", "32", "33", "34", "35"]
+    assert ids(chunks(url, options, newer_than=mark)) == ["33", "34", "35"]
+
+
+@pytest.mark.case(63)
+@pytest.mark.parametrize(
+    ("created", "setting"),
+    [
+        ("отзывы", "отзывы"),
+        ("Отзывы 2026", "Отзывы 2026"),
+        ("order", "order"),
+        ("a.b", '"a.b"'),
+        ('so "called', 'SELECT * FROM "so ""called"'),
+        ("main.отзывы", "main.отзывы"),
+    ],
+)
+def test_table_of_any_name_is_read(tmp_path: Path, created: str, setting: str) -> None:
+    url = f"sqlite:///{tmp_path / 'reviews.db'}"
+    engine = sqlalchemy.create_engine(url)
+    rows = pd.DataFrame({"review_id": [1], "text": ["Плед"], "дата записи": ["2026-01-01"]})
+    rows.to_sql(created.removeprefix("main."), engine, index=False)
+    engine.dispose()
+    assert ids(chunks(url, IngestSettings(table=setting))) == ["1"]
+    assert ids(chunks(url, IngestSettings(table=setting, watermark_column="дата записи"), newer_than="2026-01-02")) == ["1"]
 
 
 @pytest.mark.parametrize(

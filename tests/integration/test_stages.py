@@ -92,11 +92,12 @@ def test_grown_file_adds_its_new_rows_only(make_settings: Callable[..., Settings
         tmp_path / "reviews.csv", [*rows, ("4", "Наушники хрипят"), ("1", "Платье полиняло"), ("5", "КРУЖКА пришла разбитой")]
     )
     second = run_ingest(settings).counts
-    assert (second["rows_in"], second["known"], second["clean"], second["duplicates"], second["quarantined"]) == (6, 3, 1, 1, 1)
+    assert (second["rows_in"], second["known"], second["clean"], second["duplicates"], second["quarantined"]) == (6, 3, 2, 1, 0)
     written = tables(settings)
-    assert sorted(written["clean"]["review_id"]) == ["1", "2", "4"]
-    assert written["quarantine"]["reason"].tolist() == ["review_id_used_by_another_text"]
-    assert written["duplicates"][["review_id", "duplicate_of"]].to_numpy().tolist() == [["3", "1"], ["5", "2"]]
+    # The first text of 1 stays as long as 3 has it.
+    assert sorted(written["clean"]["review_id"]) == ["1", "2", "3", "4"]
+    assert written["duplicates"][["review_id", "duplicate_of"]].to_numpy().tolist() == [["5", "2"]]
+    assert written["history"][["review_id", "text"]].to_numpy().tolist() == [["1", "Платье село отлично"]]
 
 
 def test_near_duplicates_are_counted_and_stay(make_settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-import pandas as pd
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf import tables
 from reviewclf.data.cleaning import CleanedPart, Cleaner
+from reviewclf.text import clean_texts, text_hash
 
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -62,27 +62,72 @@ def test_copy_in_another_case_is_a_duplicate_of_the_first() -> None:
         "row_number": 2,
         "text_hash": "",
         "duplicate_of": "1",
+        "text": "ПЛАТЬЕ СЕЛО ОТЛИЧНО!!!",
+        "created_at": WHEN,
     }
 
 
-def test_id_that_comes_again_with_another_text_goes_to_quarantine() -> None:
-    part = clean(("1", "Платье село отлично"), ("1", "Туфли жмут"))
-    assert ids(part.clean) == ["1"]
-    assert part.quarantine["reason"].to_pylist() == ["review_id_used_by_another_text"]
+def test_id_that_comes_again_with_another_text_is_an_edit() -> None:
+    cleaner = Cleaner(similarity=0.7)
+    part = cleaner.clean(raw(("1", "Платье село отлично"), ("1", "Туфли жмут")), {})
+    old, new = part.clean.to_pylist()
+    assert cleaner.first == {new["text_hash"]: "1"}
+    (edit,) = cleaner.edits
+    assert (edit.review_id, edit.text_hash, edit.replaced_by) == ("1", old["text_hash"], new["text_hash"])
+    assert part.quarantine.num_rows == 0
+
+
+def test_text_with_the_later_time_wins_whatever_comes_first() -> None:
+    cleaner = Cleaner(similarity=0.7)
+    table = raw(("1", "Туфли жмут"), ("1", "Платье село отлично"))
+    times = pa.array([WHEN, WHEN - timedelta(days=1)], table.schema.field("created_at").type)
+    part = cleaner.clean(table.set_column(3, "created_at", times), {})
+    new, old = part.clean.to_pylist()
+    assert cleaner.first == {new["text_hash"]: "1"}
+    assert [(edit.text_hash, edit.replaced_by) for edit in cleaner.edits] == [(old["text_hash"], new["text_hash"])]
+    assert cleaner.edited == 0
+
+
+def test_id_that_another_source_has_used_stands_for_another_review() -> None:
+    cleaner = Cleaner(similarity=0.7)
+    first = cleaner.clean(raw(("1", "Платье село отлично")), {})
+    other = raw(("1", "Туфли жмут"), ("1", "Туфли жмут, вернула"))
+    part = cleaner.clean(other.set_column(2, "source", pa.array(["b.csv"] * 2)), {})
+    assert ids(first.clean) == ["1"]
+    made = set(ids(part.clean))
+    assert len(made) == 1
+    assert made != {"1"}
+    assert [edit.review_id for edit in cleaner.edits] == list(made)
+
+
+def test_ids_of_a_source_that_are_none_are_not_used() -> None:
+    part = Cleaner(similarity=0.7, ids_ignored=["a.csv"]).clean(raw(("1", "Платье село отлично"), ("1", "Туфли жмут")), {})
+    assert part.clean.num_rows == len(set(ids(part.clean)) - {"1"}) == 2
+
+
+def test_review_that_gets_its_time_later_is_known() -> None:
+    cleaner = Cleaner(similarity=0.7)
+    timeless = raw(("1", "Платье село отлично"))
+    cleaner.clean(timeless.set_column(3, "created_at", pa.nulls(1, timeless.schema.field("created_at").type)), {})
+    part = cleaner.clean(raw(("1", "Платье село отлично")), {})
+    assert (part.clean.num_rows, part.duplicates.num_rows, part.known.num_rows) == (0, 0, 1)
+    assert cleaner.dated == {"1": WHEN}
 
 
 def test_earlier_nights_are_remembered() -> None:
     text = "Пуховик очень тёплый, капюшон глубокий, молния не заедает, доставили за неделю"
     first = clean(("1", text))
     cleaner = Cleaner(similarity=0.7)
-    cleaner.know(first.clean.to_pandas(), first.signatures)
-    cleaner.know_duplicates(pd.DataFrame({"review_id": ["7"], "text_hash": first.clean["text_hash"].to_pylist()}))
+    cleaner.know(first.clean, first.signatures)
+    copy = {"review_id": ["7"], "text_hash": first.clean["text_hash"].to_pylist(), "source": ["a.csv"]}
+    cleaner.know_duplicates(pa.table(copy))
     part = cleaner.clean(raw(("2", text + "!"), ("3", text.replace("тёплый", "тёплий")), ("7", "Совсем другое")), {})
     assert ids(part.duplicates) == ["2"]
     assert part.duplicates["duplicate_of"].to_pylist() == ["1"]
-    assert ids(part.clean) == ids(part.near_duplicates) == ["3"]
+    assert ids(part.clean) == ["3", "7"]
+    assert ids(part.near_duplicates) == ["3"]
     assert part.near_duplicates["near_duplicate_of"].to_pylist() == first.clean["text_hash"].to_pylist()
-    assert ids(part.quarantine) == ["7"]
+    assert [(edit.review_id, edit.text_hash) for edit in cleaner.edits] == [("7", first.clean["text_hash"][0].as_py())]
 
 
 rows = st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.text("платье .!👍", max_size=12)), max_size=12)
@@ -92,12 +137,16 @@ rows = st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.text("пла
 @given(rows, st.integers(0, 12))
 def test_every_row_ends_in_one_place_and_chunks_do_not_matter(given_rows: list, cut: int) -> None:
     whole = clean(*given_rows)
-    assert whole.clean.num_rows + whole.duplicates.num_rows + whole.quarantine.num_rows == len(given_rows)
-    hashes = whole.clean["text_hash"].to_pylist()
-    assert len(set(hashes)) == len(hashes)
-    assert len(set(ids(whole.clean))) == whole.clean.num_rows
+    assert whole.clean.num_rows + whole.duplicates.num_rows + whole.quarantine.num_rows + whole.known.num_rows == len(
+        given_rows
+    )
     cleaner = Cleaner(similarity=0.7)
     table = raw(*given_rows)
     parts = [cleaner.clean(table.slice(0, cut), {}), cleaner.clean(table.slice(cut), {})]
     for name in CleanedPart._fields:
         assert pa.concat_tables([getattr(part, name) for part in parts]).equals(getattr(whole, name)), name
+    # Each text that somebody still has stands for one review, and each review has one text: its last one.
+    texts = {row["review_id"]: text_hash(row["text"]) for row in table.to_pylist() if clean_texts([row["text"] or ""])[0]}
+    assert {key: held.text_hash for key, held in cleaner.holds.items()} == texts
+    assert set(cleaner.first) == set(texts.values())
+    assert all(texts[review_id] == key for key, review_id in cleaner.first.items())

@@ -18,7 +18,8 @@ from reviewclf.data.frames import read_frame
 from reviewclf.data.sources import list_source, read_chunks
 from reviewclf.data.sources.files import read_file
 from reviewclf.data.sources.options import ReadOptions
-from reviewclf.data.sources.rows import BadRow, GoodRow, id_text
+from reviewclf.data.sources.ids import read_id
+from reviewclf.data.sources.rows import BadRow, GoodRow
 from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
 
@@ -370,10 +371,10 @@ def test_index_of_pandas_is_a_column(tmp_path: Path, index: pd.Index, name: str,
 
 
 def test_whole_number_is_an_id_without_a_fraction() -> None:
-    assert [id_text(value) for value in (1001.0, 1001, "1001.0", " 007 ", b"a1", float("nan"), None, "", 1.5, 2**70)] == [
+    assert [read_id(value) for value in (1001.0, 1001, "1001.0", " 007 ", b"a1", float("nan"), None, "", 1.5, 2**70)] == [
         "1001",
         "1001",
-        "1001.0",
+        "1001",
         "007",
         "a1",
         None,

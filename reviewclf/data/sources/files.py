@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,16 +44,12 @@ Row = GoodRow | BadRow
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its address, size in bytes, and a digest that changes with its content."""
+    """One file: its address, size in bytes, a digest that changes with its content, and its path below the source's folder."""
 
     uri: str
     size: int
     fingerprint: str
-
-    @property
-    def name(self) -> str:
-        """The file's name without its folders."""
-        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+    name: str
 
 
 def suffix_of(uri: str) -> str | None:
@@ -79,9 +76,12 @@ def _list_files(uri: str) -> list[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         # These signs may stand in the name of a file as well.
+        folder = path.rpartition("/")[0]
         if any(sign in path for sign in "*?[") and not fs.exists(path):
+            folder = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
             paths = [found for found in fs.glob(path) if suffix_of(found) and not _is_aside(found, path)]
         elif fs.isdir(path):
+            folder = path.rstrip("/")
             paths = [found for found in fs.find(path) if suffix_of(found) and not _is_aside(found, path)]
         elif not fs.exists(path):
             raise DataContractError(f"{uri}: there is no such file or folder; check REVIEWCLF_SOURCE")
@@ -89,7 +89,7 @@ def _list_files(uri: str) -> list[SourceFile]:
             raise DataContractError(f"{uri}: unknown kind of file; expected one of {_KINDS}")
         else:
             paths = [path]
-        files = [_describe(fs, found) for found in sorted(paths)]
+        files = [_describe(fs, found, folder) for found in sorted(paths)]
     except (OSError, ValueError, ImportError) as error:
         raise DataContractError(f"{uri}: cannot be read: {error}; check REVIEWCLF_SOURCE") from error
     if not files:
@@ -146,16 +146,17 @@ def _is_aside(path: str, source: str) -> bool:
     return any(part[:1] in ("_", ".") and part[:1] not in allowed for part in found[common:])
 
 
-def _describe(fs: Any, path: str) -> SourceFile:
+def _describe(fs: Any, path: str, folder: str) -> SourceFile:
     info = fs.info(path)
+    name = path.removeprefix(f"{folder}/")
     if isinstance(fs, LocalFileSystem):
         digest = hashlib.blake2b(digest_size=16)
         with fs.open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
-        return SourceFile(path, int(info["size"]), digest.hexdigest())
+        return SourceFile(path, int(info["size"]), digest.hexdigest(), name)
     tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
-    return SourceFile(fs.unstrip_protocol(path), int(info["size"]), f"{tag}:{info['size']}")
+    return SourceFile(fs.unstrip_protocol(path), int(info["size"]), f"{tag}:{info['size']}", name)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 from reviewclf.data.sources import files, sql
@@ -46,7 +47,9 @@ def list_source(uri: str, options: IngestSettings) -> list[SourceFile | SqlSourc
     return list(files.list_files(uri))
 
 
-def read_chunks(source: SourceFile | SqlSource, options: IngestSettings, *, newer_than: Any = None) -> Iterator[Chunk]:
+def read_chunks(
+    source: SourceFile | SqlSource, options: IngestSettings, *, newer_than: Any = None, latest: datetime | None = None
+) -> Iterator[Chunk]:
     """Rows of a source in chunks of at most ``options.chunk_rows``; memory is bounded by one chunk.
 
     Parameters
@@ -56,7 +59,9 @@ def read_chunks(source: SourceFile | SqlSource, options: IngestSettings, *, newe
     options : IngestSettings
         Columns, encoding, separator.
     newer_than : JSON value, optional
-        Watermark of the last run over a database: only rows above it are read.
+        Watermark of the last run over a database: only rows above it, in the overlap below it, or without a mark are read.
+    latest : datetime, optional
+        Later times of reviews are none.
 
     Yields
     ------
@@ -66,10 +71,10 @@ def read_chunks(source: SourceFile | SqlSource, options: IngestSettings, *, newe
     name = options.source_name or source.name
     if isinstance(source, SourceFile):
         for batch in _batched(files.read_rows(source, options), options.chunk_rows):
-            yield make_chunk(batch, source=name, options=options)
+            yield make_chunk(batch, source=name, options=options, latest=latest)
         return
     watermark = newer_than
     for rows in _batched(sql.read_rows(source, options, newer_than), options.chunk_rows):
-        marks = [mark for _, mark in rows if mark is not None]
-        watermark = marks[-1] if marks else watermark
-        yield make_chunk((row for row, _ in rows), source=name, options=options, watermark=watermark)
+        for _, mark in rows:
+            watermark = sql.higher(watermark, mark)
+        yield make_chunk((row for row, _ in rows), source=name, options=options, watermark=watermark, latest=latest)

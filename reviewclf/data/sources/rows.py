@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
+from reviewclf.data.sources.dates import parse_when
+from reviewclf.data.sources.ids import made_id, read_id
 from reviewclf.data.sources.options import ReadOptions
 from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
 from reviewclf.tables import QUARANTINE_SCHEMA, RAW_SCHEMA
-
-# Sources in Russia write local time when they write none.
-_LOCAL = ZoneInfo("Europe/Moscow")
-_RUSSIAN_DATE = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:[ T,]+(\d{1,2}):(\d{2})(?::(\d{2}))?)?$")
-_NUMBER = re.compile(r"\d{9,13}(?:\.\d+)?$")
-# Unix seconds reach this in the year 5138; anything above is milliseconds.
-_MILLISECONDS_FROM = 1e11
 
 
 class Chunk(NamedTuple):
@@ -68,14 +60,25 @@ def check_columns(name: str, columns: Sequence[str], options: IngestSettings | R
     )
 
 
-def make_chunk(rows: Iterable[GoodRow | BadRow], *, source: str, options: IngestSettings, watermark: Any = None) -> Chunk:
-    """Turn rows into a chunk; rows that break the raw table's contract join the quarantined ones."""
+def make_chunk(
+    rows: Iterable[GoodRow | BadRow],
+    *,
+    source: str,
+    options: IngestSettings,
+    watermark: Any = None,
+    latest: datetime | None = None,
+) -> Chunk:
+    """Turn rows into a chunk; rows that break the raw table's contract join the quarantined ones.
+
+    Neither a time nor an id costs a review: what cannot be read as a time, or lies after `latest`, stays in ``extra`` as it
+    came, and an id that is missing or has lost its digits is made of source and text.
+    """
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
     for row in rows:
         if isinstance(row, GoodRow):
             try:
-                good.append(_raw(row, source, options))
+                good.append(_raw(row, source, options, latest))
                 continue
             except ValueError as error:
                 payload = row.payload if row.payload is not None else to_json(row.values)
@@ -90,37 +93,6 @@ def make_chunk(rows: Iterable[GoodRow | BadRow], *, source: str, options: Ingest
             }
         )
     return Chunk(pa.Table.from_pylist(good, schema=RAW_SCHEMA), pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA), watermark)
-
-
-def parse_when(value: Any) -> datetime | None:
-    """Read a time: ISO 8601, ``dd.mm.yyyy [hh:mm[:ss]]``, Unix seconds or milliseconds; without a zone it is Moscow's.
-
-    Raises
-    ------
-    ValueError
-        It is none of these.
-    """
-    if value is None or value == "" or value != value:
-        return None
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is no time")  # noqa: TRY004 - one kind of error for all that is no time
-    if isinstance(value, datetime):
-        when = value
-    elif isinstance(value, date):
-        when = datetime(value.year, value.month, value.day)
-    elif isinstance(value, int | float):
-        when = datetime.fromtimestamp(value / 1000 if value >= _MILLISECONDS_FROM else value, UTC)
-    else:
-        text = str(value).strip()
-        russian = _RUSSIAN_DATE.match(text)
-        if russian:
-            day, month, year, hour, minute, second = (int(part or 0) for part in russian.groups())
-            when = datetime(year, month, day, hour, minute, second)
-        elif _NUMBER.match(text):
-            return parse_when(float(text))
-        else:
-            when = datetime.fromisoformat(text)
-    return (when if when.tzinfo else when.replace(tzinfo=_LOCAL)).astimezone(UTC)
 
 
 def to_json(values: Mapping[str, Any]) -> str:
@@ -145,38 +117,28 @@ def storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def id_text(value: Any) -> str | None:
-    """An id as text, None for a missing one; a whole number has no fraction, which missing ids beside it may have given it.
-
-    Examples
-    --------
-    >>> id_text(1001.0), id_text("007"), id_text(float("nan"))
-    ('1001', '007', None)
-    """
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if value is None or value != value:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+def has_unknown_time(row: Mapping[str, Any], options: IngestSettings) -> bool:
+    """Whether a raw row came with a time that could not be read."""
+    column = options.created_at_column
+    # Most rows are told apart without reading their JSON.
+    named = row["created_at"] is None and json.dumps(column, ensure_ascii=False) in row["extra"]
+    return named and column in json.loads(row["extra"])
 
 
-def _raw(row: GoodRow, source: str, options: IngestSettings) -> dict[str, Any]:
+def _raw(row: GoodRow, source: str, options: IngestSettings, latest: datetime | None) -> dict[str, Any]:
     values = dict(row.values)
     text = values.pop(options.text_column, None)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text_is_no_text: {type(text).__name__} in column {options.text_column!r}")
-    review_id = values.pop(options.id_column, None)
+    review_id = read_id(values.pop(options.id_column, None))
     when = values.pop(options.created_at_column, None)
     try:
-        created_at = parse_when(when)
-    except (ValueError, OverflowError, OSError):
-        raise ValueError(f"bad_created_at: {when!r:.60} in column {options.created_at_column!r}") from None
-    if review_id is None or str(review_id).strip() == "":
-        review_id = hashlib.blake2b(f"{source}\x00{text or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        created_at = parse_when(when, latest=latest)
+    except ValueError:
+        created_at = None
+        values[options.created_at_column] = when
     return {
-        "review_id": storable(str(review_id).strip()),
+        "review_id": storable(made_id(source, text or "") if review_id is None else review_id),
         "text": None if text is None else storable(text),
         "source": storable(source),
         "created_at": created_at,

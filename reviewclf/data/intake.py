@@ -1,0 +1,246 @@
+"""Rows of a source on their way into the store.
+
+What was seen before is left out, what was refused is judged, and ids are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reviewclf import tables
+from reviewclf.data.sources.ids import made_id
+from reviewclf.data.sources.rows import Chunk, has_unknown_time
+from reviewclf.errors import QualityError
+from reviewclf.settings import IngestSettings
+from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.text import clean_texts, text_hash
+
+logger = logging.getLogger(__name__)
+
+# A lone row that cannot be read is an accident of its own, whatever its share of a small file.
+_FEWEST_REFUSED = 2
+_SHOWN = 3
+_SHOWN_PAYLOAD = 80
+# One id with several texts is a review that was edited. A column in which many ids have several texts, such as the number of
+# the product, holds no ids of reviews.
+_MOST_SHARED = 0.1
+_FEWEST_SHARED = 3
+_TEXTS_OF_NO_ID = 3
+
+_Digests = np.ndarray
+
+
+def kind_of(reason: str) -> str:
+    """The stable beginning of a reason for quarantine: ``too_many_fields`` of ``too_many_fields: expected 2, found 3``."""
+    return reason.partition(":")[0].strip()
+
+
+class Current(NamedTuple):
+    """The newest text of a review that was edited: its hash and time."""
+
+    text_hash: str
+    created_at: datetime | None
+
+
+def edited_reviews(store: Store, base: Snapshot) -> dict[str, Current]:
+    """By id, what holds now of the reviews that were edited."""
+    columns = ["review_id", "replaced_by", "replaced_by_created_at"]
+    history = store.read_table(base.keys("history"), columns, schema=tables.HISTORY_SCHEMA)
+    return {row["review_id"]: Current(row["replaced_by"], row["replaced_by_created_at"]) for row in history.to_pylist()}
+
+
+class Intake:
+    """Takes in rows chunk by chunk and writes those that the store has not seen.
+
+    Parameters
+    ----------
+    store, base
+        Where the rows go, and what is there.
+    options : IngestSettings
+        How the source is read.
+    fill_times : bool
+        Known rows whose review has no time in the store count as new where they have one now.
+    """
+
+    def __init__(self, store: Store, base: Snapshot, options: IngestSettings, *, fill_times: bool = False) -> None:
+        self._store, self._options = store, options
+        seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
+        self._seen = np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.uint64)
+        self._edited = edited_reviews(store, base)
+        self._timeless = _timeless(store, base) if fill_times else set()
+        self._outputs: dict[str, list[str]] = {"raw": [], "quarantine": [], "seen": []}
+        self._counts = {"rows_in": 0, "known": 0, "raw": 0, "quarantined": 0, "unknown_dates": 0}
+        self._by_source: dict[str, Counter[str]] = {}
+        self._reasons: Counter[str] = Counter()
+        self._unknown_dates: list[str] = []
+        self._id_digests: dict[str, list[tuple[_Digests, _Digests]]] = {}
+
+    def take(self, uri: str, name: str, chunks: Iterable[Chunk], *, is_whole: bool) -> tuple[int, Any]:
+        """Take in one file or table.
+
+        Parameters
+        ----------
+        uri, name : str
+            Its address, and the name that its rows carry.
+        chunks : iterable of Chunk
+            Its rows.
+        is_whole : bool
+            These are all rows that carry the name, so that the last one of an id says what its review is now.
+
+        Returns
+        -------
+        tuple
+            Number of rows, and the watermark.
+
+        Raises
+        ------
+        QualityError
+            More of its rows were refused than ``max_refused_share`` allows.
+        """
+        rows, watermark = 0, None
+        refused: Counter[str] = Counter()
+        shown: list[str] = []
+        last: dict[str, tuple[dict[str, Any], bool]] = {}
+        for chunk in chunks:
+            rows += chunk.rows.num_rows + chunk.quarantined.num_rows
+            watermark = chunk.watermark
+            for row in chunk.quarantined.to_pylist():
+                refused[kind_of(row["reason"])] += 1
+                if len(shown) < _SHOWN:
+                    shown.append(f"row {row['row_number']}, {row['reason']}: {row['payload'][:_SHOWN_PAYLOAD]!r}")
+            self._add(name, chunk, last)
+        count = sum(refused.values())
+        if count >= _FEWEST_REFUSED and count > self._options.max_refused_share * rows:
+            reasons = ", ".join(f"{reason} {number}" for reason, number in refused.most_common())
+            raise QualityError(
+                f"{uri}: {count} of {rows} rows ({count / rows:.0%}) cannot be read, nothing was published: {reasons}. "
+                f"The first ones: {'; '.join(shown)}. Mend the file or the settings that read it (REVIEWCLF_INGEST__*), or set "
+                f"REVIEWCLF_INGEST__MAX_REFUSED_SHARE above {count / rows:.3f} to put such rows into quarantine"
+            )
+        if is_whole:
+            self._restate([row for row, is_new in last.values() if not is_new])
+        return rows, watermark
+
+    def result(self, state: dict[str, Any]) -> StageResult:
+        """What came in, with `state` to remember."""
+        if self._counts["unknown_dates"]:
+            logger.warning(
+                "%d rows came with a time in column %r that cannot be read, such as %s; they are kept without one",
+                self._counts["unknown_dates"],
+                self._options.created_at_column,
+                "; ".join(self._unknown_dates),
+            )
+        return StageResult(
+            outputs=dict(self._outputs),
+            counts=self._counts,
+            details={
+                "state": state,
+                "by_source": {name: dict(counts) for name, counts in sorted(self._by_source.items())},
+                "reasons": dict(sorted(self._reasons.items())),
+                "unknown_dates": list(self._unknown_dates),
+                "ids_ignored": [name for name, parts in sorted(self._id_digests.items()) if self._are_no_ids(name, parts)],
+            },
+        )
+
+    def _add(self, name: str, chunk: Chunk, last: dict[str, tuple[dict[str, Any], bool]]) -> None:
+        rows, quarantined = chunk.rows, chunk.quarantined
+        digests = _row_digests(rows, ("source", "review_id", "text"))
+        bad_digests = _row_digests(quarantined, ("source", "reason", "payload"))
+        self._id_digests.setdefault(name, []).append((_row_digests(rows, ("review_id",)), digests))
+        is_new, is_new_bad = ~np.isin(digests, self._seen), ~np.isin(bad_digests, self._seen)
+        if self._edited or self._timeless:
+            for position, row in enumerate(rows.to_pylist()):
+                review_id = self._id_among(row, self._edited)
+                if review_id is not None:
+                    _keep_newer(last, review_id, row, bool(is_new[position]))
+                elif not is_new[position] and row["created_at"] is not None and self._id_among(row, self._timeless) is not None:
+                    is_new[position] = True
+        self._count(name, "known", int((~is_new).sum() + (~is_new_bad).sum()))
+        rows, quarantined = rows.filter(pa.array(is_new)), quarantined.filter(pa.array(is_new_bad))
+        self._count(name, "raw", rows.num_rows)
+        self._count(name, "quarantined", quarantined.num_rows)
+        self._counts["rows_in"] = self._counts["known"] + self._counts["raw"] + self._counts["quarantined"]
+        self._reasons.update(map(kind_of, quarantined["reason"].to_pylist()))
+        self._note_unknown_dates(name, rows)
+        # A row without news in its digest may be new by its time alone.
+        seen = np.concatenate([digests[is_new], bad_digests[is_new_bad]])
+        seen = seen[~np.isin(seen, self._seen)]
+        for table, part in (("raw", rows), ("quarantine", quarantined), ("seen", pa.table({"row": seen}))):
+            if part.num_rows:
+                self._outputs[table].append(self._store.put_table(part))
+
+    def _count(self, name: str, count: str, rows: int) -> None:
+        self._counts[count] += rows
+        self._by_source.setdefault(name, Counter())[count] += rows
+
+    def _note_unknown_dates(self, name: str, rows: pa.Table) -> None:
+        for row in rows.filter(pc.is_null(rows["created_at"])).to_pylist():
+            if has_unknown_time(row, self._options):
+                self._count(name, "unknown_dates", 1)
+                if len(self._unknown_dates) < _SHOWN:
+                    value = json.loads(row["extra"])[self._options.created_at_column]
+                    self._unknown_dates.append(f"{value!r:.60} ({name}, row {row['row_number']})")
+
+    def _id_among(self, row: Mapping[str, Any], ids: Mapping[str, Any] | set[str]) -> str | None:
+        own = row["review_id"]
+        return own if own in ids else shared if (shared := made_id(row["source"], own)) in ids else None
+
+    def _restate(self, rows: list[dict[str, Any]]) -> None:
+        """Take in again what holds now of reviews that were edited and have got an earlier text back."""
+        for row, text in zip(rows, clean_texts([row["text"] or "" for row in rows]), strict=True):
+            current = self._edited[self._id_among(row, self._edited) or ""]
+            is_older = row["created_at"] and current.created_at and row["created_at"] < current.created_at
+            if text and text_hash(text) != current.text_hash and not is_older:
+                self._count(row["source"], "known", -1)
+                self._count(row["source"], "raw", 1)
+                self._outputs["raw"].append(self._store.put_table(pa.Table.from_pylist([row], schema=tables.RAW_SCHEMA)))
+
+    def _are_no_ids(self, name: str, parts: list[tuple[_Digests, _Digests]]) -> bool:
+        """Whether the ids of a source name something else than its reviews."""
+        pairs = np.unique(np.stack([np.concatenate(column) for column in zip(*parts, strict=True)], axis=1), axis=0)
+        if not len(pairs):
+            return False
+        _, texts = np.unique(pairs[:, 0], return_counts=True)
+        shared, most = int((texts - 1).sum()), int(texts.max())
+        found = shared > _MOST_SHARED * len(pairs) and (shared >= _FEWEST_SHARED or most >= _TEXTS_OF_NO_ID)
+        if found:
+            logger.warning(
+                "%s: %d ids stand for %d different texts, so column %r holds no ids of reviews: they are ignored, and each "
+                "review is known by its text; set REVIEWCLF_INGEST__ID_COLUMN to the column that holds them",
+                name,
+                len(texts),
+                len(pairs),
+                self._options.id_column,
+            )
+        return found
+
+
+def _keep_newer(last: dict[str, tuple[dict[str, Any], bool]], review_id: str, row: dict[str, Any], is_new: bool) -> None:
+    before = last.get(review_id)
+    if before is None or not (row["created_at"] and before[0]["created_at"] and row["created_at"] < before[0]["created_at"]):
+        last[review_id] = (row, is_new)
+
+
+def _timeless(store: Store, base: Snapshot) -> set[str]:
+    """Ids of clean reviews without a time."""
+    parts = store.iter_tables(base.keys("clean"), ["review_id", "created_at"])
+    return {key for part in parts for key in part.filter(pc.is_null(part["created_at"]))["review_id"].to_pylist()}
+
+
+def _row_digests(table: pa.Table, columns: tuple[str, ...]) -> _Digests:
+    """64 bits a row over `columns`: with ten million rows the odds of any false match are one in 400,000."""
+    digests = (
+        hashlib.blake2b(json.dumps(values, ensure_ascii=False).encode(), digest_size=8).digest()
+        for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
+    )
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

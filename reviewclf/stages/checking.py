@@ -1,0 +1,78 @@
+"""The data checks of raw and clean rows, as a stage."""
+
+from __future__ import annotations
+
+import logging
+
+import pyarrow as pa
+
+from reviewclf import tables
+from reviewclf.data.volumes import comparable_nights
+from reviewclf.manifest import Manifest, digest_of
+from reviewclf.settings import QualitySettings, Settings
+from reviewclf.storage import StageResult, Store
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.text import cyrillic_share
+
+logger = logging.getLogger(__name__)
+
+# In the state of a snapshot: rows that were new on the last nights that brought any, without the first load.
+NEW_ROWS = "new_rows"
+_MOSTLY = 0.5
+
+
+def check_rows(settings: Settings, table: tables.Checked, rows: Manifest) -> Manifest:
+    """Check the rows of ``outputs[table]``; those that fail are named in ``outputs["failed"]``.
+
+    Raises
+    ------
+    QualityError
+        A rule about the batch as a whole failed.
+    """
+    store = Store(settings.store_uri)
+    schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
+    history = [int(volume) for volume in (store.snapshot().state.get(NEW_ROWS) or [])]  # type: ignore[union-attr, arg-type]
+    limits = _limits(settings)
+    inputs = {"rows": rows.keys(table), "limits": limits, "history": history}
+    docs = settings.home.expanduser().resolve() / "data_docs"
+
+    def work() -> StageResult:
+        from reviewclf.data.quality import check_table, raise_for
+
+        frame = store.read_table(rows.keys(table), schema=schema).to_pandas()
+        comparable = comparable_nights(len(frame), history)
+        report = check_table(table, frame, limits, history=comparable, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
+        # Before anything is committed: a batch that is refused today is checked again tomorrow.
+        raise_for(report)
+        failed = pa.table(
+            {
+                "position": pa.array([row.position for row in report.failed_rows], pa.int64()),
+                "reason": pa.array([row.reason for row in report.failed_rows], pa.string()),
+            }
+        )
+        return StageResult(
+            outputs={"failed": store.put_table(failed)},
+            counts={"rows": report.rows, "failed_rows": failed.num_rows, "rules": len(report.rules)},
+            details={
+                "data_docs": report.docs,
+                "rules": [rule.model_dump(mode="json") for rule in report.rules],
+            },
+        )
+
+    manifest = store.run_stage(f"validate_{table}", 2, inputs, work)
+    logger.info(
+        "%s: %d rows, %d to quarantine; data docs: %s",
+        table,
+        manifest.counts["rows"],
+        manifest.counts["failed_rows"],
+        manifest.details["data_docs"],
+    )
+    return manifest
+
+
+def _limits(settings: Settings) -> QualitySettings:
+    """The limits of the settings; whoever brings a taxonomy in another script does not expect reviews in Cyrillic."""
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    if cyrillic_share(" ".join(f"{item.name} {item.description}" for item in taxonomy.categories)) >= _MOSTLY:
+        return settings.quality
+    return settings.quality.model_copy(update={"min_russian_rows": 0.0})

@@ -1,0 +1,142 @@
+"""Cleaning as a stage: raw rows become clean rows, duplicates and quarantine, and edited reviews their newer texts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from reviewclf.data.cleaning import CleanedPart, Cleaner
+from reviewclf.data.edits import REWRITTEN, apply_edits
+from reviewclf.data.intake import kind_of
+from reviewclf.manifest import Manifest
+from reviewclf.settings import Settings
+from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.text import clean_texts, text_hash
+
+logger = logging.getLogger(__name__)
+
+# In the state of a snapshot: by source, the column that was found to hold no ids of reviews.
+IDS_IGNORED = "ids_ignored"
+# Where so many ids of a file, and more than half of its rows, have other texts than before, its numbering has begun anew.
+_FEWEST_RENUMBERED = 5
+_MOSTLY = 0.5
+
+_NAMES = {"clean": "clean", "duplicates": "duplicates", "quarantine": "quarantined"}
+
+
+def read_base(base: Snapshot) -> list[str]:
+    """The parts that cleaning depends on; where they have changed, rows are cleaned anew before they are published."""
+    return [key for table in (*REWRITTEN, "history") for key in base.keys(table)]
+
+
+def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manifest, validated: Manifest) -> Manifest:
+    """Clean the raw rows of `ingested` on top of `base`.
+
+    Returns
+    -------
+    Manifest
+        ``outputs``: new parts by table; ``base``, and ``stored_<table>``, all earlier parts of a table where edits have changed
+        some; ``counts``: raw rows = clean + duplicates + quarantine + known; ``details``: counts by source, reasons of
+        quarantine, and sources whose ids are ignored.
+    """
+    remembered: dict[str, Any] = base.state.get(IDS_IGNORED) or {}  # type: ignore[assignment]
+    column = settings.ingest.id_column
+    found_now: Any = ingested.details.get("ids_ignored") or []
+    ignored: set[str] = {name for name, found in remembered.items() if found == column} | set(found_now)
+    inputs = {
+        "raw": ingested.keys("raw"),
+        "failed": validated.keys("failed"),
+        "base": read_base(base),
+        "near": settings.dataset.near_duplicate_similarity,
+        "ids_ignored": sorted(ignored),
+        "rows_by_source": ingested.details.get("whole") or {},
+    }
+
+    def work() -> StageResult:
+        cleaner = Cleaner(similarity=settings.dataset.near_duplicate_similarity, ids_ignored=ignored)
+        for known, signatures in _known(store, base):
+            cleaner.know(known, signatures)
+        for copies in store.iter_tables(base.keys("duplicates")):
+            cleaner.know_duplicates(copies)
+        cleaner.ids_ignored |= _renumbered(store, ingested, cleaner)
+        new: dict[str, list[str]] = {name: [] for name in CleanedPart._fields if name != "known"}
+        counts = dict.fromkeys([*new, "known"], 0)
+        by_source: dict[str, Counter[str]] = {}
+        reasons: Counter[str] = Counter()
+        for raw, failed in _parts_with_failures(store, ingested, validated):
+            part = cleaner.clean(raw, failed)
+            counts["known"] += part.known.num_rows
+            reasons.update(map(kind_of, part.quarantine["reason"].to_pylist()))
+            for name, table in part._asdict().items():
+                if name in _NAMES or name == "known":
+                    for source in table["source"].to_pylist():
+                        by_source.setdefault(source, Counter())[_NAMES.get(name, name)] += 1
+                if name in new:
+                    counts[name] += table.num_rows
+                    if table.num_rows:
+                        new[name].append(store.put_table(table))
+        outputs: dict[str, str | list[str]] = {"base": read_base(base)}
+        counts |= {"edited": cleaner.edited, "repaired": cleaner.repaired}
+        counts |= {"superseded": 0, "left_clean": 0, "left_duplicates": 0, "promoted": 0}
+        if cleaner.edits or cleaner.dated:
+            applied = apply_edits(store, base, new, cleaner)
+            new = applied.new
+            counts |= applied.counts
+            outputs |= {f"stored_{name}": keys for name, keys in applied.stored.items() if keys != base.keys(name)}
+            logger.info("%d reviews were edited; their earlier texts are kept in the table history", cleaner.edited)
+        return StageResult(
+            outputs={**outputs, **new},
+            counts=counts,
+            details={
+                "by_source": {name: dict(found) for name, found in sorted(by_source.items())},
+                "reasons": dict(sorted(reasons.items())),
+                "ids_ignored": sorted(cleaner.ids_ignored),
+            },
+        )
+
+    return store.run_stage("clean", 2, inputs, work)
+
+
+def _known(store: Store, base: Snapshot) -> Iterator[tuple[pa.Table, pa.Table]]:
+    clean_parts = store.iter_tables(base.keys("clean"), ["review_id", "text_hash", "source", "created_at"])
+    yield from zip(clean_parts, store.iter_tables(base.keys("signatures")), strict=True)
+
+
+def _renumbered(store: Store, ingested: Manifest, cleaner: Cleaner) -> set[str]:
+    """Files that number their reviews from 1 each time they are written: by their ids all reviews would seem to be edited."""
+    rows: dict[str, Any] = ingested.details.get("whole") or {}  # type: ignore[assignment]
+    renamed: Counter[str] = Counter()
+    for part in store.iter_tables(ingested.keys("raw"), ["review_id", "source", "text"]):
+        again = [row for row in part.to_pylist() if row["source"] in rows and cleaner.resolve(row) in cleaner.holds]
+        for row, text in zip(again, clean_texts([row["text"] or "" for row in again]), strict=True):
+            renamed[row["source"]] += bool(text) and text_hash(text) != cleaner.holds[cleaner.resolve(row)].text_hash
+    found = {
+        name
+        for name, count in renamed.items()
+        if name not in cleaner.ids_ignored and count >= _FEWEST_RENUMBERED and count > _MOSTLY * rows.get(name, float("inf"))
+    }
+    for name in sorted(found):
+        logger.warning(
+            "%s: %d of its %d rows have ids that other texts had before, so it is numbered anew each time: its ids are "
+            "ignored, and each review is known by its text",
+            name,
+            renamed[name],
+            rows[name],
+        )
+    return found
+
+
+def _parts_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+    failures = store.read_table(validated.keys("failed")).to_pydict()
+    reasons = dict(zip(failures["position"], failures["reason"], strict=True))
+    start = 0
+    for raw in store.iter_tables(ingested.keys("raw")):
+        yield (
+            raw,
+            {position - start: reason for position, reason in reasons.items() if start <= position < start + raw.num_rows},
+        )
+        start += raw.num_rows
