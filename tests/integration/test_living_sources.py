@@ -451,3 +451,17 @@ def test_store_that_remembers_plain_fingerprints_reads_its_files_once_more(night
     store.commit(base, key="earlier", state={"sources": plain, "volumes": [8]})
     assert counted(nights.live(), "rows_in", "known") == (8, 8)
     assert nights.live().counts["rows_in"] == 0
+
+
+# -- texts that were misread ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.case(58)
+@pytest.mark.parametrize("wrong", ["cp1251", "latin-1"])
+def test_text_that_was_misread_before_it_came_is_read_again(nights: Nights, wrong: str) -> None:
+    misread = [text.encode().decode(wrong, "surrogateescape") for text in TEXTS]
+    nights.write([(str(n), text) for n, text in enumerate(misread) if text.isprintable() or wrong == "latin-1"])
+    night = nights.live()
+    assert night.counts["repaired"] == night.counts["rows_in"] > 0
+    clean = nights.tables()["clean"]
+    assert set(clean["text_clean"]) <= set(TEXTS)
