@@ -1,11 +1,12 @@
 """Near-duplicate reviews: MinHash over character trigrams, LSH for candidates, exact Jaccard similarity for the verdict.
 
-Two reviews are near-duplicates when the sets of trigrams of their normal forms (case, punctuation, ё and white space do not
-count; both ends padded) overlap by at least `similarity`, 0.7 by default. A typo in 40 characters leaves about 0.85, a word
-added to 80 about 0.9, while different reviews that share a stock phrase stay well below 0.7 unless the phrase is most of
-both: «Товар не получила, деньги вернули» and «... не вернули» do count, which keeps such a pair on one side of a split. In
-one to three words a single letter is much of the text: «хорошее платье» and «хорошая платье» reach 0.6 and «юбка супер» and
-«шубка супер» 0.56, so texts that short match by their normal form alone.
+Two reviews are near-duplicates when the sets of trigrams of their comparison forms (case, punctuation, ё, white space and
+look-alike letters of other alphabets do not count; both ends padded) overlap by at least `similarity`, 0.7 by default. A typo
+in 40 characters leaves about 0.85, a word added to 80 about 0.9, while different reviews that share a stock phrase stay well
+below 0.7 unless the phrase is most of both: «Товар не получила, деньги вернули» and «... не вернули» do count, which keeps
+such a pair on one side of a split. In one to three words a single letter is much of the text: «хорошее платье» and «хорошая
+платье» reach 0.6 and «юбка супер» and «шубка супер» 0.56, so texts that short match by their form alone. Texts that differ in
+spaces alone («п л а т ь е») are near-duplicates always; only the stored index, which sees signatures, knows nothing of that.
 
 Whether a pair is found depends on the two texts and `similarity` only, never on the other texts, their order, the process
 or the platform. So what one function calls near-duplicates, the others do too.
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from reviewclf.text import form_hash, normal_form
+from reviewclf.text import comparison_form, form_hash
 
 _NGRAM = 3
 # With an edge the first and the last letters count as much as the others («юбка супер», «шубка супер»).
@@ -103,7 +104,12 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Pa
             is_similar = search.verify(first, second)
             for i, j in zip(first[is_similar].tolist(), second[is_similar].tolist(), strict=True):
                 found.extend((min(a, b), max(a, b)) for a in groups[i] for b in groups[j])
-    return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
+    alike: dict[str, list[int]] = {}
+    for place, form in enumerate(_spaceless(list(members))):
+        alike.setdefault(form, []).append(place)
+    for i, j in (pair for places in alike.values() for pair in _combinations(places)):
+        found.extend((min(a, b), max(a, b)) for a in groups[i] for b in groups[j])
+    return np.array(sorted(set(found)), dtype=np.int64).reshape(-1, 2)
 
 
 def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> list[str]:
@@ -122,7 +128,9 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
     """
     distinct, places = _distinct(_forms(texts))
     search = _Search(distinct, similarity)
-    labels = np.arange(len(distinct))
+    # Forms that differ in spaces only belong together from the beginning.
+    first_of: dict[str, int] = {}
+    labels = np.array([first_of.setdefault(form, place) for place, form in enumerate(_spaceless(distinct))], dtype=np.intp)
     failed = np.empty(0, dtype=np.int64)
     for bucketed in search.bands():
         for first, second in bucketed.joining_pairs(labels):
@@ -143,8 +151,10 @@ def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, si
     border = len(known)
     # The position of a distinct form among all references; positions grow along `known`.
     _, positions = np.unique(reference_places, return_index=True)
-    lookup = {form: place for place, form in enumerate(known)}
-    best = np.array([lookup.get(form, border) for form in forms], dtype=np.int64)
+    lookup: dict[str, int] = {}
+    for place, form in enumerate(_spaceless(known)):
+        lookup.setdefault(form, place)
+    best = np.array([lookup.get(form, border) for form in _spaceless(forms)], dtype=np.int64)
     search = _Search([*known, *forms], similarity)
     failed = np.empty(0, dtype=np.int64)
     for bucketed in search.bands():
@@ -225,8 +235,12 @@ class NearDuplicateIndex:
 
 
 def _forms(texts: Sequence[str]) -> list[str]:
-    """Return what is compared: the normal form, or the text itself where that is empty («!!!»), as in ``text_hash``."""
-    return [normal_form(text) or text.strip() for text in texts]
+    """Return what is compared: the comparison form, or the text itself where that is empty («!!!»), as in ``text_hash``."""
+    return [comparison_form(text) or text.strip() for text in texts]
+
+
+def _spaceless(forms: Sequence[str]) -> list[str]:
+    return [form.replace(" ", "") for form in forms]
 
 
 def _signed(forms: Sequence[str], permutations: int) -> Signatures:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from reviewclf.duplicates import jaccard, match_near_duplicates
 from reviewclf.errors import LeakError
-from reviewclf.text import text_hash
+from reviewclf.text import comparison_form, text_hash
 
 _NAMED = 5
 
@@ -67,6 +67,8 @@ def _named(seen: pd.DataFrame, judged: pd.DataFrame, row: int, match: int) -> st
         how = "the same review" if ids[0] == ids[1] else "the same text under two ids"
     elif text_hash(left) == text_hash(right):
         how = "the same but for case and punctuation"
+    elif comparison_form(left).replace(" ", "") == comparison_form(right).replace(" ", ""):
+        how = "the same but for look-alike letters and spaces"
     else:
         how = f"near-duplicate, similarity {jaccard(left, right):.2f}"
     if seen["origin"].iloc[row] == "synthetic":

@@ -1,11 +1,21 @@
 """Texts of reviews: cleaned, compared, read again where they were misread. Pure: no files, no clock, no randomness."""
 
-from reviewclf.text.cleaning import clean_text, clean_texts, cyrillic_share, form_hash, normal_form, redact, text_hash
+from reviewclf.text.cleaning import (
+    clean_text,
+    clean_texts,
+    comparison_form,
+    cyrillic_share,
+    form_hash,
+    normal_form,
+    redact,
+    text_hash,
+)
 from reviewclf.text.misread import is_misread, repaired
 
 __all__ = [
     "clean_text",
     "clean_texts",
+    "comparison_form",
     "cyrillic_share",
     "form_hash",
     "is_misread",

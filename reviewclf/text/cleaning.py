@@ -16,6 +16,7 @@ from functools import cache
 from html.entities import html5
 from typing import Any
 
+from reviewclf.text.lookalikes import folded, with_one_alphabet
 from reviewclf.text.misread import repaired
 
 # Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
@@ -27,6 +28,8 @@ _PASSES = 8
 # Possessive quantifiers stand behind single characters and classes only: behind a group, CPython before 3.11.5 does not go
 # back to where a failed repetition began (gh-106052).
 _PLAIN = re.compile(r"[\t\n\r !-%'-;=>?A-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
+# The same without Latin letters: no word of it mixes alphabets, and there is no link in it but one to .рф.
+_RUSSIAN = re.compile(r"[\t\n\r !-%'-;=>?\[-`{-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
 
 # --- characters -------------------------------------------------------------------------------------------------------
 # Format characters, variation selectors, private use, surrogates, noncharacters: invisible, so they leave no gap.
@@ -179,6 +182,14 @@ def normal_form(text: str) -> str:
     return " ".join(_WORD.findall(folded.replace("ё", "е")))
 
 
+def comparison_form(text: str) -> str:
+    """The :func:`normal_form` with look-alike letters of other alphabets and spaced-out words folded (:mod:`.lookalikes`).
+
+    That of ordinary Russian text is its normal form.
+    """
+    return folded(normal_form(text))
+
+
 def text_hash(text: str) -> str:
     """32 hexadecimal characters of BLAKE2b over the :func:`normal_form`; of the stripped text where that is empty."""
     return form_hash(normal_form(text) or text.strip())
@@ -215,19 +226,24 @@ def redact(text: str) -> str:
 
 
 def _clean_once(text: str) -> str:
-    plain = _PLAIN.fullmatch(text)
-    text = " ".join(text.split() if plain else repaired(text).split())
+    beginning = _RUSSIAN.match(text)
+    end = beginning.end() if beginning else 0
+    russian = end == len(text)
+    plain = russian or _PLAIN.fullmatch(text, end)
+    joined = text = " ".join(text.split() if plain else repaired(text).split())
     if not plain:
         if "&" in text:
             text = _ENTITY.sub(_unescaped, _AMPERSANDS.sub("&", text))
         text = _normalise_characters(text)
         if "<" in text:
             text = _TAG.sub(" ", text)
-    if not plain or "://" in text or _HOST_HINT.search(text):
+    if not russian:
+        text = with_one_alphabet(text)
+    if (".рф" in text or ".РФ" in text) if russian else (not plain or "://" in text or _HOST_HINT.search(text)):
         text = _without_addresses(text, link=" ", email=" ")
     if _DIGITS.search(text):
         text = _without_phones(text, " ", trust_context=True)
-    return " ".join(text.split())
+    return text if text is joined else " ".join(text.split())
 
 
 def _is_settled(text: str) -> bool:

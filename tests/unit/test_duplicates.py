@@ -20,9 +20,9 @@ from reviewclf.duplicates import (
     near_duplicate_pairs,
     signatures,
 )
-from reviewclf.text import normal_form, text_hash
+from reviewclf.text import comparison_form, text_hash
 
-TYPO = ("Платье хорошее, но маломерит на размер.", "Платье хорошее, но мaломерит на размер.")
+TYPO = ("Платье хорошее, но маломерит на размер.", "Платье хорошее, но моломерит на размер.")
 LONG = "Пальто пришло за две недели, упаковано хорошо, швы ровные, сидит на мой рост отлично"
 DIFFERENT = [
     "Спасибо продавцу, доставка быстрая, платье село идеально на 44 размер",
@@ -33,7 +33,6 @@ DIFFERENT = [
     "юбка супер",
     "шубка супер",
     "ок",
-    "оk",
     "!!!",
     "???",
     "",
@@ -47,7 +46,7 @@ def jaccard(first: str, second: str) -> float:
 
 
 def trigrams(text: str) -> set[str]:
-    form = f"^^{normal_form(text)}$$"
+    form = f"^^{comparison_form(text)}$$"
     return {form[i : i + 3] for i in range(len(form) - 2)}
 
 
@@ -74,6 +73,7 @@ def with_edits(text: str, edits: int, generator: random.Random) -> str:
         ("все хорошо", "Всё хорошо!"),
         ("Ок", "ок!"),
         ("!!!", " !!!"),
+        ("ок", "оk"),
         ("", " "),
     ],
 )
@@ -123,7 +123,9 @@ def test_at_least_95_percent_of_pairs_just_above_the_threshold_are_found(real_re
 def test_pairs_of_real_reviews_are_exact_and_complete(real_reviews: list[str]) -> None:
     texts = real_reviews[:500]
     expected = {
-        pair for pair in combinations(range(len(texts)), 2) if normal_form(texts[pair[0]]) == normal_form(texts[pair[1]])
+        pair
+        for pair in combinations(range(len(texts)), 2)
+        if comparison_form(texts[pair[0]]) == comparison_form(texts[pair[1]])
     }
     sets = [trigrams(text) for text in texts]
     for i, j in combinations(range(len(texts)), 2):

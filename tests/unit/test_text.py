@@ -118,8 +118,8 @@ def test_measures_put_into_real_reviews_stay(real_reviews: list[str]) -> None:
 
 def test_in_real_reviews_words_change_only_by_unicode(real_reviews: list[str]) -> None:
     changed = [text for text in real_reviews if " ".join(text.split()) != clean_text(text)]
-    assert all(re.search(r"[\u200b\uff01-\uff5e]|Ð", text) for text in changed)
-    assert len(changed) < 30
+    assert all(re.search(r"[\u200b\uff01-\uff5e]|Ð|[A-Za-z][а-яё]|[а-яё][A-Za-z]", text, re.IGNORECASE) for text in changed)
+    assert len(changed) < 60
 
 
 @pytest.mark.parametrize(
