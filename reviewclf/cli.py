@@ -223,34 +223,32 @@ def review_export(
 
 @review.command("import")
 def review_import(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The filled-in CSV, or Label Studio's JSON export.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="The filled-in queue, or Label Studio's export: JSON, JSON_MIN, CSV or TSV."),
+    ],
+    control: Annotated[
+        str | None, typer.Option(help="Control of Label Studio, or column, that holds the answers; default: found by them.")
+    ] = None,
 ) -> None:
-    """Take people's answers back; they win over every other vote."""
-    from reviewclf.data.frames import read_frame
-    from reviewclf.errors import LabelingError
-    from reviewclf.labeling.review import answers_from_frame, answers_from_label_studio
+    """Take people's answers back; they win over every other vote. Exits 1 when there was one that could not be taken."""
+    from reviewclf.labeling.answers import read_answers
     from reviewclf.stages.people import import_answers
     from reviewclf.taxonomy import Taxonomy
 
     settings = load_settings()
-    names = Taxonomy.load(settings.taxonomy).names
-    if source.suffix == ".json":
-        try:
-            content = source.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LabelingError(f"{source}: cannot be read ({error})") from error
-        frame = answers_from_label_studio(content, name=str(source))
-    else:
-        frame = read_frame(str(source), setting="IN")
-    answers, refused = answers_from_frame(frame, names, name=str(source))
-    for line in refused:
-        typer.echo(f"refused: {line}", err=True)
-    result = import_answers(settings, answers, source=source.stem)
-    unmatched: list[str] = result.details["unmatched"]  # type: ignore[assignment]
-    for key in unmatched:
-        typer.echo(f"not found: {key} names no review of the store", err=True)
-    typer.echo(f"{result.details['answers']} answers taken in, {result.counts['changed']} labels changed")
-    if refused or unmatched:
+    answers = read_answers(str(source), Taxonomy.load(settings.taxonomy).names, control=control)
+    problems, notes = list(answers.problems), list(answers.notes)
+    result = import_answers(settings, answers.frame, source=source.stem)
+    problems += result.details["problems"]  # type: ignore[arg-type]
+    notes += result.details["notes"]  # type: ignore[arg-type]
+    for line in notes:
+        typer.echo(f"note: {line}", err=True)
+    for line in problems:
+        typer.echo(f"not taken: {line}", err=True)
+    summary = f"{result.details['answers']} answers taken in, {result.counts['changed']} labels changed"
+    typer.echo(f"{summary}; {result.details['known']} known before, {len(problems)} not taken")
+    if problems:
         raise typer.Exit(1)
 
 

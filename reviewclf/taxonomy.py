@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cached_property
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -14,8 +15,41 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from reviewclf.errors import TaxonomyError
 
 _WORD = re.compile(r"\w+")
+# Copied from a page or a table, a name may hold characters that nobody sees.
+_UNSEEN = re.compile(r"[\u00ad\u200b-\u200d\u2060\ufeff]")
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+def match_name(value: object, names: Sequence[str]) -> str | None:
+    """The category that a person, a file or a program means; letter case and white space are not minded.
+
+    Parameters
+    ----------
+    value : object
+        What was written, such as «Бытовая  техника ».
+    names : sequence of str
+        Names of the taxonomy.
+
+    Returns
+    -------
+    str or None
+        The name as the taxonomy writes it. None where `value` is no text, or fits none of the names, or several of them and
+        none exactly.
+    """
+    if not isinstance(value, str):
+        return None
+    return value if value in names else _by_folded_name(tuple(names)).get(_folded(value))
+
+
+@lru_cache(maxsize=16)
+def _by_folded_name(names: tuple[str, ...]) -> dict[str, str]:
+    folded = [_folded(name) for name in names]
+    return {key: name for key, name in zip(folded, names, strict=True) if folded.count(key) == 1}
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", _UNSEEN.sub("", name)).split()).casefold()
 
 
 class Category(BaseModel):

@@ -1,4 +1,4 @@
-"""The queue of doubtful labels for people, and their answers. Pure."""
+"""The queue of doubtful labels for people. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from reviewclf.errors import LabelingError
 
 HUMAN = "human"
 
@@ -61,52 +59,6 @@ def review_queue(
     return rows.sort_values(["suspicion", "text_hash"], ascending=[False, True], kind="stable").reset_index(drop=True)
 
 
-def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: str) -> tuple[pd.DataFrame, list[str]]:
-    """People's answers from a table.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        ``text_hash`` or ``review_id``, ``answer`` (empty: no answer), optionally ``annotator`` (who).
-    categories : sequence of str
-        Allowed answers; letter case is not minded.
-    name : str
-        The file, for messages.
-
-    Returns
-    -------
-    (DataFrame, list of str)
-        ``key``, ``by`` (which id the key is), ``label``, ``annotator``; and a line for each row that cannot be used.
-    """
-    by = next((column for column in ("text_hash", "review_id") if column in frame.columns), None)
-    if by is None or "answer" not in frame.columns:
-        raise LabelingError(
-            f"{name}: answers need the columns answer and text_hash (or review_id); found {', '.join(map(str, frame.columns))}"
-        )
-    known = {category.casefold(): category for category in categories}
-    found: list[dict[str, str]] = []
-    refused: list[str] = []
-    for position, row in enumerate(frame.to_dict("records"), start=1):
-        answer = "" if pd.isna(row["answer"]) else " ".join(str(row["answer"]).split())
-        if not answer:
-            continue
-        if pd.isna(row[by]) or not str(row[by]).strip():
-            refused.append(f"{name}, row {position}: {by} is empty")
-        elif answer.casefold() not in known:
-            refused.append(f"{name}, row {position}: {answer!r} is not in the taxonomy ({', '.join(categories)})")
-        else:
-            who = row.get("annotator")
-            found.append(
-                {
-                    "key": str(row[by]).strip(),
-                    "by": by,
-                    "label": known[answer.casefold()],
-                    "annotator": "" if who is None or pd.isna(who) else str(who).strip(),
-                }
-            )
-    return pd.DataFrame(found, columns=["key", "by", "label", "annotator"]), refused
-
-
 def label_studio_tasks(queue: pd.DataFrame) -> str:
     """The queue as Label Studio's JSON tasks, each with the present label as a prediction.
 
@@ -143,33 +95,6 @@ def label_studio_config(categories: Sequence[str]) -> str:
         f'<View>\n  <Text name="text" value="$text"/>\n  <Choices name="{_LABEL_STUDIO_CONTROL}" toName="text" choice="single" '
         f'showInLine="true">\n{choices}\n  </Choices>\n</View>\n'
     )
-
-
-def answers_from_label_studio(content: str, *, name: str) -> pd.DataFrame:
-    """Label Studio's JSON export as ``text_hash``, ``answer``, ``annotator``; cancelled and empty ones are left out."""
-    try:
-        tasks = json.loads(content)
-        rows = [
-            {
-                "text_hash": task["data"]["text_hash"],
-                "answer": result["value"]["choices"][0],
-                "annotator": _who(annotation.get("completed_by")),
-            }
-            for task in tasks
-            for annotation in task.get("annotations", [])
-            if not annotation.get("was_cancelled")
-            for result in annotation.get("result", [])
-            if result.get("from_name") == _LABEL_STUDIO_CONTROL and result["value"].get("choices")
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabelingError(f"{name}: is no JSON export of Label Studio ({error!r:.120})") from error
-    return pd.DataFrame(rows, columns=["text_hash", "answer", "annotator"])
-
-
-def _who(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("email") or value.get("id")
-    return "" if value is None else str(value)
 
 
 def _reason(quality: float, other: str, row: Mapping[Any, Any]) -> str:

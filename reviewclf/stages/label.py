@@ -317,11 +317,11 @@ def usable_votes(store: Store, keys: Sequence[str], settings: Settings, taxonomy
     by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
     # Stems change with the taxonomy; what older stems said is history.
     votes = votes[~by_stems | votes["annotator"].isin(current)]
-    votes = votes[votes["label"].isna() | votes["label"].isin(taxonomy.names)]
-    # A person who answers again means the newer answer.
+    # A person who answers again means the newer answer, even where its category is gone since.
     human = votes["annotator"].str.startswith(f"{HUMAN}/")
     newest = votes[human].sort_values("draw", kind="stable").drop_duplicates(["text_hash", "annotator"], keep="last")
-    usable: pd.DataFrame = pd.concat([votes[~human], newest], ignore_index=True)
+    counted = pd.concat([votes[~human], newest], ignore_index=True)
+    usable: pd.DataFrame = counted[counted["label"].isna() | counted["label"].isin(taxonomy.names)].reset_index(drop=True)
     return usable
 
 

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import ConflictError
 from reviewclf.labeling.annotators import Vote
-from reviewclf.labeling.annotators.base import VoteIdentity
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.journal import forget_published
 from reviewclf.labeling.review import HUMAN, review_queue
+from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.label import aggregate, all_reviews, decide_labels, total_costs, usable_votes, vote_identities
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
-
-_NAMED = 20
 
 
 def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
@@ -84,7 +83,9 @@ def make_queue(settings: Settings) -> pd.DataFrame:
     votes = usable_votes(store, snapshot.keys("votes"), settings, taxonomy)
     labels = decide_labels(votes, settings, taxonomy)
     # Labels by stems alone are hints: there are thousands, and what they lack is a reader, not a second opinion.
-    labels = labels[~labels["method"].isin([KEYWORDS, HUMAN]) & (labels["decision"] != "dropped")]
+    labels = labels[(labels["method"] != KEYWORDS) & (labels["decision"] != "dropped")]
+    # Where people are evenly divided, another one has to say.
+    labels = labels[(labels["method"] != HUMAN) | (labels["agreement"] <= 0.5)]
     gold = load_gold(settings, taxonomy)
     if gold is not None:
         labels = labels[~labels["text_hash"].isin(set(gold.frame["text_hash"]))]
@@ -103,57 +104,57 @@ def make_queue(settings: Settings) -> pd.DataFrame:
 def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) -> Manifest:
     """Take people's answers in as votes that win, and relabel.
 
+    Every person has one vote on a text: the newest of their answers, by the times that the file gives, else by its order, and
+    then by the order of the imports. People who disagree all keep their votes.
+
     Parameters
     ----------
     answers : DataFrame
-        From :func:`reviewclf.labeling.review.answers_from_frame`.
+        ``label`` and at least one of ``text_hash``, ``review_id`` and ``text``; see
+        :class:`reviewclf.labeling.answers.Answers` for the others.
     source : str
         Name of the file; the annotator of rows that name none.
 
     Returns
     -------
     Manifest
-        That of :func:`aggregate`; ``details["answers"]`` and ``details["unmatched"]`` say what became of the answers.
+        That of :func:`aggregate`; ``details``: ``answers`` (how many are new), ``known`` (how many were known before),
+        ``problems`` (a line for each answer that fits no review) and ``notes`` (changes of mind, disagreements).
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     snapshot = store.snapshot()
-    reviews = all_reviews(store, snapshot, settings, taxonomy)
-    hashes = {name: review.text_hash for review in reviews for name in (*review.review_ids, review.text_hash)}
-    unmatched = sorted({str(key) for key in answers["key"] if key not in hashes})
-    # What somebody says now counts, not what the same person said before.
-    draws = _human_draws(store, snapshot.keys("votes"))
-    votes: dict[VoteIdentity, Vote] = {}
-    for row in answers.to_dict("records"):
-        if row["key"] not in hashes:
-            continue
-        annotator = f"{HUMAN}/{row['annotator'] or source}"
-        text_hash = hashes[row["key"]]
-        latest = draws.get((text_hash, annotator))
-        if latest is not None and latest[1] == row["label"]:
-            continue
-        draw = 0 if latest is None else latest[0] + 1
-        vote = Vote(text_hash=text_hash, annotator=annotator, prompt="review@1", draw=draw, label=row["label"], confidence=1.0)
-        votes[vote.identity] = vote
-    table = pa.Table.from_pylist([vote.model_dump() for _, vote in sorted(votes.items())], schema=tables.VOTE_SCHEMA)
+    gold = load_gold(settings, taxonomy)
+    reviews = AnsweredReviews(
+        all_reviews(store, snapshot, settings, taxonomy), gold=[] if gold is None else gold.frame["text_hash"].tolist()
+    )
+    settled = settle(answers, reviews, _human_votes(store, snapshot.keys("votes")), source=source)
+    table = pa.Table.from_pylist([vote.model_dump() for vote in settled.votes], schema=tables.VOTE_SCHEMA)
     imported = Manifest(
         stage="import",
-        digest=digest_of([vote.model_dump() for vote in votes.values()]),
+        digest=digest_of([vote.model_dump() for vote in settled.votes]),
         outputs={"votes": [store.put_table(table)] if table.num_rows else []},
         counts={"votes": table.num_rows, "without_label": 0},
     )
     selected = Manifest(stage="select", digest=imported.digest, outputs={"labels_before": snapshot.keys("labels")})
     relabelled = aggregate(settings, selected, [imported])
-    details = {**relabelled.details, "answers": table.num_rows, "unmatched": list(unmatched[:_NAMED])}
+    details = {
+        **relabelled.details,
+        "answers": table.num_rows,
+        "known": settled.known,
+        "problems": list(settled.problems),
+        "notes": list(settled.notes),
+    }
     return relabelled.model_copy(update={"details": details})
 
 
-def _human_draws(store: Store, keys: Sequence[str]) -> dict[tuple[str, str], tuple[int, str]]:
-    """The newest answer of each person on each text: draw and label."""
-    newest: dict[tuple[str, str], tuple[int, str]] = {}
-    for part in store.iter_tables(keys, ["text_hash", "annotator", "draw", "label"]):
-        for row in part.to_pylist():
-            if row["annotator"].startswith(f"{HUMAN}/"):
-                key = (row["text_hash"], row["annotator"])
-                newest[key] = max(newest.get(key, (-1, "")), (row["draw"], row["label"]))
+def _human_votes(store: Store, keys: Sequence[str]) -> dict[tuple[str, str], Vote]:
+    """The newest answer of each person on each text."""
+    newest: dict[tuple[str, str], Vote] = {}
+    for part in store.iter_tables(keys, list(Vote.model_fields)):
+        for row in part.filter(pc.starts_with(part["annotator"], f"{HUMAN}/")).to_pylist():
+            vote = Vote.model_validate(row)
+            before = newest.get((vote.text_hash, vote.annotator))
+            if before is None or before.draw < vote.draw:
+                newest[vote.text_hash, vote.annotator] = vote
     return newest
