@@ -200,8 +200,11 @@ def review_export(
         Path, typer.Argument(metavar="OUT", help="CSV to fill in (column `answer`), or `.json` with tasks for Label Studio.")
     ],
     rows: Annotated[int | None, typer.Option(help="Reviews; default: REVIEWCLF_REVIEW__ROWS.")] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Of the CSV's columns; Excel in Russian puts a file into columns at `;`. Default: comma.")
+    ] = None,
 ) -> None:
-    """Write the most doubtful labels, most useful first."""
+    """Write the most doubtful labels, most useful first. Excel runs no formula in the CSV that a review begins with."""
     from reviewclf.data.frames import write_frame
     from reviewclf.labeling.review import label_studio_config, label_studio_tasks
     from reviewclf.stages.people import make_queue
@@ -211,13 +214,14 @@ def review_export(
     if rows is not None:
         settings = settings.model_copy(update={"review": settings.review.model_copy(update={"rows": rows})})
     queue = make_queue(settings)
-    if target.suffix == ".json":
+    if target.suffix.lower() == ".json":
         target.write_text(label_studio_tasks(queue), encoding="utf-8")
         config = target.with_suffix(".xml")
         config.write_text(label_studio_config(Taxonomy.load(settings.taxonomy).names), encoding="utf-8")
         typer.echo(f"{len(queue)} tasks: {target}; labelling configuration for Label Studio: {config}")
         return
-    write_frame(queue.assign(answer="", annotator=""), str(target))
+    filled_in = queue.assign(answer="", annotator="")
+    write_frame(filled_in, str(target), for_people=True, excel_safe=True, separator=separator)
     typer.echo(f"{len(queue)} reviews: {target}; fill in the column `answer`, then run `reviewclf review import {target}`")
 
 

@@ -106,7 +106,8 @@ def _gold(settings: Settings) -> Finding:
     gold = load_gold(settings, Taxonomy.load(settings.taxonomy))
     if gold is None:
         return Finding("note", "gold", "REVIEWCLF_GOLD is empty: nothing passes the gate without reviews labelled by people")
-    return Finding("ok", "gold", f"{gold.uri}: {len(gold.frame)} reviews labelled by people")
+    text = "; ".join([f"{gold.uri}: {len(gold.frame)} reviews labelled by people", *gold.notes])
+    return Finding("note" if gold.notes else "ok", "gold", text)
 
 
 def _votes(settings: Settings) -> Finding:

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from reviewclf.data.gold import prepare_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.data.weights import over_cap, row_weights, suspected_errors
 from reviewclf.duplicates import match_near_duplicates, near_duplicate_groups
-from reviewclf.errors import DataContractError, DatasetError
+from reviewclf.errors import DatasetError
 from reviewclf.settings import AugmentationSettings, DatasetSettings
-from reviewclf.text import clean_text, text_hash
 
 __all__ = ["DATASET_COLUMNS", "LEFT_OUT_COLUMNS", "build_dataset", "check_leaks", "prepare_gold", "split_groups"]
 
@@ -29,50 +29,6 @@ LEFT_OUT_COLUMNS = ["review_id", "text_clean", "label", "origin", "reason"]
 
 # The most trusted first.
 _ORIGINS = {"human": 0, "llm": 1, "synthetic": 2}
-
-
-def prepare_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> pd.DataFrame:
-    """Check and clean gold rows.
-
-    Parameters
-    ----------
-    gold : DataFrame
-        ``text`` and ``label``; ``review_id`` where there is one.
-    categories : sequence of str
-        Labels of the taxonomy.
-    name : str
-        File that the rows came from, for messages.
-
-    Returns
-    -------
-    DataFrame
-        ``review_id``, ``text_clean``, ``text_hash``, ``label``.
-
-    Raises
-    ------
-    DataContractError
-        A column is missing, a text is empty, or a label is not in the taxonomy; the message names file, row and value.
-    """
-    missing = [column for column in ("text", "label") if column not in gold.columns]
-    if missing:
-        raise DataContractError(
-            f"{name}: gold needs the column(s) {', '.join(missing)}; found {', '.join(map(str, gold.columns))}"
-        )
-    gold = gold.reset_index(drop=True)
-    labels = gold["label"].map(lambda value: "" if pd.isna(value) else str(value).strip())
-    strange = labels[~labels.isin(list(categories))]
-    if len(strange):
-        raise DataContractError(
-            f"{name}, row {strange.index[0] + 1}: label {strange.iloc[0]!r} is not in the taxonomy "
-            f"({', '.join(categories)}); {len(strange)} such row(s)"
-        )
-    texts = [clean_text("" if pd.isna(text) else str(text)) for text in gold["text"]]
-    empty = [row for row, text in enumerate(texts, start=1) if not text]
-    if empty:
-        raise DataContractError(f"{name}, row {empty[0]}: the text is empty; {len(empty)} such row(s)")
-    hashes = [text_hash(text) for text in texts]
-    ids = gold["review_id"].astype(str) if "review_id" in gold.columns else pd.Series(hashes)
-    return pd.DataFrame({"review_id": ids.to_numpy(), "text_clean": texts, "text_hash": hashes, "label": labels.to_numpy()})
 
 
 def build_dataset(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import fsspec
 import pandas as pd
 
-from reviewclf.data.dataset import prepare_gold
 from reviewclf.data.frames import read_frame
+from reviewclf.data.sources.ids import read_id
+from reviewclf.errors import DataContractError
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
-from reviewclf.taxonomy import Taxonomy
+from reviewclf.taxonomy import Taxonomy, match_name
+from reviewclf.text import clean_text, text_hash
+
+GOLD_COLUMNS = ["review_id", "text_clean", "text_hash", "label"]
+
+_NAMED = 10
+_SETTING = "REVIEWCLF_GOLD"
+_YES = frozenset(["1", "true", "yes", "y", "да", "истина", "+"])
 
 
 @dataclass(frozen=True)
@@ -24,12 +34,15 @@ class Gold:
     written_at : datetime or None
         The newest ``created_at``: when the last of the reviews was written, which a copy of the file does not change. Without
         that column, when the file was last modified (``LastModified`` on S3). None where neither can be told.
+    notes : tuple of str
+        What its readers should know: reviews that stand in it twice, contradictions that are marked and left out.
     """
 
     frame: pd.DataFrame
     uri: str
     digest: str
     written_at: datetime | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_gold(settings: Settings, taxonomy: Taxonomy) -> Gold | None:
@@ -38,16 +51,135 @@ def load_gold(settings: Settings, taxonomy: Taxonomy) -> Gold | None:
     Raises
     ------
     DataContractError
-        The file cannot be read or a row breaks the contract; the message names file, row and value.
+        The file cannot be read, holds no review, or rows break the contract: see :func:`check_gold`.
     """
     if settings.gold is None:
         return None
-    raw = read_frame(settings.gold, setting="REVIEWCLF_GOLD")
-    frame = prepare_gold(raw, taxonomy.names, name=settings.gold)
-    frame["text"] = raw["text"].astype(str).to_numpy()
+    raw = read_frame(settings.gold, setting=_SETTING)
+    frame, notes = check_gold(raw, taxonomy.names, name=settings.gold)
     return Gold(
-        frame=frame, uri=settings.gold, digest=digest_of(frame.to_dict("records")), written_at=_written_at(raw, settings.gold)
+        frame=frame,
+        uri=settings.gold,
+        digest=digest_of(frame.to_dict("records")),
+        written_at=_written_at(raw, settings.gold),
+        notes=tuple(notes),
     )
+
+
+def prepare_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> pd.DataFrame:
+    """Check and clean gold rows: the columns ``GOLD_COLUMNS`` of :func:`check_gold`."""
+    return check_gold(gold, categories, name=name)[0][GOLD_COLUMNS]
+
+
+def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> tuple[pd.DataFrame, list[str]]:
+    """Check and clean gold rows.
+
+    A review that two readers labelled alike counts once. Where they differ, rows that the column ``ambiguous`` marks give way;
+    where all of them are marked, the review is left out.
+
+    Parameters
+    ----------
+    gold : DataFrame
+        ``text`` and ``label``; ``review_id`` and ``ambiguous`` where there are any.
+    categories : sequence of str
+        Labels of the taxonomy; letter case and white space are not minded.
+    name : str
+        File that the rows came from, for messages.
+
+    Returns
+    -------
+    frame : DataFrame
+        ``GOLD_COLUMNS`` and ``text`` as it came, one row a review.
+    notes : list of str
+        What was counted once or left out, naming the rows.
+
+    Raises
+    ------
+    DataContractError
+        A column is missing, there is no row, a text is empty, a label is not in the taxonomy, or readers of one review differ;
+        the message names the file and all such rows.
+    """
+    missing = [column for column in ("text", "label") if column not in gold.columns]
+    if missing:
+        raise DataContractError(
+            f"{name}: gold needs the column(s) {', '.join(missing)}; found {', '.join(map(str, gold.columns))}"
+        )
+    if not len(gold):
+        raise DataContractError(
+            f"{name}: holds no reviews, only a header; give reviews labelled by people, or leave {_SETTING} empty to go without"
+        )
+    gold = gold.reset_index(drop=True)
+    labels = [match_name(value, categories) for value in gold["label"]]
+    strange = [
+        f"row {row}: label {_shown(value)!r}"
+        for row, (value, label) in enumerate(zip(gold["label"], labels, strict=True), start=1)
+        if label is None
+    ]
+    if strange:
+        raise DataContractError(
+            f"{name}, {_listed(strange)} is not in the taxonomy ({', '.join(categories)}); {len(strange)} such row(s)"
+        )
+    texts = [clean_text(_shown(text)) for text in gold["text"]]
+    empty = [f"row {row}: the text is empty" for row, text in enumerate(texts, start=1) if not text]
+    if empty:
+        raise DataContractError(f"{name}, {_listed(empty)}; {len(empty)} such row(s)")
+    hashes = [text_hash(text) for text in texts]
+    frame = pd.DataFrame(
+        {
+            "review_id": [
+                read_id(value) or hashed for value, hashed in zip(gold.get("review_id", pd.Series(hashes)), hashes, strict=True)
+            ],
+            "text_clean": texts,
+            "text_hash": hashes,
+            "label": labels,
+            "text": gold["text"].astype(str),
+        }
+    )
+    marked = gold["ambiguous"].map(lambda value: _shown(value).lower() in _YES) if "ambiguous" in gold.columns else None
+    return _once_each(frame, None if marked is None else marked.tolist(), name)
+
+
+def _once_each(frame: pd.DataFrame, marked: Sequence[bool] | None, name: str) -> tuple[pd.DataFrame, list[str]]:
+    """One row a review, and what is to be said about the others."""
+    labels: dict[str, list[tuple[int, str]]] = {}
+    for row, (key, label) in enumerate(zip(frame["text_hash"], frame["label"], strict=True)):
+        labels.setdefault(key, []).append((row, label))
+    left_out: list[int] = []
+    twice, contradictions, given_way = [], [], []
+    for rows in labels.values():
+        sure = [(row, label) for row, label in rows if not (marked and marked[row])]
+        said = " and ".join(f"row {row + 1} «{label}»" for row, label in rows)
+        if len(rows) == 1:
+            continue
+        if len({label for _, label in rows}) == 1:
+            twice.append(", ".join(f"row {row + 1}" for row, _ in rows))
+            left_out.extend(row for row, _ in rows[1:])
+        elif len({label for _, label in sure}) > 1:
+            contradictions.append(f"{said} («{frame['text_clean'].iloc[rows[0][0]]:.60}»)")
+        else:
+            given_way.append(said)
+            kept = sure[0][0] if sure else None
+            left_out.extend(row for row, _ in rows if row != kept)
+    if contradictions:
+        raise DataContractError(
+            f"{name}: one review, two labels: {_listed(contradictions)}; {len(contradictions)} such review(s). Keep the right "
+            "label, or write true into the column ambiguous of the row(s) that shall give way"
+        )
+    notes = []
+    if twice:
+        notes.append(f"{name}: {len(twice)} review(s) were labelled alike more than once and count once: {_listed(twice)}")
+    if given_way:
+        notes.append(f"{name}: rows marked ambiguous gave way in {len(given_way)} review(s): {_listed(given_way)}")
+    return frame.drop(index=left_out).reset_index(drop=True), notes
+
+
+def _shown(value: Any) -> str:
+    return "" if pd.isna(value) else str(value).strip()
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = len(found) - _NAMED
+    return "; ".join(found[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _written_at(raw: pd.DataFrame, uri: str) -> datetime | None:

@@ -18,6 +18,7 @@ import fsspec
 import pandas as pd
 
 from reviewclf.data.frames import read_frame
+from reviewclf.data.sources.ids import read_id
 from reviewclf.data.sources.rows import parse_when
 from reviewclf.errors import LabelingError
 from reviewclf.outages import reading
@@ -104,7 +105,7 @@ def read_answers(uri: str, categories: Sequence[str], *, control: str | None = N
     """
     if uri.lower().endswith(_JSON):
         return answers_from_json(_bytes(uri), categories, name=uri, control=control)
-    return answers_from_frame(read_frame(uri, setting="IN"), categories, name=uri, control=control)
+    return answers_from_frame(read_frame(uri, setting="IN", excel_safe=True), categories, name=uri, control=control)
 
 
 def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: str, control: str | None = None) -> Answers:
@@ -306,7 +307,8 @@ def _checked(found: _Found, categories: Sequence[str], control: str | None) -> A
         else:
             rows.append(
                 {
-                    **{key: _text(given.data.get(key)) for key in (*_KEYS, "text")},
+                    **{key: read_id(given.data.get(key)) or "" for key in _KEYS},
+                    "text": _text(given.data.get("text")),
                     "label": label,
                     "annotator": emails.get(who, who),
                     "known_as": number,

@@ -56,6 +56,8 @@ def plan_synthesis(settings: Settings) -> Manifest:
     }
 
     def work() -> StageResult:
+        for note in () if gold is None else gold.notes:
+            logger.warning(note)
         if generator is None:
             reason = "nobody writes: REVIEWCLF_SYNTHETIC is empty, or REVIEWCLF_AUGMENTATION__BACKEND is none"
             return StageResult(counts={"thin_classes": 0}, details={"classes": [], "skipped": reason})

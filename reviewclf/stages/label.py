@@ -66,6 +66,10 @@ def select(settings: Settings) -> Manifest:
         recorded = [annotator for annotator in annotators if isinstance(annotator, RecordedAnnotator)]
         unmatched = [key for annotator in recorded for key in annotator.unmatched(reviews)]
         refused = [row for annotator in recorded for row in annotator.refused]
+        # The sample's votes stand in until somebody gives their own.
+        if settings.votes != Settings.model_fields["votes"].get_default(call_default_factory=True, validated_data={}):
+            for annotator in recorded:
+                annotator.check_matched(reviews)
         if unmatched:
             logger.warning("%d recorded vote key(s) name no review: %s", len(unmatched), ", ".join(unmatched[:_NAMED]))
         for row in refused[:_NAMED]:

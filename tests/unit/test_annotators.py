@@ -83,6 +83,38 @@ def test_row_that_is_no_vote_is_refused_with_its_number_and_reason(tmp_path: Pat
     assert reason in recorded.refused[0].reason
 
 
+@pytest.mark.case(61)
+def test_labels_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
+    recorded = load(tmp_path, HEADER + "1,a,p,0,Обувь,0.9\n2,a,p,0,одежда ,0.9\n3,a,p,0,НЕТ  ТОВАРА,0.9\n4,a,p,0, ,0.9\n")
+    votes = list(recorded.annotate([review(f"h{n}", str(n)) for n in range(1, 5)]))
+    assert [vote.label for vote in votes] == ["обувь", "одежда", "нет товара", None]
+    assert recorded.refused == []
+
+
+@pytest.mark.case(27)
+def test_whole_numbers_stay_ids_where_another_row_has_none(tmp_path: Path) -> None:
+    lines = [
+        '{"review_id": 1001, "annotator": "a", "label": "одежда"}',
+        '{"review_id": null, "annotator": "a", "label": "обувь"}',
+    ]
+    recorded = load(tmp_path, "\n".join(lines), "votes.jsonl")
+    assert [vote.label for vote in recorded.annotate([review("h", "1001")])] == ["одежда"]
+    assert [(row.row_number, row.reason) for row in recorded.refused] == [(2, "review_id is empty")]
+
+
+def test_file_of_which_most_rows_are_no_votes_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LabelingError, match=r"votes\.csv: 2 of its 3 rows are no votes: row 2: label 'мебель'.*row 3"):
+        load(tmp_path, HEADER + "7,a,p,0,обувь,0.9\n8,a,p,0,мебель,0.9\n9,a,p,0,обувь,9\n")
+
+
+def test_votes_of_which_none_is_on_a_review_of_the_store_are_an_error(tmp_path: Path) -> None:
+    recorded = load(tmp_path, HEADER + "7,a,p,0,обувь,0.9\n8,a,p,0,одежда,0.9\n")
+    recorded.check_matched([])
+    recorded.check_matched([review("h", "7")])
+    with pytest.raises(LabelingError, match=r"none of its 2 different review_id names a review .*has 7, 8, the store r1"):
+        recorded.check_matched([review("h", "r1")])
+
+
 def test_file_without_any_vote_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LabelingError, match=r"votes\.csv: none of its 1 rows is a vote.*мебель"):
         load(tmp_path, HEADER + "7,qwen@1,ask@1,0,мебель,0.9\n")

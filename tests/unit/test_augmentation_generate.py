@@ -312,6 +312,13 @@ def test_recorded_candidates_are_handed_out_in_their_order(tmp_path: Path) -> No
     assert [written.texts for written in generator.write(requests)] == [("Серьги", "Кольцо"), ("Зонт",)]
 
 
+@pytest.mark.case(61)
+def test_categories_of_recorded_candidates_may_differ_in_case_and_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "candidates.csv"
+    path.write_text(f"category,text\n{CATEGORY.upper()},Серьги\n {CATEGORY.replace(' ', '  ')} ,Кольцо\n", encoding="utf-8")
+    assert RecordedGenerator.load(str(path), TAXONOMY.names).available(CATEGORY) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
+from reviewclf.data.gold import check_gold
 from reviewclf.duplicates import near_duplicate_groups
 from reviewclf.errors import DataContractError, DatasetError, LeakError
 from reviewclf.manifest import digest_of
@@ -376,6 +377,58 @@ def test_unusable_gold_is_refused_with_file_and_row(frame: pd.DataFrame, message
     with pytest.raises(DataContractError, match=message) as error:
         prepare_gold(frame, CATEGORIES, name="gold.csv")
     assert "gold.csv" in str(error.value)
+
+
+@pytest.mark.case(60)
+def test_gold_without_a_row_is_refused_and_names_the_setting() -> None:
+    with pytest.raises(DataContractError, match=r"gold\.csv: holds no reviews, only a header.*REVIEWCLF_GOLD"):
+        prepare_gold(pd.DataFrame({"text": [], "label": []}), CATEGORIES, name="gold.csv")
+
+
+@pytest.mark.case(61)
+def test_gold_labels_may_differ_in_case_and_spaces() -> None:
+    frame = pd.DataFrame({"text": ["туфли", "платье"], "label": ["ОБУВЬ\u00a0", "  Одежда"]})
+    assert prepare_gold(frame, CATEGORIES)["label"].tolist() == ["обувь", "одежда"]
+
+
+def test_every_unusable_gold_row_is_named() -> None:
+    frame = pd.DataFrame({"text": [f"туфли {n}" for n in range(14)], "label": ["обувь", "мебель", *["еда"] * 12]})
+    with pytest.raises(DataContractError, match=r"row 2: label 'мебель'; row 3: label 'еда'; .*and 3 more .*13 such row"):
+        prepare_gold(frame, CATEGORIES, name="gold.csv")
+
+
+def test_review_that_two_readers_labelled_alike_counts_once_and_it_is_said() -> None:
+    frame = pd.DataFrame(
+        {"review_id": [1, 2, 1], "text": ["Туфли жмут", "Платье", "туфли жмут!"], "label": ["обувь", "одежда", "Обувь"]}
+    )
+    gold, notes = check_gold(frame, CATEGORIES, name="gold.csv")
+    assert gold[["review_id", "text"]].to_dict("records") == [
+        {"review_id": "1", "text": "Туфли жмут"},
+        {"review_id": "2", "text": "Платье"},
+    ]
+    assert notes == ["gold.csv: 1 review(s) were labelled alike more than once and count once: row 1, row 3"]
+
+
+def test_readers_who_contradict_each_other_are_named_with_both_labels() -> None:
+    frame = pd.DataFrame({"text": ["Туфли жмут", "Платье", "туфли жмут!"], "label": ["обувь", "одежда", "одежда"]})
+    with pytest.raises(DataContractError, match=r"gold\.csv: .*row 1 «обувь» and row 3 «одежда».*ambiguous"):
+        check_gold(frame, CATEGORIES, name="gold.csv")
+
+
+@pytest.mark.parametrize(
+    ("ambiguous", "kept"),
+    [([False, False, True], ["обувь", "одежда"]), (["True", "", "true"], ["одежда"]), ([1, 0, 0], ["одежда", "одежда"])],
+)
+def test_rows_that_are_marked_ambiguous_give_way(ambiguous: list[object], kept: list[str]) -> None:
+    frame = pd.DataFrame({"text": ["Туфли жмут", "Платье", "туфли жмут"], "label": ["обувь", "одежда", "одежда"]})
+    gold, notes = check_gold(frame.assign(ambiguous=ambiguous), CATEGORIES, name="gold.csv")
+    assert gold["label"].tolist() == kept
+    assert notes == ["gold.csv: rows marked ambiguous gave way in 1 review(s): row 1 «обувь» and row 3 «одежда»"]
+
+
+def test_row_that_is_marked_ambiguous_alone_is_judged_on_as_before() -> None:
+    frame = pd.DataFrame({"text": ["Туфли"], "label": ["обувь"], "ambiguous": [True]})
+    assert len(check_gold(frame, CATEGORIES)[0]) == 1
 
 
 def test_gold_without_ids_goes_by_its_texts() -> None:

@@ -1,19 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from reviewclf.errors import LabelingError
 from reviewclf.labeling.keywords import keyword_label
 from reviewclf.labeling.review import (
-    answers_from_frame,
-    answers_from_label_studio,
     label_studio_config,
-    label_studio_tasks,
     review_queue,
 )
 from reviewclf.labeling.votes import aggregate_llm_votes
@@ -82,56 +76,6 @@ def test_a_handful_of_labels_is_a_queue_too(n: int) -> None:
     queue = review_queue(labels(rows), {str(i): "ботинки" for i in range(n)}, TAXONOMY.keyword_stems)
     assert len(queue) == n
     assert {"suspicion", "reason"} <= set(queue.columns)
-
-
-def test_answers_name_row_and_reason_of_what_is_refused() -> None:
-    frame = pd.DataFrame(
-        {
-            "text_hash": ["a", "b", "c", None, "e"],
-            "answer": ["Обувь", "", "еда", "посуда", " одежда "],
-            "annotator": ["Оля", None, None, None, np.nan],
-        }
-    )
-    answers, refused = answers_from_frame(frame, TAXONOMY.names, name="q.csv")
-    assert answers.to_dict("records") == [
-        {"key": "a", "by": "text_hash", "label": "обувь", "annotator": "Оля"},
-        {"key": "e", "by": "text_hash", "label": "одежда", "annotator": ""},
-    ]
-    assert [line.split(": ")[0] for line in refused] == ["q.csv, row 3", "q.csv, row 4"]
-    with pytest.raises(LabelingError, match=r"q.csv: answers need the columns answer"):
-        answers_from_frame(pd.DataFrame({"text": ["x"]}), TAXONOMY.names, name="q.csv")
-
-
-def test_label_studio_round_trip() -> None:
-    queue = pd.DataFrame(
-        [
-            {"review_id": "1", "text_hash": "h1", "text": "Ботинки", "label": "обувь", "confidence": 0.4, "reason": "r"},
-            {
-                "review_id": "2",
-                "text_hash": "h2",
-                "text": "«Кавычки» & <теги>",
-                "label": "одежда",
-                "confidence": 0.5,
-                "reason": "",
-            },
-        ]
-    )
-    tasks = json.loads(label_studio_tasks(queue))
-    assert [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks] == [["обувь"], ["одежда"]]
-    for task, answer in zip(tasks, ("посуда", "обувь"), strict=True):
-        result = {**task["predictions"][0]["result"][0], "value": {"choices": [answer]}}
-        task["annotations"] = [
-            {"completed_by": {"email": "olya@example.org"}, "result": [result]},
-            {"was_cancelled": True, "result": [result]},
-            {"completed_by": 7, "result": []},
-        ]
-    frame = answers_from_label_studio(json.dumps(tasks), name="export.json")
-    assert frame.to_dict("records") == [
-        {"text_hash": "h1", "answer": "посуда", "annotator": "olya@example.org"},
-        {"text_hash": "h2", "answer": "обувь", "annotator": "olya@example.org"},
-    ]
-    with pytest.raises(LabelingError, match=r"export.json: is no JSON export"):
-        answers_from_label_studio('{"a": 1}', name="export.json")
 
 
 def test_label_studio_configuration_names_every_category() -> None:

@@ -9,7 +9,7 @@ import pytest
 from reviewclf.errors import TaxonomyError
 from reviewclf.labeling import keyword_label
 from reviewclf.settings import load_settings
-from reviewclf.taxonomy import StemMatcher, Taxonomy
+from reviewclf.taxonomy import StemMatcher, Taxonomy, match_name
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +123,27 @@ def test_missing_file_names_the_setting(tmp_path: Path) -> None:
 def test_keyword_without_letters_is_refused() -> None:
     with pytest.raises(TaxonomyError, match="no letter"):
         StemMatcher({"a": ["--"]})
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Товары для детей",
+        "ТОВАРЫ  ДЛЯ\u00a0ДЕТЕЙ",
+        "\ufeffтовары для\tдетей ",
+        "товары для детеи\u0306",
+        "товары для де\u00adтей",
+    ],
+)
+def test_names_are_matched_whatever_their_case_and_spaces(taxonomy: Taxonomy, written: str) -> None:
+    assert match_name(written, taxonomy.names) == "товары для детей"
+
+
+@pytest.mark.parametrize("written", ["товары", "товарыдлядетей", "", None, float("nan"), 3])
+def test_what_is_no_name_matches_none(taxonomy: Taxonomy, written: object) -> None:
+    assert match_name(written, taxonomy.names) is None
+
+
+def test_of_names_that_differ_in_case_alone_only_the_exact_one_matches() -> None:
+    assert match_name("Mac", ["Mac", "MAC"]) == "Mac"
+    assert match_name("mac", ["Mac", "MAC"]) is None

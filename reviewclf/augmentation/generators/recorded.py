@@ -12,6 +12,7 @@ from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.data.frames import read_frame
 from reviewclf.errors import AugmentationError
 from reviewclf.manifest import digest_of
+from reviewclf.taxonomy import match_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class RecordedGenerator:
     def load(cls, uri: str, categories: Sequence[str]) -> RecordedGenerator:
         """Read a file (CSV, JSON Lines, Parquet; local or ``s3://``) with the columns ``category`` and ``text``.
 
-        Rows of other categories than `categories` are left aside with a warning: a file may serve several taxonomies.
+        Rows of other categories than `categories` are left aside with a warning: a file may serve several taxonomies. Letter
+        case and white space are not minded.
 
         Raises
         ------
@@ -51,11 +53,12 @@ class RecordedGenerator:
         for number, (category, text) in enumerate(zip(frame["category"], frame["text"], strict=True), start=1):
             if pd.isna(text) or not str(text).strip():
                 raise AugmentationError(f"{uri}, row {number}: column text is empty; remove the row or write a review into it")
-            name = "" if pd.isna(category) else str(category).strip()
-            if name in categories:
+            name = match_name(category, categories)
+            if name is not None:
                 texts.setdefault(name, []).append(str(text))
             else:
-                strange[name] = strange.get(name, 0) + 1
+                written = "" if pd.isna(category) else str(category).strip()
+                strange[written] = strange.get(written, 0) + 1
         if strange:
             named = ", ".join(f"{name!r} ({count} rows)" for name, count in strange.items())
             logger.warning("%s: not in the taxonomy and left aside: %s", uri, named)

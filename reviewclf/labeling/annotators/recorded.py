@@ -9,10 +9,15 @@ import pandas as pd
 from pydantic import BaseModel
 
 from reviewclf.data.frames import read_frame
+from reviewclf.data.sources.ids import read_id
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.manifest import digest_of
+from reviewclf.taxonomy import match_name
 
+# A vote or two may be spoilt, or be for a category that is gone; beyond this the file is not what it should be.
+_MOST_REFUSED = 0.5
+_NAMED = 5
 _REQUIRED = ("annotator", "label")
 _OPTIONAL: dict[str, Any] = {
     "prompt": "recorded@1",
@@ -43,8 +48,11 @@ class RecordedAnnotator:
         Rows that break the votes contract: unknown label, confidence outside [0, 1], no id, the same vote twice.
     """
 
-    def __init__(self, votes: pd.DataFrame, *, by: str, version: str, refused: Sequence[RefusedVote] = ()) -> None:
+    def __init__(
+        self, votes: pd.DataFrame, *, by: str, version: str, refused: Sequence[RefusedVote] = (), uri: str = "votes"
+    ) -> None:
         self._by = by
+        self._uri = uri
         self._version = version
         self.refused = list(refused)
         self._votes: dict[str, list[Vote]] = {}
@@ -60,7 +68,7 @@ class RecordedAnnotator:
         Raises
         ------
         LabelingError
-            The file lacks ``text_hash`` and ``review_id``, or ``annotator`` or ``label``; or no row of it is a vote.
+            The file lacks ``text_hash`` and ``review_id``, or ``annotator`` or ``label``; or most of its rows are no votes.
         """
         frame = read_frame(uri, setting="REVIEWCLF_VOTES")
         by = next((name for name in ("text_hash", "review_id") if name in frame.columns), None)
@@ -74,8 +82,11 @@ class RecordedAnnotator:
         votes, refused = _check_rows(frame, by, categories)
         if len(frame) and not len(votes):
             raise LabelingError(f"{uri}: none of its {len(frame)} rows is a vote; the first: {refused[0].reason}")
+        if len(refused) > _MOST_REFUSED * len(frame):
+            rows = "; ".join(f"row {row.row_number}: {row.reason}" for row in refused[:_NAMED])
+            raise LabelingError(f"{uri}: {len(refused)} of its {len(frame)} rows are no votes: {rows}")
         version = digest_of(votes.astype(object).where(votes.notna(), None).to_dict("records"))
-        return cls(votes, by=by, version=version, refused=refused)
+        return cls(votes, by=by, version=version, refused=refused, uri=uri)
 
     @property
     def version(self) -> str:
@@ -109,6 +120,23 @@ class RecordedAnnotator:
             known.update([review.text_hash] if self._by == "text_hash" else review.review_ids)
         return sorted(set(self._votes) - known)
 
+    def check_matched(self, reviews: Sequence[Review]) -> None:
+        """Refuse votes of which not one is on a review of the store, where there are any of both.
+
+        Raises
+        ------
+        LabelingError
+            Names the column and some of the ids on both sides.
+        """
+        if not self._votes or not reviews or len(self.unmatched(reviews)) < len(self._votes):
+            return
+        here = [review.text_hash if self._by == "text_hash" else next(iter(review.review_ids), "") for review in reviews]
+        raise LabelingError(
+            f"{self._uri}: none of its {len(self._votes)} different {self._by} names a review of the store: the file has "
+            f"{', '.join(list(self._votes)[:_NAMED])}, the store {', '.join(here[:_NAMED])}; check REVIEWCLF_VOTES, and that "
+            f"the column {self._by} holds what REVIEWCLF_INGEST__ID_COLUMN reads"
+        )
+
     def _of(self, review: Review) -> list[Vote]:
         if self._by == "text_hash":
             return self._votes.get(review.text_hash, [])
@@ -122,10 +150,11 @@ class RecordedAnnotator:
 
 def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tuple[pd.DataFrame, list[RefusedVote]]:
     frame = frame.copy()
-    known = set(categories)
     payload = frame.apply(lambda row: row.to_json(force_ascii=False), axis=1) if len(frame) else pd.Series([], dtype=object)
-    labels = ["" if pd.isna(value) else str(value).strip() for value in frame["label"]]
-    frame["label"] = pd.Series([label or None for label in labels], index=frame.index, dtype=object)
+    written = ["" if pd.isna(value) else str(value).strip() for value in frame["label"]]
+    labels = [match_name(value, categories) for value in written]
+    frame["label"] = pd.Series(labels, index=frame.index, dtype=object)
+    frame[by] = pd.Series([read_id(value) for value in frame[by]], index=frame.index, dtype=object)
     numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in ("confidence", "draw")}
     reasons = pd.Series("", index=frame.index, dtype=object)
     identity = [frame[by].astype(str), frame["annotator"].astype(str), frame["prompt"].astype(str), numbers["draw"]]
@@ -134,13 +163,13 @@ def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tupl
         "confidence is no number between 0 and 1": ~numbers["confidence"].between(0.0, 1.0),
         "draw is no whole number": numbers["draw"].isna() | (numbers["draw"] % 1 != 0),
         "annotator is empty": frame["annotator"].isna() | (frame["annotator"].astype(str).str.strip() == ""),
-        f"{by} is empty": frame[by].isna() | (frame[by].astype(str).str.strip() == ""),
+        f"{by} is empty": frame[by].isna(),
     }
     for reason, mask in problems.items():
         reasons[mask.to_numpy()] = reason
-    for position, label in zip(frame.index, labels, strict=True):
-        if label and label not in known:
-            reasons[position] = f"label {label!r} is not in the taxonomy"
+    for position, value, label in zip(frame.index, written, labels, strict=True):
+        if value and label is None:
+            reasons[position] = f"label {value!r} is not in the taxonomy"
     refused = [
         RefusedVote(row_number=int(position) + 1, reason=str(reasons[position]), payload=str(payload[position]))
         for position in frame.index[reasons != ""]
