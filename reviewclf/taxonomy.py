@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reviewclf.errors import TaxonomyError
+from reviewclf.text import repaired
 
 _WORD = re.compile(r"\w+")
 # Copied from a page or a table, a name may hold characters that nobody sees.
@@ -22,7 +23,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 def match_name(value: object, names: Sequence[str]) -> str | None:
-    """The category that a person, a file or a program means; letter case and white space are not minded.
+    """The category that a person, a file or a program means; letter case, white space and a misread encoding are not minded.
 
     Parameters
     ----------
@@ -39,7 +40,10 @@ def match_name(value: object, names: Sequence[str]) -> str | None:
     """
     if not isinstance(value, str):
         return None
-    return value if value in names else _by_folded_name(tuple(names)).get(_folded(value))
+    if value in names:
+        return value
+    known = _by_folded_name(tuple(names))
+    return known.get(_folded(value)) or known.get(_folded(repaired(value)))
 
 
 @lru_cache(maxsize=16)

@@ -16,7 +16,7 @@ from reviewclf.errors import DataContractError
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
 from reviewclf.taxonomy import Taxonomy, match_name
-from reviewclf.text import clean_text, text_hash
+from reviewclf.text import clean_text, is_misread, text_hash
 
 GOLD_COLUMNS = ["review_id", "text_clean", "text_hash", "label"]
 
@@ -121,6 +121,9 @@ def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "go
         )
     texts = [clean_text(_shown(text)) for text in gold["text"]]
     empty = [f"row {row}: the text is empty" for row, text in enumerate(texts, start=1) if not text]
+    empty += [
+        f"row {row}: the letters of the text are lost ({text:.40})" for row, text in enumerate(texts, 1) if is_misread(text)
+    ]
     if empty:
         raise DataContractError(f"{name}, {_listed(empty)}; {len(empty)} such row(s)")
     hashes = [text_hash(text) for text in texts]

@@ -397,6 +397,14 @@ def test_every_unusable_gold_row_is_named() -> None:
         prepare_gold(frame, CATEGORIES, name="gold.csv")
 
 
+def test_gold_that_was_read_in_the_wrong_encoding_is_read_again_or_refused() -> None:
+    misread = pd.DataFrame({"text": ["Туфли жмут".encode().decode("cp1251")], "label": ["обувь".encode().decode("cp1251")]})
+    assert prepare_gold(misread, CATEGORIES)[["text_clean", "label"]].to_numpy().tolist() == [["Туфли жмут", "обувь"]]
+    lost = pd.DataFrame({"text": ["туфли", "????? ???? ??????"], "label": ["обувь", "обувь"]})
+    with pytest.raises(DataContractError, match="row 2: the letters of the text are lost"):
+        prepare_gold(lost, CATEGORIES)
+
+
 def test_review_that_two_readers_labelled_alike_counts_once_and_it_is_said() -> None:
     frame = pd.DataFrame(
         {"review_id": [1, 2, 1], "text": ["Туфли жмут", "Платье", "туфли жмут!"], "label": ["обувь", "одежда", "Обувь"]}
