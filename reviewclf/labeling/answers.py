@@ -18,8 +18,8 @@ import fsspec
 import pandas as pd
 
 from reviewclf.data.frames import read_frame
+from reviewclf.data.sources.dates import parse_when
 from reviewclf.data.sources.ids import read_id
-from reviewclf.data.sources.rows import parse_when
 from reviewclf.errors import LabelingError
 from reviewclf.outages import reading
 from reviewclf.taxonomy import match_name

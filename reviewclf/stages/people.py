@@ -151,7 +151,7 @@ def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) ->
 def _human_votes(store: Store, keys: Sequence[str]) -> dict[tuple[str, str], Vote]:
     """The newest answer of each person on each text."""
     newest: dict[tuple[str, str], Vote] = {}
-    for part in store.iter_tables(keys, list(Vote.model_fields)):
+    for part in store.iter_tables(keys, ["text_hash", "annotator", "prompt", "draw", "label", "raw"]):
         for row in part.filter(pc.starts_with(part["annotator"], f"{HUMAN}/")).to_pylist():
             vote = Vote.model_validate(row)
             before = newest.get((vote.text_hash, vote.annotator))

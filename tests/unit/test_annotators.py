@@ -102,6 +102,14 @@ def test_whole_numbers_stay_ids_where_another_row_has_none(tmp_path: Path) -> No
     assert [(row.row_number, row.reason) for row in recorded.refused] == [(2, "review_id is empty")]
 
 
+@pytest.mark.case(26)
+def test_trailing_separators_never_shift_a_votes_columns(tmp_path: Path) -> None:
+    recorded = load(tmp_path, "review_id;annotator;label\n1;a;одежда;\n2;a;обувь;\n")
+    votes = list(recorded.annotate([review("h1", "1"), review("h2", "2")]))
+    assert [(vote.annotator, vote.label) for vote in votes] == [("a", "одежда"), ("a", "обувь")]
+    assert recorded.refused == []
+
+
 def test_file_of_which_most_rows_are_no_votes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LabelingError, match=r"votes\.csv: 2 of its 3 rows are no votes: row 2: label 'мебель'.*row 3"):
         load(tmp_path, HEADER + "7,a,p,0,обувь,0.9\n8,a,p,0,мебель,0.9\n9,a,p,0,обувь,9\n")

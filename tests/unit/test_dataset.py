@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
-from reviewclf.data.gold import check_gold
+from reviewclf.data.gold import Gold, check_gold, load_gold
 from reviewclf.duplicates import near_duplicate_groups
 from reviewclf.errors import DataContractError, DatasetError, LeakError
 from reviewclf.manifest import digest_of
-from reviewclf.settings import AugmentationSettings, DatasetSettings
+from reviewclf.settings import AugmentationSettings, DatasetSettings, load_settings
+from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 
 CATEGORIES = ["обувь", "одежда", "нет товара"]
@@ -389,6 +392,32 @@ def test_gold_without_a_row_is_refused_and_names_the_setting() -> None:
 def test_gold_labels_may_differ_in_case_and_spaces() -> None:
     frame = pd.DataFrame({"text": ["туфли", "платье"], "label": ["ОБУВЬ\u00a0", "  Одежда"]})
     assert prepare_gold(frame, CATEGORIES)["label"].tolist() == ["обувь", "одежда"]
+
+
+@pytest.mark.case(60)
+@pytest.mark.parametrize("content", ["text,label\n", "\n", ""])
+def test_gold_file_without_a_row_is_refused_when_it_is_read(tmp_path: Path, content: str) -> None:
+    (tmp_path / "gold.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataContractError, match=r"gold\.csv: is empty.*REVIEWCLF_GOLD"):
+        read_gold(tmp_path / "gold.csv")
+
+
+@pytest.mark.case(38)
+@pytest.mark.case(61)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1251"])
+def test_gold_file_is_read_as_excel_saves_it(tmp_path: Path, encoding: str) -> None:
+    rows = ["review_id\ttext\tlabel", "007\tПлатье село\tОдежда", '8\t"Туфли"\tобувь ', "9\tУтюг искрит\tбытовая  техника"]
+    (tmp_path / "gold.csv").write_bytes("\r\n".join(rows).encode(encoding))
+    frame = read_gold(tmp_path / "gold.csv").frame
+    assert frame["label"].tolist() == ["одежда", "обувь", "бытовая техника"]
+    assert frame["review_id"].tolist() == ["007", "8", "9"]
+
+
+def read_gold(path: Path) -> Gold:
+    options = load_settings(_env_file=None, gold=str(path))
+    gold = load_gold(options, Taxonomy.load(options.taxonomy))
+    assert gold is not None
+    return gold
 
 
 def test_every_unusable_gold_row_is_named() -> None:

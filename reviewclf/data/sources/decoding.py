@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
@@ -28,6 +29,8 @@ _MARKS = {
 # Any bytes are text of any of them. The ten commonest letters are two thirds of a Russian text, and in a wrong code page less.
 _CODE_PAGES = ("cp1251", "koi8-r", "cp866")
 _COMMON_LETTERS = frozenset("оеаинтсрвл")
+# KOI8-R has small letters where cp1251 has capitals: a word that goes from one to the other was read in the wrong one.
+_CASE_TURNED = re.compile("[а-яё][А-ЯЁ]")
 _TELLING_LETTERS = 40
 
 
@@ -101,10 +104,12 @@ def _code_page(sample: bytes) -> str:
     """The code page in which a text shows the letters that Russian is made of; cp1251 where there are too few to tell."""
     shares = {}
     for encoding in _CODE_PAGES:
-        letters = [sign for sign in sample.decode(encoding, "replace").lower() if not sign.isascii()]
+        text = sample.decode(encoding, "replace")
+        letters = [sign for sign in text.lower() if not sign.isascii()]
         if len(letters) < _TELLING_LETTERS:
             return _CODE_PAGES[0]
-        shares[encoding] = sum(sign in _COMMON_LETTERS for sign in letters) / len(letters)
+        common = sum(sign in _COMMON_LETTERS for sign in letters)
+        shares[encoding] = (common - 2 * len(_CASE_TURNED.findall(text))) / len(letters)
     return max(_CODE_PAGES, key=lambda encoding: shares[encoding])
 
 
