@@ -115,12 +115,15 @@ def ask_all(
     *,
     known: set[VoteIdentity],
     shards: int,
+    shard: int = 0,
     account: Account | None = None,
 ) -> tuple[list[Vote], str | None]:
     """Votes on `reviews` that are not `known`, sorted; and why the asking stopped early, if it did.
 
     Parameters
     ----------
+    shards, shard : int
+        How many tasks share the budget, and which of them this is.
     account : Account, optional
         Where the asking is part of a larger run: counts what that has spent, and is opened and closed there.
     """
@@ -140,7 +143,7 @@ def ask_all(
             stopped = _ask_one(store, account, *arguments)
         else:
             run = digest_of([annotator.version, [review.text_hash for review in reviews]])
-            of_run = Account(store, Budget(settings.llm, shards=shards), run)
+            of_run = Account(store, Budget(settings.llm, shards=shards, shard=shard), run)
             with of_run.opened():
                 stopped = _ask_one(store, of_run, *arguments)
         votes.update(kept)

@@ -26,11 +26,14 @@ class Budget:
         Limits and prices.
     shards : int
         Tasks that share the limits evenly.
+    shard : int
+        Which of them this is.
     """
 
-    def __init__(self, options: LLMSettings, *, shards: int = 1) -> None:
+    def __init__(self, options: LLMSettings, *, shards: int = 1, shard: int = 0) -> None:
         self._options = options
         self._shards = shards
+        self._shard = shard
         self._started = time.monotonic()
         self._earlier = 0.0
         self._reviews: set[str] = set()
@@ -96,7 +99,8 @@ class Budget:
         """How many reviews may be asked about at most; None: as many as there are."""
         if self._options.max_reviews is None:
             return None
-        return max(1, self._options.max_reviews // self._shards)
+        share, rest = divmod(self._options.max_reviews, self._shards)
+        return share + (self._shard < rest)
 
 
 def costs_of(votes: list[dict[str, Any]], options: LLMSettings) -> dict[str, float]:

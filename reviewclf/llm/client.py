@@ -160,7 +160,7 @@ class ChatClient:
             As the class says.
         """
         try:
-            reply = self._settled(wanted)
+            reply = self._patiently(lambda: self._searched(wanted), retries=self.options.max_retries)
             if reply.has_thought and self.options.thinking != "on":
                 reply = self._quieted(wanted, reply)
         except ChatProblem as problem:
@@ -170,24 +170,26 @@ class ChatClient:
             raise self.explained(ChatProblem(Kind.CUT, f"its thought was cut after {reply.tokens_out} tokens"))
         self._first = wanted
         if self.ways.probabilities and not reply.tokens and reply.content.strip():
-            logger.warning("%s gives no probabilities; answers are read as text, with confidence as stated", self.server)
             self._learn(dataclasses.replace(self.ways, probabilities=0))
         return reply
 
-    def _settled(self, wanted: Wanted) -> Reply:
+    def _searched(self, wanted: Wanted) -> Reply:
+        """Ask once; where that is refused without a word of what is refused, look for a way that the server takes."""
         try:
             return self._try(wanted, self.ways)
         except ChatProblem as problem:
             if problem.kind is Kind.CUT:
                 return Reply("", is_cut=True, has_thought=True)
             # An internal error may come of what is asked for too: then the simplest request is answered.
-            if problem.kind is Kind.REFUSED or (problem.kind is Kind.FAILED and self._answers(wanted, plainest(self.ways))):
+            plain = plainest(self.ways)
+            simplest = (plain, dataclasses.replace(plain, limit=None))
+            if problem.kind is Kind.REFUSED or (
+                problem.kind is Kind.FAILED and any(self._answers(wanted, ways) for ways in simplest)
+            ):
                 for ways in alternatives(self.ways):
                     with contextlib.suppress(ChatProblem):
                         return self._try(wanted, ways)
-            if problem.kind not in (Kind.AWAY, Kind.FAILED):
-                raise
-        return self._ask(wanted)
+            raise
 
     def _quieted(self, wanted: Wanted, reply: Reply) -> Reply:
         """Ask the model not to think, in the first way that helps; where none does, leave room for its thoughts."""

@@ -138,7 +138,7 @@ def simpler(ways: Ways, problem: ChatProblem) -> Ways | None:
     """The next way to ask where a server names what it refuses; None where it names nothing that could be left out."""
     for about in (problem.param, problem.about):
         for names, step in _STEPS:
-            if about and names.search(about) and (other := step(ways, about)) is not None:
+            if names.search(about) and (other := step(ways, problem.about)) is not None:
                 return other
     return None
 

@@ -147,7 +147,8 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
         ]
         published = dict.fromkeys([*selected.keys("votes_before"), *store.snapshot().keys("votes")])
         known = vote_identities(store, list(published))
-        votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=int(shard["shards"]))
+        place, shards = int(shard["shard"]), int(shard["shards"])
+        votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=shards, shard=place)
         given = known | {vote.identity for vote in votes}
         unanswered = sum(
             (review.text_hash, *vote) not in given
@@ -170,7 +171,7 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             },
             details=details,
             # What no answer came to is asked again, also by a run that finds the same reviews; not what a budget ended.
-            is_final=not unanswered or (stopped is not None and table.num_rows > 0),
+            is_final=not unanswered or (stopped is not None and any(vote.tokens_in or vote.tokens_out for vote in votes)),
         )
 
     return store.run_stage("annotate", 2, inputs, work)
