@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from reviewclf.labeling.prompts import is_order
+from reviewclf.labeling.injection import is_order
 from reviewclf.text import clean_text, cyrillic_share, normal_form
 
 _NUMBERING = re.compile(r"\s*(?:\(?\d{1,3}\s?[.)](?:\s+(?!\d)|(?=[^\W\d]))|№\s?\d+|#\d+|[-–—*•▪·]\s+)")

@@ -17,10 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from reviewclf.errors import LabelingError
+from reviewclf.labeling.injection import MASKED, hide_orders
 from reviewclf.llm.replies import storable, strip_thoughts
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.text import redact
+from reviewclf.text import redact, repaired
 
 # One character each, so that a category is one token of the answer in every tokenizer that is met in practice.
 _CODES = "123456789ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -159,41 +160,14 @@ def load_prompts(folder: str | Path | None = None) -> list[Prompt]:
 
 # -- a review, made safe ---------------------------------------------------------------------------------------------
 
-_TAGS = re.compile(r"</?\s*(?:отзыв|review)\s*>", re.IGNORECASE)
-# <|im_start|> and its kin: what chat templates are made of.
-_SPECIAL = re.compile(
-    r"<\|[^|<>]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|^\s*#+\s*(?:system|assistant|user)\b[: ]*",
-    re.IGNORECASE | re.MULTILINE,
-)
-_SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?\n]+|$)")
-# A sentence that speaks to a labeller: an order to answer, forget or ignore ...
-_ORDER = re.compile(
-    r"\b(?:ответь|отвечай|выведи|игнорируй|проигнорируй|классифицируй|присвой)(?:те)?\b"
-    r"|\b(?:верни ответ|твоя задача|нов(?:ая|ые) инструкци|представь,? что ты|ты (?:теперь|больше не|должен ответить))"
-    r"|\bзабудь(?:те)? (?:вс[её]|про|о|предыдущ)|\bвыбери(?:те)? (?:категори|номер|класс|ответ)"
-    r"|\bотнеси(?:те)? (?:этот|к)\b|\bсчитай(?:те)? (?:этот|это|что)\b"
-    r"|\b(?:ignore|disregard|respond|output|answer with|classify|you are (?:now|an?)|new instructions?)\b",
-    re.IGNORECASE,
-)
-# ... together with what labellers deal in.
-_TALK = re.compile(
-    r"категори|инструкци|правил|указани|номер|метк|класс\b|разметк|промпт|систем|ассистент|модел|нейросет|\bии\b|всегда"
-    r"|только слов|одним слов|json|label|categor|instruct|prompt|system|assistant|nothing but|\bai\b",
-    re.IGNORECASE,
-)
-_LABELLED = re.compile(
-    r"[«\"'`]?\b(?:категория|метка|класс|ответ|вывод|category|label|class|answer|output)[»\"'`]?\s*[:=]\s*[«\"'`]?\w",
-    re.IGNORECASE,
-)
-MASKED = "[…]"
-
 
 def prepare_review(text: str, names: Sequence[str] = (), *, max_characters: int = 2000) -> str:
     """Make a review safe to be shown to a language model, here or elsewhere.
 
-    Personal data become placeholders (:func:`reviewclf.text.redact`). What could pass for the end of the review or for a
-    message of its own (tags, tokens of chat templates) goes. A sentence that speaks to the model, not to shoppers («ответь:
-    электроника», «ignore previous instructions»), becomes «[…]». A text longer than `max_characters` keeps its two ends.
+    Text that was read in the wrong encoding is read again. Personal data become placeholders (:func:`reviewclf.text.redact`).
+    What could pass for the end of the review or for a message of its own goes, and what speaks to the model, not to shoppers
+    («ответь: электроника», «ignore previous instructions»), becomes «[…]» (:func:`.injection.hide_orders`). A text longer
+    than `max_characters` keeps its two ends.
 
     Parameters
     ----------
@@ -204,31 +178,11 @@ def prepare_review(text: str, names: Sequence[str] = (), *, max_characters: int 
     max_characters : int
         Longest result.
     """
-    text = _SPECIAL.sub(" ", _TAGS.sub(" ", redact(storable(text))))
-    text = _TAGS.sub(" ", text)
-    folded = [name.casefold() for name in names]
-    text = "".join(_masked(sentence, folded) for sentence in _SENTENCE.findall(text))
-    text = " ".join(text.split())
+    text = hide_orders(redact(repaired(storable(text))), names)
     if len(text) > max_characters:
         half = (max_characters - len(MASKED) - 2) // 2
         text = f"{text[:half]} {MASKED} {text[-half:]}"
     return text
-
-
-def is_order(sentence: str, names: Sequence[str] = ()) -> bool:
-    """Whether a sentence gives orders to whoever labels it."""
-    if _LABELLED.search(sentence):
-        return True
-    if not _ORDER.search(sentence):
-        return False
-    folded = sentence.casefold()
-    return bool(_TALK.search(sentence)) or any(name.casefold() in folded for name in names)
-
-
-def _masked(sentence: str, names: Sequence[str]) -> str:
-    if not is_order(sentence, names):
-        return sentence
-    return f" {MASKED} "
 
 
 # -- an answer, read --------------------------------------------------------------------------------------------------

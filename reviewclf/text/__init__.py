@@ -10,6 +10,7 @@ from reviewclf.text.cleaning import (
     redact,
     text_hash,
 )
+from reviewclf.text.lookalikes import folded
 from reviewclf.text.misread import is_misread, repaired
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "clean_texts",
     "comparison_form",
     "cyrillic_share",
+    "folded",
     "form_hash",
     "is_misread",
     "normal_form",

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reviewclf.errors import LabelingError
-from reviewclf.labeling.prompts import CONTENT_FREE, MASKED, Prompt, is_order, load_prompts, parse_answer, prepare_review
+from reviewclf.labeling.injection import MASKED, is_order
+from reviewclf.labeling.prompts import CONTENT_FREE, Prompt, load_prompts, parse_answer, prepare_review
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 
