@@ -293,6 +293,49 @@ def dataset_diff(
         typer.echo(line)
 
 
+quarantine = typer.Typer(help="Rows that were refused: shown, and read again.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
+
+_Reason = Annotated[str | None, typer.Option(help="Only reasons that begin so, such as `too_many_fields`.")]
+_SourceName = Annotated[str | None, typer.Option("--source", help="Only rows of this source, as the list names it.")]
+
+
+@quarantine.command("list")
+def quarantine_list(
+    reason: _Reason = None,
+    source: _SourceName = None,
+    rows: Annotated[int, typer.Option(min=0, help="So many rows, the newest; 0: counts alone.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all rows whole, as JSON.")] = False,
+) -> None:
+    """Show what was refused, by source and reason, and the newest rows of it."""
+    from rich.console import Console
+
+    from reviewclf.stages.quarantine import overview, refused_rows
+
+    found = refused_rows(load_settings(), reason=reason, source=source)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    elif not found:
+        typer.echo("nothing is in quarantine" + (" like that" if reason or source else ""))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(overview(found, rows))
+
+
+@quarantine.command("replay")
+def quarantine_replay(reason: _Reason = None, source: _SourceName = None) -> None:
+    """Read refused rows again with today's settings and code; those that pass become reviews, the others stay."""
+    from reviewclf.stages.quarantine import replay
+
+    done = replay(load_settings(), reason=reason, source=source)
+    counts: dict[str, int] = done.counts
+    typer.echo(
+        f"{counts['rows_in']} rows read again: {counts['clean']} new reviews, {counts['duplicates']} duplicates, "
+        f"{counts['known']} known already, {counts['left']} still refused"
+    )
+    for name, count in dict(done.details["reasons"]).items():  # type: ignore[arg-type]
+        typer.echo(f"  {name}: {count}")
+
+
 predictions = typer.Typer(help="What the champion has answered, night after night.", no_args_is_help=True)
 app.add_typer(predictions, name="predictions")
 

@@ -24,7 +24,8 @@ RAW_SCHEMA = pa.schema(
     ]
 )
 
-# `payload` is what came in, as it came: the raw line, or the row as JSON.
+# `payload` is what came in, as it came: the raw line, or the row as JSON. `layout`, as JSON, says how the lines of a delimited
+# file were laid out; parts written before it was kept lack it. A row that was read, and refused later, has its `review_id`.
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("review_id", pa.string()),
@@ -32,6 +33,7 @@ QUARANTINE_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("payload", pa.string()),
         ("source", pa.string()),
+        ("layout", pa.string()),
     ]
 )
 
@@ -202,8 +204,9 @@ WRITTEN_SCHEMA = pa.schema(
 )
 
 
-# What one model version answered to a review; exactly one row per (review_id, model_version). `abstained`: the confidence is
-# below the version's threshold for the label. `role` is what the version was when it answered: champion or challenger.
+# What one model version answered to a review; exactly one row per (review_id, text_hash, model_version), so that a review which
+# was edited is answered anew. `abstained`: the confidence is below the version's threshold for the label. `role` is what the
+# version was when it answered: champion or challenger.
 PREDICTION_SCHEMA = pa.schema(
     [
         ("review_id", pa.string()),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -37,7 +37,10 @@ _MOST_SHARED = 0.1
 _FEWEST_SHARED = 3
 _TEXTS_OF_NO_ID = 3
 
-_Digests = np.ndarray
+Digests = np.ndarray
+# What makes a row that was read the same as another, and one that was refused.
+READ = ("source", "review_id", "text")
+REFUSED = ("source", "reason", "payload")
 
 
 def kind_of(reason: str) -> str:
@@ -59,6 +62,12 @@ def edited_reviews(store: Store, base: Snapshot) -> dict[str, Current]:
     return {row["review_id"]: Current(row["replaced_by"], row["replaced_by_created_at"]) for row in history.to_pylist()}
 
 
+def seen_rows(store: Store, base: Snapshot) -> Digests:
+    """Digests of all rows that the store has seen, sorted."""
+    seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
+    return np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.uint64)
+
+
 class Intake:
     """Takes in rows chunk by chunk and writes those that the store has not seen.
 
@@ -74,8 +83,7 @@ class Intake:
 
     def __init__(self, store: Store, base: Snapshot, options: IngestSettings, *, fill_times: bool = False) -> None:
         self._store, self._options = store, options
-        seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
-        self._seen = np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.uint64)
+        self._seen = seen_rows(store, base)
         self._edited = edited_reviews(store, base)
         self._timeless = _timeless(store, base) if fill_times else set()
         self._outputs: dict[str, list[str]] = {"raw": [], "quarantine": [], "seen": []}
@@ -83,7 +91,7 @@ class Intake:
         self._by_source: dict[str, Counter[str]] = {}
         self._reasons: Counter[str] = Counter()
         self._unknown_dates: list[str] = []
-        self._id_digests: dict[str, list[tuple[_Digests, _Digests]]] = {}
+        self._id_digests: dict[str, list[tuple[Digests, Digests]]] = {}
 
     def take(self, uri: str, name: str, chunks: Iterable[Chunk], *, is_whole: bool) -> tuple[int, Any]:
         """Take in one file or table.
@@ -154,9 +162,9 @@ class Intake:
 
     def _add(self, name: str, chunk: Chunk, last: dict[str, tuple[dict[str, Any], bool]]) -> None:
         rows, quarantined = chunk.rows, chunk.quarantined
-        digests = _row_digests(rows, ("source", "review_id", "text"))
-        bad_digests = _row_digests(quarantined, ("source", "reason", "payload"))
-        self._id_digests.setdefault(name, []).append((_row_digests(rows, ("review_id",)), digests))
+        digests = row_digests(rows, READ)
+        bad_digests = row_digests(quarantined, REFUSED)
+        self._id_digests.setdefault(name, []).append((row_digests(rows, ("review_id",)), digests))
         is_new, is_new_bad = ~np.isin(digests, self._seen), ~np.isin(bad_digests, self._seen)
         if self._edited or self._timeless:
             for position, row in enumerate(rows.to_pylist()):
@@ -205,7 +213,7 @@ class Intake:
                 self._count(row["source"], "raw", 1)
                 self._outputs["raw"].append(self._store.put_table(pa.Table.from_pylist([row], schema=tables.RAW_SCHEMA)))
 
-    def _are_no_ids(self, name: str, parts: list[tuple[_Digests, _Digests]]) -> bool:
+    def _are_no_ids(self, name: str, parts: list[tuple[Digests, Digests]]) -> bool:
         """Whether the ids of a source name something else than its reviews."""
         pairs = np.unique(np.stack([np.concatenate(column) for column in zip(*parts, strict=True)], axis=1), axis=0)
         if not len(pairs):
@@ -237,7 +245,7 @@ def _timeless(store: Store, base: Snapshot) -> set[str]:
     return {key for part in parts for key in part.filter(pc.is_null(part["created_at"]))["review_id"].to_pylist()}
 
 
-def _row_digests(table: pa.Table, columns: tuple[str, ...]) -> _Digests:
+def row_digests(table: pa.Table, columns: Sequence[str]) -> Digests:
     """64 bits a row over `columns`: with ten million rows the odds of any false match are one in 400,000."""
     digests = (
         hashlib.blake2b(json.dumps(values, ensure_ascii=False).encode(), digest_size=8).digest()

@@ -21,8 +21,10 @@ NEW_ROWS = "new_rows"
 _MOSTLY = 0.5
 
 
-def check_rows(settings: Settings, table: tables.Checked, rows: Manifest) -> Manifest:
+def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_batch: bool = True) -> Manifest:
     """Check the rows of ``outputs[table]``; those that fail are named in ``outputs["failed"]``.
+
+    Rows that are no batch, as they have come on several nights, are judged one by one.
 
     Raises
     ------
@@ -33,7 +35,7 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest) -> Man
     schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
     history = [int(volume) for volume in (store.snapshot().state.get(NEW_ROWS) or [])]  # type: ignore[union-attr, arg-type]
     limits = _limits(settings)
-    inputs = {"rows": rows.keys(table), "limits": limits, "history": history}
+    inputs = {"rows": rows.keys(table), "limits": limits, "history": history, "is_batch": is_batch}
     docs = settings.home.expanduser().resolve() / "data_docs"
 
     def work() -> StageResult:
@@ -43,7 +45,8 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest) -> Man
         comparable = comparable_nights(len(frame), history)
         report = check_table(table, frame, limits, history=comparable, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
         # Before anything is committed: a batch that is refused today is checked again tomorrow.
-        raise_for(report)
+        if is_batch:
+            raise_for(report)
         failed = pa.table(
             {
                 "position": pa.array([row.position for row in report.failed_rows], pa.int64()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _SOURCES = "sources"
 _WATERMARKS = "watermarks"
 _REMEMBERED_RUNS = 30
 # Clocks differ and zones are mistaken, but no review is written more than a year from now.
-_LATEST = timedelta(days=366)
+LATEST = timedelta(days=366)
 
 _Source = SourceFile | SqlSource
 
@@ -150,15 +150,14 @@ def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned
     raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
 
 
-def parts_to_commit(ingested: Manifest, cleaned: Manifest) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def parts_to_commit(*manifests: Manifest) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Parts to append to tables, and tables whose earlier parts edits have changed."""
-    append = {
-        table: keys
-        for table in ("raw", "seen", *REWRITTEN, "quarantine", "history")
-        if (keys := [*ingested.keys(table), *cleaned.keys(table)])
-    }
-    replace = {table: keys for table in REWRITTEN if (keys := cleaned.keys(f"stored_{table}"))}
-    return append, replace
+
+    def named(prefix: str, names: Sequence[str]) -> dict[str, list[str]]:
+        found = {table: [key for manifest in manifests for key in manifest.keys(prefix + table)] for table in names}
+        return {table: keys for table, keys in found.items() if keys}
+
+    return named("", ("raw", "seen", *REWRITTEN, "quarantine", "history")), named("stored_", REWRITTEN)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ def _read(
 ) -> StageResult:
     options = settings.ingest
     watermarks: dict[str, Any] = base.state.get(_WATERMARKS) or {}  # type: ignore[assignment]
-    latest = datetime.now(UTC) + _LATEST
+    latest = datetime.now(UTC) + LATEST
     intake = Intake(store, base, options, fill_times=fill_times)
     names = [options.source_name or source.name for source in sources]
     state: dict[str, dict[str, Any]] = {_SOURCES: {}, _WATERMARKS: {}}

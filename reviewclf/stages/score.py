@@ -63,8 +63,9 @@ def select(settings: Settings) -> Manifest:
         by_champions, by_this = _answered(store, snapshot, champion)
         shards = _Shards(store, settings.scoring.shard_rows)
         for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_hash", "text", "text_clean"]):
-            fresh = pc.invert(pc.is_in(part["review_id"], value_set=by_champions))
-            wanted = pc.invert(pc.is_in(part["review_id"], value_set=by_this))
+            reviews = _with_texts(part)
+            fresh = pc.invert(pc.is_in(reviews, value_set=by_champions))
+            wanted = pc.invert(pc.is_in(reviews, value_set=by_this))
             if not settings.scoring.rescore_on_promotion:
                 wanted = pc.and_(wanted, fresh)
             shards.add(part.append_column("fresh", fresh).filter(wanted))
@@ -83,7 +84,7 @@ def select(settings: Settings) -> Manifest:
             },
         )
 
-    manifest = store.run_stage("select_unscored", 1, inputs, work)
+    manifest = store.run_stage("select_unscored", 2, inputs, work)
     if not manifest.counts["pending"]:
         return _skipped(f"nothing to score: champion version {champion} has no new reviews to answer")
     return manifest
@@ -156,7 +157,7 @@ def score(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Mani
 
 
 def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) -> Manifest:
-    """Make the answers visible in the table `predictions`: exactly one row per review and model version.
+    """Make the answers visible in the table `predictions`: exactly one row per review, its text and model version.
 
     What another run has published since the reviews were selected is left out.
 
@@ -210,7 +211,7 @@ def read_predictions(settings: Settings, *, version: str | None = None, role: st
     ----------
     version, role : str, optional
         Only answers of this model version, or given as ``champion`` or ``challenger``. Without a version, a review that several
-        champions have answered has the newest answer of each role.
+        champions have answered has the newest answer of each role. Answers to texts that were edited since are left out.
 
     Returns
     -------
@@ -235,14 +236,17 @@ def read_predictions(settings: Settings, *, version: str | None = None, role: st
         raise DataContractError(
             f"{settings.store_uri}: holds no predictions like that; the DAG reviews_score writes them once there is a champion"
         )
-    clean = store.read_table(snapshot.keys("clean"), ["review_id", "text_clean"], schema=tables.CLEAN_SCHEMA).to_pandas()
+    columns = ["review_id", "text_hash", "text_clean"]
+    clean = store.read_table(snapshot.keys("clean"), columns, schema=tables.CLEAN_SCHEMA).to_pandas()
+    answers = answers.merge(clean, on=["review_id", "text_hash"])
     copies = store.read_table(
         snapshot.keys("duplicates"), ["review_id", "duplicate_of"], schema=tables.DUPLICATE_SCHEMA
     ).to_pandas()
-    named = answers.merge(clean, on="review_id", how="left")
-    again = copies.merge(named.rename(columns={"review_id": "duplicate_of"}), on="duplicate_of").drop(columns="duplicate_of")
+    # A row that came twice is no copy of itself.
+    copies = copies[copies["review_id"] != copies["duplicate_of"]].drop_duplicates("review_id")
+    again = copies.merge(answers.rename(columns={"review_id": "duplicate_of"}), on="duplicate_of").drop(columns="duplicate_of")
     columns = ["review_id", "text_clean", *tables.PREDICTION_SCHEMA.names[1:]]
-    both: pd.DataFrame = pd.concat([named[columns], again[columns]], ignore_index=True)
+    both: pd.DataFrame = pd.concat([answers[columns], again[columns]], ignore_index=True)
     return both
 
 
@@ -291,12 +295,18 @@ class _Shards:
 
 
 def _answered(store: Store, snapshot: Snapshot, version: str) -> tuple[pa.Array, pa.Array]:
-    """Ids of the reviews that any champion, and that this version in any role, has answered."""
+    """The reviews, with their texts, that any champion, and that this version in any role, has answered."""
     by_champions, by_this = [], []
-    for part in store.iter_tables(snapshot.keys("predictions"), ["review_id", "model_version", "role"]):
-        by_champions.append(part.filter(pc.equal(part["role"], CHAMPION))["review_id"])
-        by_this.append(part.filter(pc.equal(part["model_version"], version))["review_id"])
+    for part in store.iter_tables(snapshot.keys("predictions"), ["review_id", "text_hash", "model_version", "role"]):
+        reviews = _with_texts(part)
+        by_champions.append(reviews.filter(pc.equal(part["role"], CHAMPION)))
+        by_this.append(reviews.filter(pc.equal(part["model_version"], version)))
     return _joined(by_champions), _joined(by_this)
+
+
+def _with_texts(part: pa.Table) -> pa.ChunkedArray:
+    """Review and text as one: a review that was edited is answered anew."""
+    return pc.binary_join_element_wise(part["review_id"], part["text_hash"], "\n")
 
 
 def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
@@ -304,17 +314,17 @@ def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
 
 
 def _unpublished(store: Store, base: Snapshot, keys: Sequence[str]) -> list[str]:
-    """Parts with those rows of `keys` whose review and version `base` does not hold; usually the same parts."""
+    """Parts with those rows of `keys` whose review, text and version `base` does not hold; usually the same parts."""
     known: dict[str, list[pa.ChunkedArray]] = {}
-    for part in store.iter_tables(base.keys("predictions"), ["review_id", "model_version"]):
+    for part in store.iter_tables(base.keys("predictions"), ["review_id", "text_hash", "model_version"]):
         for version in part["model_version"].unique().to_pylist():
-            known.setdefault(version, []).append(part.filter(pc.equal(part["model_version"], version))["review_id"])
+            known.setdefault(version, []).append(_with_texts(part.filter(pc.equal(part["model_version"], version))))
     new = []
     for key in keys:
         part = store.read_table([key], schema=tables.PREDICTION_SCHEMA)
         # A part is one version's.
         there = _joined(known.get(part["model_version"][0].as_py(), []))
-        rows = part.filter(pc.invert(pc.is_in(part["review_id"], value_set=there)))
+        rows = part.filter(pc.invert(pc.is_in(_with_texts(part), value_set=there)))
         if rows.num_rows == part.num_rows:
             new.append(key)
         elif rows.num_rows:

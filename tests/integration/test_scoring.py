@@ -25,6 +25,7 @@ from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import score as score_stages
 from reviewclf.stages.score import latest_report, read_predictions
 from reviewclf.storage import Snapshot, Store
+from reviewclf.text import text_hash
 from tests.integration.test_stages import Killed, run_ingest, run_label, run_retrain
 from tests.simulated_nights import ROOT, template_reviews
 
@@ -346,3 +347,27 @@ def test_export_gives_exact_copies_the_answer_of_the_first(make_settings: Callab
     assert exported.loc["c1", "label"] == exported.loc["c0", "label"]
     assert exported.loc["c1", "text_clean"] == exported.loc["c0", "text_clean"]
     assert exported.index.is_unique
+
+
+def test_edited_review_is_answered_anew_and_its_newest_text_is_exported(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    first, second, other = fresh_texts()[:3]
+    add_reviews(settings, [first, other, other], "e")
+    run_score(settings)
+    add_reviews(settings, [second, other, other], "e")
+    published, _ = run_score(settings)
+    assert counts_of(published) == (1, 1)
+    assert (predictions(settings)["review_id"] == "e0").sum() == 2
+    exported = read_predictions(settings, role=CHAMPION).set_index("review_id")
+    assert exported.index.is_unique
+    assert exported.loc["e0", "text_hash"] == text_hash(second)
+    # A copy takes the place of the review that is edited, and is answered under its own id.
+    add_reviews(settings, [second, first, other], "e")
+    published, _ = run_score(settings)
+    assert counts_of(published) == (2, 2)
+    exported = read_predictions(settings, role=CHAMPION).set_index("review_id")
+    assert [exported.loc[key, "text_hash"] for key in ("e0", "e1", "e2")] == [text_hash(t) for t in (second, first, other)]
+
+
+def counts_of(published: Manifest) -> tuple[int, int]:
+    return published.counts["reviews"], published.counts["fresh"]

@@ -414,9 +414,8 @@ def test_what_tools_keep_beside_data_is_no_data(tmp_path: Path, beside: str, sou
 def test_hidden_paths_that_are_asked_for_are_read(tmp_path: Path) -> None:
     write(tmp_path, "review_id,text\n1,a\n", "_new/reviews.csv")
     for source in ("_new", "_new/*.csv", "_new/reviews.csv", "_*/*.csv"):
-        assert [file.name.rpartition("/")[2] for file in list_source(f"{tmp_path}/{source}", IngestSettings())] == [
-            "reviews.csv"
-        ]
+        (file,) = list_source(f"{tmp_path}/{source}", IngestSettings())
+        assert file.uri == str(tmp_path / "_new" / "reviews.csv")
 
 
 @pytest.mark.case(68)

@@ -18,7 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from reviewclf.data.sources.columnar import read_parquet
 from reviewclf.data.sources.decoding import text_lines
-from reviewclf.data.sources.layout import recognise, rows_of
+from reviewclf.data.sources.delimited import records
+from reviewclf.data.sources.layout import Layout, recognise, rows_among, rows_of
 from reviewclf.data.sources.options import ReadOptions
 from reviewclf.data.sources.rows import BadRow, GoodRow, check_columns
 from reviewclf.errors import DataContractError
@@ -225,10 +226,34 @@ def _delimited(uri: str, options: ReadOptions) -> Iterator[Row]:
         return
     if options.needs_text:
         check_columns(uri, layout.columns, options)
-    empty = ("", r"\N") if layout.quoting == "backslash" else ("",)
     for number, (fields, payload) in enumerate(rows_of(uri, layout, options), start=1):
-        if isinstance(fields, str):
-            yield BadRow(number, fields, payload)
-        else:
-            values = {name: None if value in empty else value for name, value in zip(layout.columns, fields, strict=True)}
-            yield GoodRow(number, values, payload)
+        yield _row(number, fields, payload, layout)
+
+
+def _row(number: int, fields: list[str] | str, payload: str, layout: Layout) -> Row:
+    if isinstance(fields, str):
+        return BadRow(number, fields, payload, json.dumps(layout, ensure_ascii=False))
+    empty = ("", r"\N") if layout.quoting == "backslash" else ("",)
+    values = {name: None if value in empty else value for name, value in zip(layout.columns, fields, strict=True)}
+    return GoodRow(number, values, payload)
+
+
+def reread(row: BadRow, layout: Layout | None, options: ReadOptions) -> Row:
+    """Read a row again that was refused: a line of a delimited file of this layout or, without one, a line of JSON."""
+    if layout is None:
+        values = _load(row.payload)
+        if isinstance(values, str):
+            return row._replace(reason=f"malformed_json: {values}")
+        if options.text_column not in values:
+            return row._replace(reason=f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}")
+        return GoodRow(row.row_number, values, row.payload)
+    layout = layout._replace(separator=options.known_separator() or layout.separator)
+    if options.quoting != "auto":
+        layout = layout._replace(quoting=options.quoting)
+    lines = iter(row.payload.splitlines(keepends=True))
+    found = list(rows_among(records(lines, layout.separator, layout.quoting), layout))
+    if len(found) != 1:
+        return row
+    if options.text_column not in layout.columns:
+        return row._replace(reason=f"no_text: no column {options.text_column!r}; found {', '.join(layout.columns)}")
+    return _row(row.row_number, found[0][0], row.payload, layout)

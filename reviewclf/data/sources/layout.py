@@ -147,6 +147,11 @@ def rows_of(uri: str, layout: Layout, options: ReadOptions) -> Iterator[tuple[li
     """Rows below the header: the fields, or why there are none, and what came in."""
     found = records(_lines(uri, options), layout.separator, layout.quoting)
     next(found)
+    return rows_among(found, layout)
+
+
+def rows_among(found: Iterator[Record], layout: Layout) -> Iterator[tuple[list[str] | str, str]]:
+    """Records as rows: the fields, or why there are none, and what came in."""
     n = len(layout.columns)
     for record in found:
         fields = record.fields

@@ -27,11 +27,12 @@ class Chunk(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that could not be read: its number, why, and what came in."""
+    """A row that could not be read: its number, why, what came in and, of delimited files, how they were laid out, as JSON."""
 
     row_number: int
     reason: str
     payload: str
+    layout: str | None = None
 
 
 class GoodRow(NamedTuple):
@@ -90,6 +91,7 @@ def make_chunk(
                 "reason": storable(row.reason),
                 "payload": storable(row.payload),
                 "source": storable(source),
+                "layout": row.layout,
             }
         )
     return Chunk(pa.Table.from_pylist(good, schema=RAW_SCHEMA), pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA), watermark)
