@@ -7,11 +7,11 @@ from reviewclf.text.cleaning import (
     cyrillic_share,
     form_hash,
     normal_form,
-    redact,
     text_hash,
 )
 from reviewclf.text.lookalikes import folded
 from reviewclf.text.misread import is_misread, repaired
+from reviewclf.text.redaction import redact
 
 __all__ = [
     "clean_text",

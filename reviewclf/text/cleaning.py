@@ -11,13 +11,12 @@ import hashlib
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Iterable
 from html.entities import html5
-from typing import Any
 
 from reviewclf.text.lookalikes import folded, with_one_alphabet
 from reviewclf.text.misread import repaired
+from reviewclf.text.phones import DIGITS, without_phones
 
 # Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
 # still changes after this many was built to do so.
@@ -33,18 +32,18 @@ _RUSSIAN = re.compile(r"[\t\n\r !-%'-;=>?\[-`{-~А-яЁё«»—–…“”„�
 
 # --- characters -------------------------------------------------------------------------------------------------------
 # Format characters, variation selectors, private use, surrogates, noncharacters: invisible, so they leave no gap.
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
     r"\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]+"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffc\ufffd]+")
 # Full-width and half-width forms, mathematical letters, Latin ligatures: the same letters in fancy dress. The rest of NFKC
 # would turn ½ into 1⁄2, м² into м2, № into No and ° º into letters, and is left alone.
-_FANCY = re.compile(r"[\ufb00-\ufb06\uff01-\uffef\U0001d400-\U0001d7ff]+")
+FANCY = re.compile(r"[\ufb00-\ufb06\uff01-\uffef\U0001d400-\U0001d7ff]+")
 _HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-"))
-_SEPARATORS = _HYPHENS | str.maketrans(dict.fromkeys("\t\u00a0\u2002\u2003\u2007\u2008\u2009\u202f\u3000", " "))
+SEPARATORS = _HYPHENS | str.maketrans(dict.fromkeys("\t\u00a0\u2002\u2003\u2007\u2008\u2009\u202f\u3000", " "))
 # A keycap is a digit in a frame: the frame goes, «4️⃣6️⃣ размер» keeps its 46.
-_KEYCAP = re.compile(r"([0-9])\ufe0f?\u20e3|[#*]\ufe0f?\u20e3|\u20e3")
+KEYCAP = re.compile(r"([0-9])\ufe0f?\u20e3|[#*]\ufe0f?\u20e3|\u20e3")
 # Characters that are emoji only when a variation selector says so: «©», «™», the circled «Ⓜ» of a size alone are text.
 _TEXT_EMOJI = re.compile(r"[\u00a9\u00ae\u2122\u2139\u24c2]\ufe0f")
 # Emoji, dingbats (without the circled digits) and pictographs. Joiners, skin tones, flags and tags are single characters
@@ -99,34 +98,6 @@ _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+|[\w-]++\.рф\b)|(?<![\w.-])[\w.-]++@[\w-]++\.рф\b"
 )
 
-# --- phone numbers ----------------------------------------------------------------------------------------------------
-# Something with enough digits in a row to look at; reviews without it never reach the patterns below.
-_DIGITS = re.compile(r"[0-9][0-9 ()–.-]{8,60}[0-9]")
-_SEP = r"[ .–-]{0,2}"
-_TAIL_OF_10 = "|".join(
-    (
-        rf"\(?[0-9]{{3}}\)?{_SEP}[0-9]{{3}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
-        rf"\(?[0-9]{{3}}\)?{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{3}}",
-        rf"\(?[0-9]{{4}}\)?{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
-        rf"\(?[0-9]{{4}}\)?{_SEP}[0-9]{{3}}{_SEP}[0-9]{{3}}",
-        rf"\(?[0-9]{{5}}\)?{_SEP}[0-9]{{1}}{_SEP}[0-9]{{2}}{_SEP}[0-9]{{2}}",
-    )
-)
-# A candidate is 7 or 8 and ten digits grouped the way people write phones, ten digits beginning with 9 in brackets or
-# hyphens, or an international number behind a plus. Body measures («42-44 170 86 68 168») have none of these shapes, though
-# the library alone would call some of them valid.
-_PHONE = re.compile(
-    rf"(?:\+7{_SEP}(?:{_TAIL_OF_10})|\+[0-9](?:[ ().–-]{{0,2}}[0-9]){{9,14}}"
-    rf"|(?<![0-9A-Za-z_+])(?<![0-9A-Za-z][–./-])[78]{_SEP}(?:{_TAIL_OF_10})"
-    r"|(?<![0-9A-Za-z_+])(?<![0-9A-Za-z][–./-])(?:\(9[0-9]{2}\) ?|9[0-9]{2}-)[0-9]{3}[ -]?[0-9]{2}[ -]?[0-9]{2}"
-    r")(?![0-9])(?![–./-][0-9])"
-)
-# A number that these words announce is a parcel's or an order's.
-_NO_PHONE_BEFORE = re.compile(
-    r"(?:тр[еэ]к|track|заказ|посылк|накладн|артикул|штрих|шпи|код)\w{0,12}[\s:№#-]{0,4}$", re.IGNORECASE
-)
-_CARD = re.compile(r"(?<![0-9A-Za-z_])(?<![0-9][ –.-])[0-9](?:[ –-]?[0-9]){12,18}(?![0-9])")
-
 _CYRILLIC = re.compile(r"[\u0400-\u0481\u048a-\u052f\u1c80-\u1c8a\ua640-\ua66e\ua680-\ua69d]")
 _WORD = re.compile(r"[^\W_]+")
 # Letters that no pattern of this package looks at: without those that misread text is made of.
@@ -177,7 +148,7 @@ def normal_form(text: str) -> str:
     """
     folded = text.casefold()
     if not _PLAIN.fullmatch(folded):
-        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _INVISIBLE.sub("", folded)).casefold())
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", INVISIBLE.sub("", folded)).casefold())
         folded = _MARK.sub("", folded)
     return " ".join(_WORD.findall(folded.replace("ё", "е")))
 
@@ -206,25 +177,6 @@ def cyrillic_share(text: str) -> float:
     return len(_CYRILLIC.findall(text)) / letters if letters else 0.0
 
 
-def redact(text: str) -> str:
-    """Put placeholders for what must not leave the machine.
-
-    Links become «[ссылка]», e-mail addresses «[почта]», card numbers (13 to 19 digits that pass the Luhn check) «[карта]»,
-    phone numbers «[телефон]». All else stays as it is, except what could hide a number: invisible characters go, full-width
-    forms, special hyphens and spaces become plain. Stricter than :func:`clean_text`: a number that could be a parcel's is
-    taken for a phone.
-    """
-    text = _FANCY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), _INVISIBLE.sub("", text)).translate(_SEPARATORS)
-    for _ in range(_PASSES):
-        before = text
-        text = _without_addresses(text, link="[ссылка]", email="[почта]")
-        text = _CARD.sub(lambda match: "[карта]" if _passes_luhn(match[0]) else match[0], text)
-        text = _without_phones(text, "[телефон]", trust_context=False)
-        if text == before:
-            break
-    return text
-
-
 def _clean_once(text: str) -> str:
     beginning = _RUSSIAN.match(text)
     end = beginning.end() if beginning else 0
@@ -240,15 +192,15 @@ def _clean_once(text: str) -> str:
     if not russian:
         text = with_one_alphabet(text)
     if (".рф" in text or ".РФ" in text) if russian else (not plain or "://" in text or _HOST_HINT.search(text)):
-        text = _without_addresses(text, link=" ", email=" ")
-    if _DIGITS.search(text):
-        text = _without_phones(text, " ", trust_context=True)
+        text = without_addresses(text, link=" ", email=" ")
+    if DIGITS.search(text):
+        text = without_phones(text, " ", trust_context=True)
     return text if text is joined else " ".join(text.split())
 
 
 def _is_settled(text: str) -> bool:
     """Whether another pass surely changes nothing; a cheap test that holds for nearly all reviews."""
-    return _PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not _DIGITS.search(text)
+    return _PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not DIGITS.search(text)
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -258,16 +210,17 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def _normalise_characters(text: str) -> str:
-    text = _KEYCAP.sub(r"\1", text)
+    text = KEYCAP.sub(r"\1", text)
     text = _TEXT_EMOJI.sub(" ", text)
-    text = _INVISIBLE.sub("", text)
+    text = INVISIBLE.sub("", text)
     text = _CONTROL.sub(" ", text)
     text = _EMOJI.sub(" ", text)
-    text = _FANCY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    text = FANCY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     return unicodedata.normalize("NFC", text.translate(_HYPHENS))
 
 
-def _without_addresses(text: str, *, link: str, email: str) -> str:
+def without_addresses(text: str, *, link: str, email: str) -> str:
+    """Put one string for each link and another for each e-mail address."""
     if "@" in text:
         text = _EMAIL.sub(email, text)
     text = _LINK.sub(link, text)
@@ -280,49 +233,3 @@ def _is_link(match: re.Match[str]) -> bool:
         return True
     last = host.rpartition(".")[2].lower()
     return last in (_DOMAINS_WITH_PATH if match["path"] else _DOMAINS)
-
-
-def _without_phones(text: str, placeholder: str, *, trust_context: bool) -> str:
-    def replace(match: re.Match[str]) -> str:
-        announced = trust_context and _NO_PHONE_BEFORE.search(text[max(0, match.start() - 30) : match.start()])
-        return match[0] if announced else _phone_replaced(match[0], placeholder)
-
-    return _PHONE.sub(replace, text)
-
-
-def _phone_replaced(candidate: str, placeholder: str) -> str:
-    """Replace the longest beginning of `candidate` that is a valid number; an international one may run into a size."""
-    is_valid = _phone_validator()
-    number = candidate
-    while True:
-        if is_valid(number):
-            return placeholder + candidate[len(number) :]
-        # Shorten by whole groups only: half of a group is not what the writer meant.
-        shorter = re.match(r"(.*[0-9])[^0-9]+[0-9]+$", number)
-        if not shorter or sum(map(str.isdigit, shorter[1])) < 10:
-            return candidate
-        number = shorter[1]
-
-
-@cache
-def _phone_validator() -> Callable[[str], bool]:
-    # Imported on the first candidate: most batches have none.
-    import phonenumbers
-
-    def is_valid(number: str) -> bool:
-        digits = "".join(filter(str.isdigit, number))
-        # Without a plus 7 stands for +7; the library would read it as the beginning of a national number.
-        plus = number.startswith("+") or (len(digits) == 11 and digits[0] == "7")
-        try:
-            parsed: Any = phonenumbers.parse(f"+{digits}" if plus else digits, "RU")
-        except phonenumbers.NumberParseException:
-            return False
-        return bool(phonenumbers.is_valid_number(parsed))
-
-    return is_valid
-
-
-def _passes_luhn(number: str) -> bool:
-    digits = [int(char) for char in number if char.isdigit()]
-    doubled = (2 * digit - 9 * (digit > 4) for digit in digits[-2::-2])
-    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
