@@ -11,7 +11,8 @@ With `REVIEWCLF_REVIEW__WAIT=true` the run waits between votes and labels, ten h
 through the queue of doubtful labels (`reviewclf review export`, `reviewclf review import`) and says so under Required Actions.
 
 **When it fails.** Every vote is kept the moment it exists; clearing a failed shard asks only for what is missing. A
-labelling server that is away makes `annotate` wait (up for reschedule) and look again every minute.
+labelling server that is away makes `annotate` wait (up for reschedule) and look again every minute; a wrong address, key
+or model, an empty account, or a model whose thoughts leave no room for answers, fails it at once with the way out.
 """
 
 from __future__ import annotations

@@ -111,10 +111,10 @@ def forget_journals(
     return removed
 
 
-def forget_all(store: Store, folder: str, *, idle: timedelta = timedelta(0)) -> None:
-    """Remove all journals of a folder that nobody has written to for so long."""
+def forget_all(store: Store, folder: str, *, idle: timedelta | None = None) -> None:
+    """Remove all journals of a folder, or those that nobody has written to for so long."""
     for key, written in store.journals(folder).items():
-        if datetime.now(UTC) - written >= idle:
+        if idle is None or datetime.now(UTC) - written >= idle:
             store.remove_journal(key)
 
 

@@ -322,7 +322,7 @@ class ChatClient:
         try:
             # Errors on the way to a reply, and what the client makes of odd ones.
             response = call(self._connect()).http_response
-            text = str(response.text)
+            text = str(response.text).removeprefix("\ufeff")
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise problem_of_error(error, self.options) from error
         kind = str(response.headers.get("content-type", "")).casefold()

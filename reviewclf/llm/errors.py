@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -66,11 +69,13 @@ def _body(error: Any) -> Any:
 
 
 def _retry_after(headers: Any) -> float | None:
+    """Seconds that the server asks to wait; it may give them as a number or as a time of day."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) / unit)
-        except (KeyError, ValueError):
-            continue
+        said = headers.get(name)
+        with contextlib.suppress(TypeError, ValueError):
+            return max(0.0, float(said) / unit)
+        with contextlib.suppress(TypeError, ValueError):
+            return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
     return None
 
 

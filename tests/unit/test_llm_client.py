@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from reviewclf.augmentation.generators.openai import OpenAIGenerator
@@ -14,6 +19,8 @@ from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 from reviewclf.labeling.run import run_llm
+from reviewclf.llm.errors import problem_of_error
+from reviewclf.llm.problems import Kind
 from reviewclf.settings import AugmentationSettings, LLMSettings, load_settings
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import Answer, ChatServer, completion, running, shown
@@ -303,14 +310,37 @@ def test_spent_account_is_not_waited_for(server: ChatServer, answer: Answer) -> 
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize(
-    "base_url", ["http://no-such-host.invalid/v1", "127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "https://127.0.0.1:{port}/v1"]
-)
+@pytest.mark.parametrize("base_url", ["127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "https://127.0.0.1:{port}/v1"])
 def test_wrong_address_is_not_waited_for(server: ChatServer, base_url: str) -> None:
     address = base_url.format(port=server.http.server_port)
     with pytest.raises(LabelingError, match="REVIEWCLF_LLM__BASE_URL") as raised:
         vote_on(make(server, base_url=address, max_retries=5), "Платье")
     assert not isinstance(raised.value, AnnotatorUnavailableError)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "code", "kind"),
+    [
+        ("https://api.opneai.com/v1", socket.EAI_NONAME, Kind.ADDRESS),
+        # The resolver itself does not answer, and a service beside this one that is being started anew.
+        ("https://api.openai.com/v1", socket.EAI_AGAIN, Kind.AWAY),
+        ("http://vllm:8000/v1", socket.EAI_NONAME, Kind.AWAY),
+    ],
+)
+def test_name_that_nobody_has_is_told_from_a_network_that_is_away(base_url: str, code: int, kind: Kind) -> None:
+    error = openai.APIConnectionError(request=httpx.Request("POST", base_url))  # type: ignore[arg-type]
+    error.__cause__ = httpx.ConnectError("no connection")
+    error.__cause__.__cause__ = socket.gaierror(code, "no such name")
+    assert problem_of_error(error, LLMSettings(base_url=base_url)).kind is kind
+
+
+def test_time_of_day_to_wait_for_is_read(server: ChatServer) -> None:
+    until = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    server.script = lambda request: (429, {"error": {"message": "daily limit"}}, {"Retry-After": until})
+    started = time.monotonic()
+    with pytest.raises(AnnotatorUnavailableError):
+        vote_on(make(server, max_retries=5), "Платье")
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("status", [404, 405, 501, 403, 400])
