@@ -206,7 +206,7 @@ def review_export(
 ) -> None:
     """Write the most doubtful labels, most useful first. Excel runs no formula in the CSV that a review begins with."""
     from reviewclf.data.frames import write_frame
-    from reviewclf.labeling.review import label_studio_config, label_studio_tasks
+    from reviewclf.labeling.label_studio import label_studio_config, label_studio_tasks
     from reviewclf.stages.people import make_queue
     from reviewclf.taxonomy import Taxonomy
 

@@ -8,9 +8,8 @@ annotation: the task's data, the choice under the name of its control, and who a
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +20,7 @@ from reviewclf.data.frames import read_frame
 from reviewclf.data.sources.dates import parse_when
 from reviewclf.data.sources.ids import read_id
 from reviewclf.errors import LabelingError
+from reviewclf.labeling.label_studio import Found, Given, chosen_names, person_of, plain_text, take_task
 from reviewclf.outages import reading
 from reviewclf.taxonomy import match_name
 
@@ -28,8 +28,6 @@ ANSWER_COLUMNS = ["text_hash", "review_id", "text", "label", "annotator", "known
 
 _JSON = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 _QUEUE_COLUMN = "answer"
-# What a result calls the names that were chosen, by the kinds of control that choose among names.
-_CHOICES = ("choices", "taxonomy", "labels")
 _KEYS = ("text_hash", "review_id")
 # Columns of a flat export that are never somebody's choice: Label Studio's own, and those of the queue.
 _NO_CHOICE = frozenset(
@@ -61,28 +59,6 @@ class Answers:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What one person said about one review: the chosen names by control."""
-
-    place: str
-    data: Mapping[str, Any]
-    choices: Mapping[str, list[str]]
-    completed_by: Any = None
-    answered_at: Any = None
-
-
-@dataclass
-class _Found:
-    """All that a file holds, before anything is checked against the taxonomy."""
-
-    name: str
-    given: list[_Given] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    waiting: int = 0
-
-
 def read_answers(uri: str, categories: Sequence[str], *, control: str | None = None) -> Answers:
     """Read people's answers from a file, whatever it was exported as.
 
@@ -110,7 +86,7 @@ def read_answers(uri: str, categories: Sequence[str], *, control: str | None = N
 
 def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: str, control: str | None = None) -> Answers:
     """People's answers from a table: the filled-in queue, or Label Studio's CSV or TSV; see :func:`read_answers`."""
-    found = _Found(name)
+    found = Found(name)
     rows = [(f"{name}, row {number}", row) for number, row in enumerate(_records(frame), start=1)]
     if not rows:
         raise LabelingError(f"{name}: holds no rows, only a header ({', '.join(map(str, frame.columns))})")
@@ -120,19 +96,19 @@ def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: 
 
 def answers_from_json(content: bytes, categories: Sequence[str], *, name: str, control: str | None = None) -> Answers:
     """People's answers from JSON or JSON Lines; see :func:`read_answers`."""
-    found = _Found(name)
+    found = Found(name)
     rows: list[tuple[str, dict[str, Any]]] = []
     foreign: list[str] = []
     for position, item in enumerate(_objects(content, name), start=1):
-        place = f"{name}, task {_text(item.get('id')) or f'at place {position}'}" if isinstance(item, dict) else name
+        place = f"{name}, task {plain_text(item.get('id')) or f'at place {position}'}" if isinstance(item, dict) else name
         if not isinstance(item, dict):
             foreign.append(f"{place}: what stands at place {position} is no task, but {type(item).__name__}")
         elif isinstance(item.get("result"), list) and isinstance(item.get("task"), dict):
-            place = f"{name}, task {_text(item['task'].get('id')) or position}"
-            _take_task(found, place, item["task"].get("data"), [item])
+            place = f"{name}, task {plain_text(item['task'].get('id')) or position}"
+            take_task(found, place, item["task"].get("data"), [item])
         elif isinstance(item.get("data"), dict):
             annotations = item.get("annotations", item.get("completions"))
-            _take_task(found, place, item["data"], annotations if isinstance(annotations, list) else [])
+            take_task(found, place, item["data"], annotations if isinstance(annotations, list) else [])
             if not annotations and item.get("drafts"):
                 found.notes.append(f"{place}: holds a draft that was not submitted")
         elif any(key in item for key in (*_KEYS, "text", "annotation_id")):
@@ -174,60 +150,11 @@ def _objects(content: bytes, name: str) -> list[Any]:
     return found
 
 
-# -- full tasks ------------------------------------------------------------------------------------------------------
-
-
-def _take_task(found: _Found, place: str, data: Any, annotations: Sequence[Any]) -> None:
-    if not isinstance(data, dict):
-        found.problems.append(f"{place}: does not say which review it is about; export the project as JSON, with its tasks")
-        return
-    found.waiting += not annotations
-    for annotation in annotations:
-        if not isinstance(annotation, dict):
-            found.problems.append(f"{place}: annotation {annotation} is named but not there; export the project as JSON")
-            continue
-        who = annotation.get("completed_by") or annotation.get("created_username")
-        if annotation.get("was_cancelled") or annotation.get("skipped"):
-            found.notes.append(f"{place}: skipped by {_person(who)[0] or 'somebody'}")
-            continue
-        when = annotation.get("updated_at") or annotation.get("created_at")
-        found.given.append(_Given(place, data, _results(annotation.get("result")), who, when))
-
-
-def _results(results: Any) -> dict[str, list[str]]:
-    """The chosen names by control; other kinds of results (comments, ratings) are left aside."""
-    choices: dict[str, list[str]] = {}
-    for result in results if isinstance(results, list) else []:
-        if isinstance(result, dict) and result.get("type", "choices") in _CHOICES:
-            choices.setdefault(_text(result.get("from_name")), []).extend(_chosen(result.get("value")))
-    return {control: names for control, names in choices.items() if names}
-
-
-def _chosen(value: Any) -> list[str]:
-    """Names in a value of any export: a name, a list of names, ``{"choices": [...]}``, paths in a tree, or one as JSON."""
-    if isinstance(value, str):
-        text = " ".join(value.split())
-        if text[:1] in ("{", "["):
-            try:
-                return _chosen(json.loads(text))
-            except (ValueError, RecursionError):
-                return [text]
-        return [text] if text else []
-    if isinstance(value, Mapping):
-        if isinstance(paths := value.get("taxonomy"), list):
-            # A path leads from the root of a tree to the name that was chosen.
-            return [_text(path[-1] if isinstance(path, list) and path else path) for path in paths]
-        return [name for kind in _CHOICES if kind in value for name in _chosen(value[kind])]
-    if isinstance(value, Iterable):
-        return [name for item in value for name in _chosen(item)]
-    return [_text(value)] if _text(value) else []
-
-
 # -- flat rows -------------------------------------------------------------------------------------------------------
 
 
 def _take_rows(
-    found: _Found, rows: Sequence[tuple[str, dict[str, Any]]], categories: Sequence[str], control: str | None
+    found: Found, rows: Sequence[tuple[str, dict[str, Any]]], categories: Sequence[str], control: str | None
 ) -> None:
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
     exported = "annotation_id" in columns or "lead_time" in columns
@@ -242,13 +169,15 @@ def _take_rows(
     else:
         controls = [_QUEUE_COLUMN]
     for place, row in rows:
-        choices = {name: names for name in controls if (names := _chosen(row.get(name)))}
+        choices = {name: names for name in controls if (names := chosen_names(row.get(name)))}
         # Label Studio writes tasks that nobody has answered with an empty annotation_id.
-        if (exported and "annotation_id" in columns and not _text(row.get("annotation_id"))) or (not exported and not choices):
+        if (exported and "annotation_id" in columns and not plain_text(row.get("annotation_id"))) or (
+            not exported and not choices
+        ):
             found.waiting += 1
             continue
         when = row.get("updated_at") or row.get("created_at") if exported else None
-        found.given.append(_Given(place, row, choices, row.get("annotator"), when))
+        found.given.append(Given(place, row, choices, row.get("annotator"), when))
 
 
 def _controls_among(
@@ -258,11 +187,11 @@ def _controls_among(
     possible = [column for column in columns if column not in _NO_CHOICE]
     if _QUEUE_MARK in columns:
         possible = [column for column in possible if column != _PRESENT_LABEL]
-    answered = [row for _, row in rows if "annotation_id" not in columns or _text(row.get("annotation_id"))]
+    answered = [row for _, row in rows if "annotation_id" not in columns or plain_text(row.get("annotation_id"))]
     fitting = [
         column
         for column in possible
-        if any(match_name(chosen, categories) for row in answered for chosen in _chosen(row.get(column)))
+        if any(match_name(chosen, categories) for row in answered for chosen in chosen_names(row.get(column)))
     ]
     likely = fitting or [column for column in possible if column == _PRESENT_LABEL] or possible
     if not likely or (len(likely) > 1 and not fitting):
@@ -281,15 +210,15 @@ def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(found: _Found, categories: Sequence[str], control: str | None) -> Answers:
+def _checked(found: Found, categories: Sequence[str], control: str | None) -> Answers:
     controls = _controls(found, categories, control)
-    emails = {number: who for who, number in map(_person, (given.completed_by for given in found.given)) if number and who}
+    emails = {number: who for who, number in map(person_of, (given.completed_by for given in found.given)) if number and who}
     rows: list[dict[str, Any]] = []
     problems, notes = list(found.problems), list(found.notes)
     for given in found.given:
         names = list(dict.fromkeys(name for key in controls for name in given.choices.get(key, ())))
         labels = {match_name(name, categories) or name for name in names}
-        who, number = _person(given.completed_by)
+        who, number = person_of(given.completed_by)
         if not names and given.choices:
             there = "; ".join(f"{key}: {', '.join(chosen)}" for key, chosen in given.choices.items())
             problems.append(f"{given.place}: no answer under {' or '.join(controls)}; found {there} (--control names another)")
@@ -302,13 +231,13 @@ def _checked(found: _Found, categories: Sequence[str], control: str | None) -> A
             )
         elif not (label := match_name(names[0], categories)):
             problems.append(f"{given.place}: {names[0]!r} is not in the taxonomy ({', '.join(categories)})")
-        elif not any(_text(given.data.get(key)) for key in (*_KEYS, "text")):
+        elif not any(plain_text(given.data.get(key)) for key in (*_KEYS, "text")):
             problems.append(f"{given.place}: {' and '.join(_KEYS)} are empty or missing: it is not said which review is meant")
         else:
             rows.append(
                 {
                     **{key: read_id(given.data.get(key)) or "" for key in _KEYS},
-                    "text": _text(given.data.get("text")),
+                    "text": plain_text(given.data.get("text")),
                     "label": label,
                     "annotator": emails.get(who, who),
                     "known_as": number,
@@ -323,7 +252,7 @@ def _checked(found: _Found, categories: Sequence[str], control: str | None) -> A
     return Answers(pd.DataFrame(rows, columns=ANSWER_COLUMNS, dtype=object), problems, notes)
 
 
-def _controls(found: _Found, categories: Sequence[str], control: str | None) -> list[str]:
+def _controls(found: Found, categories: Sequence[str], control: str | None) -> list[str]:
     """Names of the controls that answer our question: those with names of the taxonomy, if no task has two such answers."""
     if control is not None:
         return [control]
@@ -341,25 +270,6 @@ def _controls(found: _Found, categories: Sequence[str], control: str | None) -> 
                 f"--control {both[0]}"
             )
     return fitting or every
-
-
-def _person(completed_by: Any) -> tuple[str, str]:
-    """Who answered, and the number under which Label Studio knows them; empty where it is not said."""
-    if isinstance(completed_by, Mapping):
-        number = _text(completed_by.get("id"))
-        return _text(completed_by.get("email") or completed_by.get("username")) or number, number
-    who = _text(completed_by)
-    # What Label Studio's CSV writes for nobody.
-    return ("", "") if who in ("None", "nan") else (who, "")
-
-
-def _text(value: Any) -> str:
-    """An id, a name or a text as text; a number that a table made of a whole one is whole again."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return ""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else "" if math.isnan(value) else str(value)
-    return str(value).strip()
 
 
 def _when(value: Any) -> datetime | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ _FOLDS = 5
 _LEARNED, _PORTION = 10_000, 20_000
 # Rarer classes come forward, gently: a suspicion counts up to twice as much in the rarest.
 _RARE_POWER = 0.1
-_LABEL_STUDIO_CONTROL = "label"
 
 
 def review_queue(
@@ -57,44 +55,6 @@ def review_queue(
         for q, o, row in zip(quality, other, rows[["label", "confidence", "agreement"]].to_dict("records"), strict=True)
     ]
     return rows.sort_values(["suspicion", "text_hash"], ascending=[False, True], kind="stable").reset_index(drop=True)
-
-
-def label_studio_tasks(queue: pd.DataFrame) -> str:
-    """The queue as Label Studio's JSON tasks, each with the present label as a prediction.
-
-    The labelling configuration that fits is :func:`label_studio_config`.
-    """
-    tasks = [
-        {
-            "data": {name: row[name] for name in ("review_id", "text_hash", "text", "reason")},
-            "predictions": [
-                {
-                    "score": row["confidence"],
-                    "result": [
-                        {
-                            "from_name": _LABEL_STUDIO_CONTROL,
-                            "to_name": "text",
-                            "type": "choices",
-                            "value": {"choices": [row["label"]]},
-                        }
-                    ],
-                }
-            ],
-        }
-        for row in queue.to_dict("records")
-    ]
-    return json.dumps(tasks, ensure_ascii=False, indent=1)
-
-
-def label_studio_config(categories: Sequence[str]) -> str:
-    """Label Studio's labelling configuration for these categories."""
-    from xml.sax.saxutils import quoteattr
-
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in categories)
-    return (
-        f'<View>\n  <Text name="text" value="$text"/>\n  <Choices name="{_LABEL_STUDIO_CONTROL}" toName="text" choice="single" '
-        f'showInLine="true">\n{choices}\n  </Choices>\n</View>\n'
-    )
 
 
 def _reason(quality: float, other: str, row: Mapping[Any, Any]) -> str:

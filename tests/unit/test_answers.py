@@ -14,7 +14,7 @@ import pytest
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.answers import Answers, answers_from_frame, answers_from_json, read_answers
-from reviewclf.labeling.review import label_studio_tasks
+from reviewclf.labeling.label_studio import label_studio_tasks
 from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy

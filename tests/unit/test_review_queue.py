@@ -6,10 +6,8 @@ import pandas as pd
 import pytest
 
 from reviewclf.labeling.keywords import keyword_label
-from reviewclf.labeling.review import (
-    label_studio_config,
-    review_queue,
-)
+from reviewclf.labeling.label_studio import label_studio_config
+from reviewclf.labeling.review import review_queue
 from reviewclf.labeling.votes import aggregate_llm_votes
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
