@@ -1,0 +1,99 @@
+"""Edits over several nights: the tables hold each review's newest text once, and its older ones in history."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reviewclf import tables
+from reviewclf.data.cleaning import CleanedPart, Cleaner
+from reviewclf.data.edits import apply_edits
+from reviewclf.storage import Store
+from reviewclf.text import text_hash
+
+# (id, text): few of each, so that reviews are edited, copied and edited back.
+night = st.lists(
+    st.tuples(st.sampled_from("12345"), st.sampled_from(["Плед", "плед!", "Туфли", "Чайник", "Кукла"])), max_size=8
+)
+
+
+def live(store: Store, rows: list[tuple[str, str]], number: int) -> Cleaner:
+    """Clean one night's rows on top of the store, in two chunks, and commit them."""
+    base = store.snapshot()
+    cleaner = Cleaner(similarity=0.7)
+    for clean, signatures in zip(
+        store.iter_tables(base.keys("clean")), store.iter_tables(base.keys("signatures")), strict=True
+    ):
+        cleaner.know(clean, signatures)
+    for copies in store.iter_tables(base.keys("duplicates")):
+        cleaner.know_duplicates(copies)
+    raw = pa.Table.from_pylist(
+        [
+            {"review_id": key, "text": text, "source": "a.csv", "extra": "{}", "row_number": n}
+            for n, (key, text) in enumerate(rows)
+        ],
+        schema=tables.RAW_SCHEMA,
+    )
+    new: dict[str, list[str]] = {name: [] for name in CleanedPart._fields if name not in ("known", "quarantine")}
+    for chunk in (raw.slice(0, 3), raw.slice(3)):
+        part = cleaner.clean(chunk, {})
+        for name in new:
+            if getattr(part, name).num_rows:
+                new[name].append(store.put_table(getattr(part, name)))
+    replace: dict[str, list[str]] = {}
+    if cleaner.edits:
+        applied = apply_edits(store, base, new, cleaner)
+        new, replace = applied.new, applied.stored
+    store.commit(base, key=f"night {number}", append=new, replace=replace)
+    return cleaner
+
+
+def rows_of(store: Store, table: str) -> list[dict[str, Any]]:
+    return [row for part in store.iter_tables(store.snapshot().keys(table)) for row in part.to_pylist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(night, min_size=1, max_size=4))
+def test_tables_hold_what_each_review_says_now_and_what_it_said_before(nights: list[list[tuple[str, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(str(Path(folder) / "store"))
+        now: dict[str, str] = {}
+        edits: list[tuple[str, str, str]] = []
+        for number, rows in enumerate(nights):
+            live(store, rows, number)
+            for key, text in rows:
+                if key in now and now[key] != text_hash(text):
+                    edits.append((key, now[key], text_hash(text)))
+                now[key] = text_hash(text)
+        clean, duplicates = rows_of(store, "clean"), rows_of(store, "duplicates")
+        owners = {row["text_hash"]: row["review_id"] for row in clean}
+        assert len(owners) == len(clean)
+        assert set(owners) == set(now.values())
+        assert all(now[row["review_id"]] == row["text_hash"] == text_hash(row["text"]) for row in clean)
+        assert all(now[row["review_id"]] == row["text_hash"] for row in duplicates)
+        assert all(row["duplicate_of"] == owners[row["text_hash"]] for row in duplicates)
+        assert {row["review_id"] for row in [*clean, *duplicates]} == set(now)
+        history = rows_of(store, "history")
+        assert [(row["review_id"], row["text_hash"], row["replaced_by"]) for row in history] == edits
+        assert all(text_hash(row["text"]) == row["text_hash"] for row in history)
+        snapshot = store.snapshot()
+        for part, signatures in zip(snapshot.keys("clean"), snapshot.keys("signatures"), strict=True):
+            assert store.read_table([part])["text_hash"].equals(store.read_table([signatures])["text_hash"])
+        assert {row["review_id"] for row in rows_of(store, "near_duplicates")} <= {row["review_id"] for row in clean}
+
+
+def test_edits_change_only_the_parts_that_hold_the_texts(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    live(store, [("1", "Плед")], 0)
+    live(store, [("2", "Туфли")], 1)
+    before = store.snapshot()
+    live(store, [("2", "Чайник")], 2)
+    after = store.snapshot()
+    for table in ("clean", "signatures"):
+        assert after.keys(table)[0] == before.keys(table)[0]
+        assert len(after.keys(table)) == len(before.keys(table)) + 1
