@@ -29,9 +29,8 @@ _MARKUP = re.compile(
     _any(
         r"<[|｜][^|｜<>]{0,40}[|｜]>|</?s>|<</?SYS>>|\[/?INST\]|<(?:start|end)_of_turn>",
         rf"</?\s*(?:отзыв|reviews?|think(?:ing)?|message|{_ROLE})\s*/?>",
-        rf"^\s*#+\s*(?:{_ROLE}|response)\b[: ]*",
-        rf"^\s*\[?(?:{_ROLE})(?: prompt| message)?\]?\s*:(?=.*\b[1-9]\W*$)",
-        r"^\s*\[(?:system|assistant|user)\]|^\s*(?:system|assistant|user|human) ?(?:prompt|message)?:",
+        rf"^[ \t]*#+\s*(?:{_ROLE}|response)\b[: ]*",
+        r"^[ \t]*\[(?:system|assistant|user)\]|^[ \t]*(?:system|assistant|user|human) ?(?:prompt|message)?:",
     ),
     re.IGNORECASE | re.MULTILINE,
 )
@@ -42,7 +41,7 @@ _IMITATED_ANSWER = re.compile(
         r"(?i:(?:<\|[^|<>]{0,40}\|>|<start_of_turn>)\s*(?:assistant|model|ассистент)\s*(?:<\|[^|<>]{0,40}\|>)?\s*[1-9](?!\w))",
         rf"(?i:<\s*(?P<tag>{_KEY}|response)\s*>[^<>]{{0,200}}<\s*/\s*(?P=tag)\s*>)",
         rf"(?i:\{{[^{{}}]{{0,300}}[\"'«](?:{_KEY}|номер|код|code)[\"'»]\s*:[^{{}}]{{0,300}}\}}?)",
-        rf"(?i:[\"'](?:{_KEY})[\"']\s*[:=]\s*[\"'«]?[\w ]{{1,60}}[\"'»]?)",
+        rf"(?i:[\"'](?:{_KEY})[\"']\s*[:=]\s*(?:[\"'«][\w ]{{1,60}}[\"'»]|[1-9](?!\w)))",
         # Base64, percent-encoded and escaped text: no word of a shopper is like that.
         r"(?<![\w+/])(?=[A-Za-z+/]*[0-9])(?=[A-Z0-9+/]*[a-z])[A-Za-z0-9+/]{28,}={0,2}(?![\w+/])",
         r"(?:%[0-9A-Fa-f]{2}){6,}",
@@ -53,8 +52,8 @@ _IMITATED_ANSWER = re.compile(
 # -- what gives orders -------------------------------------------------------------------------------------------------
 
 _MODEL = (
-    r"ассистент|классификатор|нейросет\w*|бот|робот|ии|языков\w+ модел\w+|разметчик|ai|assistant|classifier|model|bot|llm|gpt"
-    r"|chatgpt"
+    r"ассистент|классификатор|нейросет\w*|бот|ии|языков\w+ модел\w+|разметчик|ai|assistant|classifier|(?:language|ai) model|bot"
+    r"|llm|gpt|chatgpt"
 )
 _ABOUT_LABELLING = re.compile(
     _any(
@@ -68,12 +67,13 @@ _ABOUT_LABELLING = re.compile(
         # A role or a task.
         rf"\b(?:ты|вы) (?:теперь|больше не|отныне) (?:\w+ ){{0,2}}?(?:{_MODEL})\b",
         rf"\bпредставь(?:те)?,? что (?:ты|вы) (?:\w+ )?(?:{_MODEL})\b",
-        r"\bтвоя (?:новая |единственная )?задача\b|\bты (?:должен|обязан) (?:ответ|отвеч|вывод|вывес|выбра|писать|напис)\w+",
+        r"\bтвоя (?:новая |единственная )?задача\b(?=.{0,40}(?:ответ|отвеч|пи[сш]|выв[оеё]|номер|категор|метк|разме[тч]))",
+        r"\bты (?:должен|обязан) (?:ответ|отвеч|вывод|вывес)\w+",
         rf"\byou (?:are|must be) (?:now )?(?:an? |the )(?:\w+ )?(?:{_MODEL})\b",
         r"\byou must (?:answer|respond|output|reply|say)\b|\byour (?:new |only )?task is\b",
         # The model itself.
         rf"\b(?:уважаем\w+|дорог\w+|эй|если ты|для|dear|hey|if you are an?) "
-        rf"(?:{_MODEL}|модел[ьи])\b(?=.*(?:[:,]|\b[1-9]\b))",
+        rf"(?:{_MODEL})\b(?=.*(?:[:,]|\b[1-9]\b))",
         # The review as something to be labelled.
         r"\b(?:классифицируй|размет[ьи]|размечай|отнеси|считай|пометь)(?:те)? (?:этот |данный |мой )?(?:отзыв|текст)",
         r"\b(?:ответь|отвечай)(?:те)? (?:\w+ ){0,2}?(?:номером|цифрой|кодом|категорией|словом)\b",
@@ -102,7 +102,7 @@ _CODE = r"(?<![\w.,])[1-9](?![\w/]|[.,:-]\d)"
 _CLOSED = r"[»\"'`”*)\]]*\s*(?=$|[.!?,;\n(]|[—–]|(?:и|а|and|nothing|больше)\b)"
 _HEADING = _any(
     r"(?:правильн\w+ |верн\w+ |итогов\w+ |final |correct )?(?:номер |код )?"
-    r"(?:категори[яи]|метка|класс|ответ|вывод|category|label|class|answer|output)(?: отзыва| товара)?",
+    r"(?:категори[яи]|метка|класс|ответ|category|label|class|answer|output)(?: отзыва| товара)?",
     rf"(?:{_ROLE})",
 )
 _SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\d))*+(?:[.!?\n]++|$)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,18 @@ def test_a_sentence_keeps_what_it_says_before_the_order() -> None:
 def test_hiding_is_idempotent(text: str) -> None:
     shown = hide_orders(text, NAMES)
     assert hide_orders(shown, NAMES) == shown
+
+
+@pytest.mark.parametrize(
+    "piece", ["\n", " ", "<", "</s", "<think>", '{"label":', "ответь: ", "игнорируй ", "8 ", "тг a_", "восемь ", "собака "]
+)
+def test_time_grows_linearly_on_hostile_text(piece: str) -> None:
+    def seconds(length: int) -> float:
+        text = piece * (length // len(piece))
+        start = time.process_time()  # what others do on this machine does not count
+        prepare_review(text, NAMES)
+        return time.process_time() - start
+
+    # Four times the text takes four times the time, sixteen times if it were quadratic; small times are noise.
+    small, large = (min(seconds(length) for _ in range(2)) for length in (5_000, 20_000))
+    assert large < 0.05 or large < 9 * small
