@@ -24,7 +24,8 @@ _WHAT_TO_DO = {
     "so far are kept.",
     "ConflictError": "Others published first, again and again. See who else writes to this store, then clear the task.",
     "StoreError": "See that the store (REVIEWCLF_STORE) answers and has room, then clear the task.",
-    "RegistryError": "See that MLflow (MLFLOW_TRACKING_URI) answers, then clear the task.",
+    "RegistryUnavailableError": "See that MLflow (MLFLOW_TRACKING_URI) answers and has room, then clear the task.",
+    "RegistryError": "Mend in MLflow (MLFLOW_TRACKING_URI) what the message names, then clear the task.",
     "AirflowTaskTimeout": "It took longer than the task may. See in its log how far it came; clear it to go on from there.",
 }
 _ADVICE = {

@@ -92,9 +92,13 @@ class RegistryError(ReviewclfError):
     """The tracking server or the model registry refused, or does not hold what was asked for."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """The tracking server or the model registry is away, overloaded or out of space for the moment; try again later."""
+
+
 class ServingError(ReviewclfError):
     """The server of online answers cannot be started."""
 
 
 # Another writer, a store or a server that is away for a moment: these may pass by themselves.
-PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, RegistryError, SourceUnavailableError, StoreError)
+PASSING_ERRORS = (AnnotatorUnavailableError, ConflictError, RegistryUnavailableError, SourceUnavailableError, StoreError)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError
 from reviewclf.registry import REGISTERED_MODEL
+from reviewclf.registry.faults import registry_error
 
 _SQLITE = "sqlite:///"
 # Metrics of a run that say how good its model is; their intervals end in `_low` and `_high`.
@@ -130,9 +131,9 @@ class Deployments:
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not missing_is_error:
                 raise _MissingError(str(error.message)) from error
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error.message}") from error
+            raise registry_error(error, self.tracking_uri, doing) from error
         except Exception as error:  # whatever the network, a database or an artifact store raise
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {error!r:.300}") from error
+            raise registry_error(error, self.tracking_uri, doing) from error
 
     def _connect(self) -> MlflowClient:
         if self._client is None:

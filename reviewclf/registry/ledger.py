@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -20,10 +20,11 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
-from reviewclf.errors import RegistryError
-from reviewclf.outages import is_full, space_hint
+from reviewclf.errors import RegistryError, RegistryUnavailableError
+from reviewclf.outages import is_full
 from reviewclf.registry import CHALLENGER, CHAMPION, EXPERIMENT, PREVIOUS, REGISTERED_MODEL
-from reviewclf.registry.model import aliases
+from reviewclf.registry.faults import registry_error
+from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _MAX_REASON = 2000
 _ATTEMPTS = 50
 _FAILURES = 8
 _GRACE_SECONDS = 0.5
+_RESTLESS = f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
 
 
 class Event(BaseModel):
@@ -177,7 +179,9 @@ class Ledger:
                 continue
             if self.append(moved, after=state.head):
                 self._mark_done(state.head + 1)
-        raise RegistryError(f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them")
+        raise RegistryUnavailableError(
+            f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
+        )
 
     def data_of(self, version: str | None) -> dict[str, str]:
         """Digests of the dataset and the gold behind the newest verdict on a version; empty ones where it is gone."""
@@ -208,9 +212,7 @@ class Ledger:
                     return found == value
                 # Nothing was written: the database was busy, or the server away for a moment. A full disk stays full.
                 if attempt == _ATTEMPTS - 1 or is_full(error):
-                    raise RegistryError(
-                        f"MLflow at {self._tracker.tracking_uri} did not take an event: {error}{space_hint(error)}"
-                    ) from error
+                    raise registry_error(error, self._tracker.tracking_uri, "take an event") from error
                 time.sleep(0.1)
             else:
                 return True
@@ -238,23 +240,28 @@ class Ledger:
             if len(self._read()[0]) == state.head:
                 self._mark_done(state.head)
                 return state
-        raise RegistryError(f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them")
+        raise RegistryUnavailableError(
+            f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
+        )
 
     def _move(self, state: State, event: Event) -> None:
         """Tags, then `previous`, then `champion`: at no moment is there a new champion without a way back."""
         client = self._client
         named = aliases(self._tracker)
         with self._tracker.errors(f"{event.action} version {event.version}"):
-            _tag(self._tracker, event)
+            # Somebody may have deleted versions in MLflow, and with them their aliases: nothing can be said of them there.
+            known = {str(version.version) for version in versions(self._tracker)}
+            _tag(self._tracker, event, known)
             if event.action in ("reject", "expire", "retire") and named.get(CHAMPION) == state.champion:
                 return
-            if state.previous is not None and named.get(PREVIOUS) != state.previous:
-                client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, state.previous)
+            previous = next((version for version in reversed(state.below) if version in known), None)
+            if previous is not None and named.get(PREVIOUS) != previous:
+                client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, previous)
             if self._has_grown(state):
                 return
-            if state.champion is not None:
-                client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, state.champion)
-            if state.previous is None and PREVIOUS in named:
+            if state.champion in known:
+                client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(state.champion))
+            if previous is None and PREVIOUS in named:
                 client.delete_registered_model_alias(REGISTERED_MODEL, PREVIOUS)
             if state.champion is not None and named.get(CHALLENGER) == state.champion:
                 client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
@@ -353,10 +360,10 @@ class Ledger:
 _TAGGED = {"promote": ("promoted", "promotion"), "rollback": ("rolled_back", "rollback"), "reject": ("rejected", "rejection")}
 
 
-def _tag(tracker: Tracker, event: Event) -> None:
+def _tag(tracker: Tracker, event: Event, known: Collection[str]) -> None:
     """What the version's page in MLflow says about the event."""
-    version = event.from_version if event.action == "rollback" else event.version
-    if event.action not in _TAGGED or not version:
+    version = (event.from_version or "") if event.action == "rollback" else event.version
+    if event.action not in _TAGGED or version not in known:
         return
     past, noun = _TAGGED[event.action]
     said = {f"{past}_at": event.at.isoformat(timespec="seconds"), f"{past}_by": event.who, f"{noun}_reason": event.reason}

@@ -17,8 +17,9 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Map
 
 import reviewclf
-from reviewclf.errors import RegistryError
+from reviewclf.errors import RegistryError, RegistryUnavailableError
 from reviewclf.registry import CHAMPION, REGISTERED_MODEL
+from reviewclf.registry.faults import may_pass, registry_error
 from reviewclf.registry.tracking import Tracker
 
 SIGNATURE = ModelSignature(
@@ -106,6 +107,8 @@ def load_model(tracker: Tracker, uri: str, *, version: str) -> LoadedModel:
     except RegistryError:
         raise
     except Exception as error:  # whatever a broken model's own code raises
+        if may_pass(error):
+            raise RegistryUnavailableError(f"{uri}: the model cannot be loaded for now: {error!r:.300}") from error
         raise RegistryError(f"{uri}: the model cannot be loaded: {error}") from error
 
 
@@ -172,7 +175,7 @@ def aliases(tracker: Tracker) -> dict[str, str]:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
-        raise RegistryError(f"MLflow at {tracker.tracking_uri} did not show its models: {error.message}") from error
+        raise registry_error(error, tracker.tracking_uri, "show its models") from error
     return {str(name): str(version) for name, version in model.aliases.items()}
 
 

@@ -18,9 +18,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reviewclf.errors import RegistryError
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
+from reviewclf.registry.faults import registry_error
 from reviewclf.registry.gate import GateReport
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.promotion import Event, history
@@ -323,7 +323,7 @@ def _run_of(tracker: Tracker, version: ModelVersion, known: Mapping[str, Run]) -
         return tracker.client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise RegistryError(f"MLflow at {tracker.tracking_uri} did not show run {run_id}: {error.message}") from error
+            raise registry_error(error, tracker.tracking_uri, f"show run {run_id}") from error
         return None
 
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
-from reviewclf.errors import GateError, RegistryError, StaleVerdictError
+from reviewclf.errors import GateError, RegistryError, RegistryUnavailableError, StaleVerdictError
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
+from reviewclf.registry.faults import registry_error
 from reviewclf.registry.ledger import Event, Ledger, State
 from reviewclf.registry.model import aliases
 from reviewclf.registry.tracking import Tracker
@@ -142,7 +143,7 @@ def promote(
         )
         if ledger.append(event, after=state.head):
             return _answer(ledger.follow(), changed=True)
-    raise RegistryError(f"version {version} was not promoted: others keep moving the champion; try again")
+    raise RegistryUnavailableError(f"version {version} was not promoted: others keep moving the champion; try again")
 
 
 def rollback(tracker: Tracker, *, reason: str, who: str, key: str = "") -> Promotion:
@@ -183,7 +184,7 @@ def rollback(tracker: Tracker, *, reason: str, who: str, key: str = "") -> Promo
         )
         if ledger.append(event, after=state.head):
             return _answer(ledger.follow(), changed=True)
-    raise RegistryError("nothing was rolled back: others keep moving the champion; try again")
+    raise RegistryUnavailableError("nothing was rolled back: others keep moving the champion; try again")
 
 
 def refuse(
@@ -199,7 +200,9 @@ def refuse(
         if ledger.append(event, after=state.head):
             ledger.follow()
             return
-    raise RegistryError(f"the answer about version {version} was not recorded: others keep moving the champion; try again")
+    raise RegistryUnavailableError(
+        f"the answer about version {version} was not recorded: others keep moving the champion; try again"
+    )
 
 
 def barred(tracker: Tracker, version: str) -> str | None:
@@ -256,7 +259,7 @@ def _version(tracker: Tracker, version: str, state: State) -> ModelVersion:
                 f"there is no version {version!r} of {REGISTERED_MODEL!r} at {tracker.tracking_uri}; "
                 "`reviewclf leaderboard` shows those of the newest retrain"
             ) from error
-        raise RegistryError(f"MLflow at {tracker.tracking_uri} did not show version {version}: {error.message}") from error
+        raise registry_error(error, tracker.tracking_uri, f"show version {version}") from error
 
 
 def _check(found: ModelVersion, *, force: bool) -> None:

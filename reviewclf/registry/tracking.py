@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from reviewclf.errors import RegistryError
-from reviewclf.outages import full_disk, space_hint
 from reviewclf.registry import EXPERIMENT
+from reviewclf.registry.faults import deleted_experiment, registry_error, registry_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +44,6 @@ OUTCOME_TAG = "reviewclf.outcome"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _SQLITE = "sqlite:///"
-_MAX_SAID = 500
 # MLflow refuses longer parameter values.
 _MAX_PARAM = 6000
 
@@ -62,7 +59,8 @@ class Tracker:
     Raises
     ------
     RegistryError
-        The server cannot be reached or refuses; the message names its address.
+        The server cannot be reached or refuses, or the experiment was deleted; the message names the server's address and,
+        where there is one, the way out.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -70,13 +68,15 @@ class Tracker:
         if tracking_uri.startswith(_SQLITE):
             with self.errors("create its database"):
                 _create_database(Path(tracking_uri.removeprefix(_SQLITE)))
-        mlflow.set_tracking_uri(tracking_uri)
-        self.client = MlflowClient(tracking_uri)
         with self.errors("open the experiment"):
+            mlflow.set_tracking_uri(tracking_uri)
+            self.client = MlflowClient(tracking_uri)
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 experiment = self._create_experiment()
         self.experiment_id = str(experiment.experiment_id)
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise deleted_experiment(tracking_uri, self.experiment_id)
         self._created = experiment.creation_time
 
     @property
@@ -87,19 +87,8 @@ class Tracker:
     @contextlib.contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turn MLflow's errors into a :class:`RegistryError` that says what was tried and where."""
-        try:
+        with registry_errors(self.tracking_uri, doing):
             yield
-        except (MlflowException, OSError, SQLAlchemyError) as error:
-            # Files, also temporary ones, are written by the client itself, and so is a database that is a file. What MLflow
-            # and SQLAlchemy make of a full disk is pages of SQL, or advice about code paths.
-            full = full_disk(error)
-            if full is not None:
-                said = f"{_shortened(full)}{_where(full)}{space_hint(full)}"
-            elif isinstance(error, MlflowException):
-                said = error.message
-            else:
-                raise
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not {doing}: {said}") from error
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -107,7 +96,7 @@ class Tracker:
         """Runs that carry all of `tags`, newest first; deleted ones are left out."""
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         with self.errors("list runs"):
-            return list(
+            found = list(
                 self.client.search_runs(
                     [self.experiment_id],
                     filter_string=condition,
@@ -116,6 +105,11 @@ class Tracker:
                     order_by=["attributes.start_time DESC"],
                 )
             )
+            # MLflow shows an experiment that was deleted as one without runs.
+            experiment = None if found else self.client.get_experiment(self.experiment_id)
+        if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise deleted_experiment(self.tracking_uri, self.experiment_id)
+        return found
 
     def is_alive(self, run_id: str) -> bool:
         """Whether the run exists, was not deleted, finished, and still has its model."""
@@ -125,7 +119,7 @@ class Tracker:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             # A server that is away has not lost the run.
-            raise RegistryError(f"MLflow at {self.tracking_uri} did not show run {run_id}: {error.message}") from error
+            raise registry_error(error, self.tracking_uri, f"show run {run_id}") from error
         return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED" and RETIRED_TAG not in run.data.tags)
 
     def retrained_at(self, dataset: str) -> int | None:
@@ -332,18 +326,6 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return self.client.get_experiment_by_name(EXPERIMENT)
-
-
-def _shortened(error: BaseException) -> str:
-    said = str(error)
-    return said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]}..."
-
-
-def _where(error: BaseException) -> str:
-    """The other folder that a file may have found no space in: artifacts are made before they are stored."""
-    if not isinstance(error, OSError) or tempfile.tempdir is None:
-        return ""
-    return f" (there, or in {tempfile.tempdir}, where files are made first; TMPDIR names another)"
 
 
 def _create_database(path: Path) -> None:

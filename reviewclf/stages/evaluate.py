@@ -14,9 +14,8 @@ from reviewclf import tables
 from reviewclf.augmentation.amounts import cheapest, recall_on
 from reviewclf.data.gold import Gold, load_gold
 from reviewclf.duplicates import match_near_duplicates
-from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.errors import RegistryError, RegistryUnavailableError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.outages import is_full
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import choices_of
 from reviewclf.stages.runs import metrics_of, parent_of, tracker_of
@@ -114,10 +113,10 @@ def score_champion(store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gol
         score = score_model(
             store, taxonomy, tracker, gold, run_id=found.run_id or "", model_uri=f"models:/{REGISTERED_MODEL}/{version}"
         )
+    except RegistryUnavailableError:
+        # No fault of the champion's: nobody should roll it back.
+        raise
     except RegistryError as error:
-        if is_full(error):
-            # No fault of the champion's: nobody should roll it back.
-            raise
         raise RegistryError(
             f"the champion (version {version}) cannot be scored on gold, so nothing can be compared with it: {error}. "
             "`reviewclf rollback` returns to the version before it, `reviewclf promote VERSION --reason ...` makes another one "
