@@ -6,7 +6,7 @@ Not a DAG file itself (``.airflowignore`` keeps it from being parsed as one).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -178,12 +178,32 @@ def triggered_by(context: Any) -> str:
 
 
 def skip_if_told(manifest: Any) -> JsonValue:
-    """Hand a stage's answer on, and end as skipped where it says that there was no way to do its work."""
+    """Hand a stage's answer on; end as skipped where it says that its work could not be done here, as failed where it failed.
+
+    Raises
+    ------
+    AirflowSkipException
+        The manifest says why it was skipped.
+    AirflowFailException
+        It says that the work has failed; another attempt would not end otherwise.
+    """
     reason = manifest["details"].get("skipped")
     if reason:
         get_current_context()["ti"].xcom_push(key="return_value", value=manifest)
-        raise AirflowSkipException(reason)
+        raise AirflowFailException(reason) if manifest["details"].get("failed") else AirflowSkipException(reason)
     return manifest  # type: ignore[no-any-return]
+
+
+def has_attempts_left() -> bool:
+    """Whether Airflow tries this task again when it fails now."""
+    ti: Any = get_current_context()["ti"]
+    return bool(ti.try_number <= ti.max_tries)
+
+
+def alert_if_not_written(reasons: Sequence[str]) -> None:
+    """Tell people that a retrain goes on without reviews written for thin classes; nothing when they were written."""
+    if reasons:
+        send_alert("failure", "Synthetic reviews could not be written; the retrain goes on without them", listed(reasons))
 
 
 def _rebuilt(value: Any) -> Any:

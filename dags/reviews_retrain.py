@@ -4,7 +4,7 @@
         → train, finetune (a task per candidate) → evaluate → gate → [ask_person] → promote → asset review_classifier → retire
 
 Runs when labels changed, when the watch over production found drift, and every night at 04:00 in Moscow: have reviews of
-thin classes written where somebody can write them (`REVIEWCLF_AUGMENTATION__BACKEND`; else `synthesize` ends as skipped),
+thin classes written where somebody can write them (`REVIEWCLF_AUGMENTATION__BACKEND`; else the retrain goes on without),
 build a training set that shares nothing with the gold reviews and holds as many synthetic ones as help, train every
 candidate of `REVIEWCLF_CANDIDATES` (at most as many at once as the pool `training` has slots), compare them on gold in
 MLflow, hold them against the gate and the champion, and move the alias `champion` to the best that passed. With
@@ -29,9 +29,11 @@ from reviews_flow import (
     REVIEWS_DRIFTED,
     REVIEWS_LABELLED,
     TASK_DEFAULTS,
+    alert_if_not_written,
     alert_if_refused,
     announce_champion,
     done_within,
+    has_attempts_left,
     nightly,
     run_stage,
     skip_if_told,
@@ -112,7 +114,10 @@ def reviews_retrain() -> None:
         """Find the classes that are thin, and how many synthetic reviews to try for each."""
         from reviewclf.stages import dataset as stages
 
-        return run_stage(stages.plan_synthesis)
+        planned = run_stage(stages.plan_synthesis)
+        details = planned["details"]
+        alert_if_not_written([details["skipped"]] if details.get("failed") else [])
+        return planned  # type: ignore[no-any-return]
 
     @task
     def thin_classes(planned: JsonValue) -> JsonValue:
@@ -132,11 +137,11 @@ def reviews_retrain() -> None:
     def synthesize(planned: JsonValue, category: str) -> JsonValue:
         from reviewclf.stages import dataset as stages
 
-        return run_stage(stages.synthesize, planned, category=category)
+        return run_stage(stages.synthesize, planned, category=category, retry=has_attempts_left())
 
-    # Classes may all have rows enough.
+    # Classes may all have rows enough, and nobody may be there to write: that costs the night nothing else.
     @task(
-        trigger_rule=TriggerRule.NONE_FAILED,
+        trigger_rule=TriggerRule.ALL_DONE,
         execution_timeout=timedelta(hours=4),
         executor_config=pod(cpu="2", memory="6Gi"),
     )
@@ -145,10 +150,12 @@ def reviews_retrain() -> None:
         from reviewclf.stages import retrain as stages
 
         written: list[Any] = list(synthesized or [])  # type: ignore[arg-type]
-        reports = [manifest["details"]["report"] for manifest in written]
+        reports = [manifest["details"]["report"] for manifest in written if "report" in manifest["details"]]
         stopped = [f"{report['category']}: {report['stopped']}" for report in reports if report["stopped"]]
         alert_if_budget_spent(stopped)
-        return run_stage(stages.build_dataset, written)
+        built = run_stage(stages.build_dataset, written)
+        alert_if_not_written([f"{category}: {reason}" for category, reason in built["details"]["not_written"].items()])
+        return built  # type: ignore[no-any-return]
 
     @task(
         pool="training",
@@ -161,7 +168,7 @@ def reviews_retrain() -> None:
     def train(dataset: JsonValue, candidate: str) -> JsonValue:
         from reviewclf.stages import retrain as stages
 
-        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate))
+        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate, retry=has_attempts_left()))
 
     @task(
         pool="gpu",
@@ -175,10 +182,11 @@ def reviews_retrain() -> None:
     def finetune(dataset: JsonValue, candidate: str) -> JsonValue:
         from reviewclf.stages import retrain as stages
 
-        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate))
+        return skip_if_told(run_stage(stages.train, dataset, candidate=candidate, retry=has_attempts_left()))
 
-    # A candidates file may name only linear classifiers, or only encoders.
-    @task(trigger_rule=TriggerRule.NONE_FAILED, executor_config=pod(cpu="2", memory="6Gi"))
+    # A candidates file may name only linear classifiers, or only encoders; one that fails costs the others nothing. Without a
+    # training set there is nothing to evaluate; without any candidate the stage fails.
+    @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS, executor_config=pod(cpu="2", memory="6Gi"))
     def evaluate(dataset: JsonValue, trained: JsonValue, finetuned: JsonValue) -> JsonValue:
         """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
         from reviewclf.stages import retrain as stages

@@ -109,10 +109,11 @@ def registry_errors(tracking_uri: str, doing: str) -> Iterator[None]:
 def deleted_experiment(tracking_uri: str, experiment_id: str) -> RegistryError:
     """The error where somebody has deleted the experiment that all runs belong to: its name stays taken."""
     at = shown(tracking_uri)
+    back = f"MLFLOW_TRACKING_URI={at} mlflow experiments restore --experiment-id {experiment_id}"
+    gone = f"mlflow gc --backend-store-uri URI --experiment-ids {experiment_id}"
     return RegistryError(
-        f"MLflow at {at}: the experiment {EXPERIMENT!r} (id {experiment_id}) was deleted. Its runs, models and history come back "
-        f"with `MLFLOW_TRACKING_URI={at} mlflow experiments restore --experiment-id {experiment_id}`. To begin anew in place of "
-        f"that, remove it for good on the server's machine: `mlflow gc --backend-store-uri URI --experiment-ids {experiment_id}`"
+        f"MLflow at {at}: the experiment {EXPERIMENT!r} (id {experiment_id}) was deleted. `{back}` brings its runs, models and "
+        f"history back. To begin anew in place of that, remove it for good on the server's machine: `{gone}`"
     )
 
 

@@ -10,9 +10,7 @@ from rich.table import Table
 
 from reviewclf.registry import CHAMPION
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, OUTCOME_TAG, PARENT_TAG, Tracker
-
-_SKIPPED = "reviewclf.skipped."
+from reviewclf.registry.tracking import CANDIDATE_TAG, FAILED, KIND_TAG, OUTCOME_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
 
 
 class Row(BaseModel):
@@ -36,7 +34,7 @@ class Row(BaseModel):
 
 
 class Leaderboard(BaseModel):
-    """Candidates of one retrain, best weighted F1 on gold first, why others were skipped, and what production follows."""
+    """Candidates of one retrain, best weighted F1 on gold first, why others are missing, and what production follows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +63,7 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
             outcome = str(parent.data.tags.get(OUTCOME_TAG, ""))
             trained = {row.candidate for row in rows}
             reasons = {
-                name.removeprefix(_SKIPPED): text for name, text in parent.data.tags.items() if name.startswith(_SKIPPED)
+                name.removeprefix(SKIPPED_TAG): text for name, text in parent.data.tags.items() if name.startswith(SKIPPED_TAG)
             }
             skipped = {name: text for name, text in sorted(reasons.items()) if name not in trained}
             break
@@ -113,7 +111,9 @@ def render(board: Leaderboard) -> Table:
         )
     for name, reason in board.skipped.items():
         # In full in the JSON, in the task's log, and from `reviewclf doctor`.
-        table.add_row(name, "skipped", "", "", textwrap.shorten(reason, 110, placeholder=" …"), "", "")
+        word = "failed" if reason.startswith(FAILED) else "skipped"
+        said = textwrap.shorten(reason.removeprefix(FAILED), 110, placeholder=" …")
+        table.add_row(name, word, "", "", escape(said), "", "")
     return table
 
 

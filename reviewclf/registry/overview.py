@@ -24,14 +24,13 @@ from reviewclf.registry.faults import registry_error
 from reviewclf.registry.gate import GateReport
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.promotion import Event, history
-from reviewclf.registry.tracking import CANDIDATE_TAG, KEY_TAG, KIND_TAG, PARENT_TAG, Tracker
+from reviewclf.registry.tracking import CANDIDATE_TAG, KEY_TAG, KIND_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
 
 logger = logging.getLogger(__name__)
 
 # People who reload want to see what changed; a server that is asked by ten of them at once asks MLflow once.
 FRESH_SECONDS = 10.0
 _KEPT_REPORTS = 64
-_SKIPPED = "reviewclf.skipped."
 
 T = TypeVar("T")
 
@@ -276,7 +275,7 @@ def read_overview(tracker: Tracker) -> Overview:
     candidates.sort(key=lambda version: (-(version.value("gold/weighted_f1") or -1.0), version.candidate))
     trained = {candidate.candidate for candidate in candidates}
     tags: dict[str, str] = {} if parent is None else parent.data.tags
-    skipped = {name.removeprefix(_SKIPPED): text for name, text in sorted(tags.items()) if name.startswith(_SKIPPED)}
+    skipped = {name.removeprefix(SKIPPED_TAG): text for name, text in sorted(tags.items()) if name.startswith(SKIPPED_TAG)}
     return Overview(
         at=datetime.now(UTC),
         experiment_id=tracker.experiment_id,

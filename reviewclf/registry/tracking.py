@@ -38,12 +38,18 @@ KIND_TAG = "reviewclf.kind"
 CANDIDATE_TAG = "reviewclf.candidate"
 PARENT_TAG = "mlflow.parentRunId"
 RETIRED_TAG = "reviewclf.retired_at"
+FAILURE_TAG = "reviewclf.failure"
+# Before the name of a candidate, on the run of the retrain that goes on without it.
+SKIPPED_TAG = "reviewclf.skipped."
+# How the reason begins where the candidate could have been trained, and failed.
+FAILED = "failed: "
 OUTCOME_TAG = "reviewclf.outcome"
 
 # Logs are for reading: a bar for two small files is not.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _SQLITE = "sqlite:///"
+_MAX_REASON = 2000
 # MLflow refuses longer parameter values.
 _MAX_PARAM = 6000
 
@@ -174,17 +180,19 @@ class Tracker:
         run_id = self._create_sole_run(key, kind="candidate", name=name, description=description, tags=tags)
         try:
             yield run_id
-        except BaseException:
+        except BaseException as error:
             # First the files: on a full disk there is no space for anything else before they are gone.
             with contextlib.suppress(MlflowException, OSError):
                 self._remove_models(run_id)
-            self.fail(run_id)
+            self.fail(run_id, f"{type(error).__name__}: {error}")
             raise
         with self.errors("finish the run"):
             self.client.set_terminated(run_id, "FINISHED")
 
-    def fail(self, run_id: str) -> None:
+    def fail(self, run_id: str, reason: str) -> None:
         """Mark a run FAILED, if the server still answers: this is called on the way out of an error."""
+        with contextlib.suppress(MlflowException):
+            self.client.set_tag(run_id, FAILURE_TAG, reason[:_MAX_REASON])
         with contextlib.suppress(MlflowException):
             self.client.set_terminated(run_id, "FAILED")
 

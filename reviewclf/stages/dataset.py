@@ -20,7 +20,17 @@ from reviewclf.data.card import dataset_card, diff_datasets
 from reviewclf.data.dataset import LEFT_OUT_COLUMNS
 from reviewclf.data.dataset import build_dataset as split_and_check
 from reviewclf.data.gold import Gold, load_gold
-from reviewclf.errors import AugmentationError, ConflictError, DatasetError
+from reviewclf.errors import (
+    AnnotatorUnavailableError,
+    AugmentationError,
+    ConflictError,
+    DataContractError,
+    DatasetError,
+    LabelingError,
+    SettingsError,
+    SourceUnavailableError,
+    TrainingError,
+)
 from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
 from reviewclf.labeling.annotators.base import Annotator, Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
@@ -34,6 +44,9 @@ from reviewclf.training.candidates import load_candidates
 
 logger = logging.getLogger(__name__)
 
+# Whoever was to write, or to vote on what was written, cannot be had.
+_NOBODY_WRITES = (AugmentationError, DataContractError, LabelingError, SettingsError)
+
 
 def plan_synthesis(settings: Settings) -> Manifest:
     """Find the classes that are thin, and how many synthetic reviews to try for each.
@@ -42,12 +55,18 @@ def plan_synthesis(settings: Settings) -> Manifest:
     -------
     Manifest
         ``outputs["real"]``: the real rows by split; ``details["classes"]``: category, real training rows and reviews wanted of
-        each thin class that somebody could write for; ``details["skipped"]``: why there is none, where nobody writes.
+        each thin class that somebody could write for; ``details["skipped"]``: why there is none, where nobody writes;
+        ``details["failed"]``: whether somebody was to write who cannot be had.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     snapshot = store.snapshot()
-    generator = make_generator(settings, taxonomy)
+    try:
+        generator = make_generator(settings, taxonomy)
+    except _NOBODY_WRITES as error:
+        logger.error("goes on without synthetic reviews: %s", error)  # noqa: TRY400 - said in words
+        details: dict[str, Any] = {"classes": [], "skipped": f"{type(error).__name__}: {error}", "failed": True}
+        return Manifest(stage="plan_synthesis", digest=digest_of(details), counts={"thin_classes": 0}, details=details)
     gold = load_gold(settings, taxonomy)
     inputs = {
         **_inputs(settings, snapshot, taxonomy, gold),
@@ -90,8 +109,10 @@ def thin_classes(planned: Manifest) -> list[str]:
     return [str(row["category"]) for row in classes]
 
 
-def synthesize(settings: Settings, planned: Manifest, category: str) -> Manifest:
+def synthesize(settings: Settings, planned: Manifest, category: str, *, retry: bool = False) -> Manifest:
     """Have reviews of one thin class written and filtered.
+
+    Where nobody can write or vote, the night goes on without: the manifest says so, and the next night tries again.
 
     Parameters
     ----------
@@ -99,23 +120,46 @@ def synthesize(settings: Settings, planned: Manifest, category: str) -> Manifest
         From :func:`plan_synthesis`.
     category : str
         One of its classes.
+    retry : bool
+        Whether the caller tries again while the server is away.
 
     Returns
     -------
     Manifest
         ``outputs``: ``kept`` and ``rejected`` (with reasons); ``counts``: wanted, written, kept, and refused by each rule;
-        ``details["report"]``: that of :func:`reviewclf.augmentation.generate_and_filter`.
+        ``details["report"]``: that of :func:`reviewclf.augmentation.generate_and_filter`. Or only ``category`` and ``skipped``,
+        the reason.
+
+    Raises
+    ------
+    AnnotatorUnavailableError
+        The server is away, and `retry` is set.
+    AugmentationError
+        The class is not among the planned ones.
     """
+    if category not in thin_classes(planned):
+        names = ", ".join(thin_classes(planned)) or "none"
+        raise AugmentationError(f"nothing is planned for {category!r}; planned are {names}")
+    try:
+        return _synthesize(settings, planned, category)
+    except _NOBODY_WRITES as error:
+        if retry and isinstance(error, AnnotatorUnavailableError | SourceUnavailableError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        logger.error("goes on without synthetic reviews of %s: %s", category, reason)  # noqa: TRY400 - said in words
+        details: dict[str, Any] = {"category": category, "skipped": reason}
+        return Manifest(stage="synthesize", digest=digest_of([planned.digest, details]), details=details)
+
+
+def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifest:
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     snapshot = store.snapshot()
     generator = make_generator(settings, taxonomy)
     planned_classes: Any = planned.details["classes"]
-    wanted = next((row["wanted"] for row in planned_classes if row["category"] == category), None)
-    if generator is None or wanted is None:
-        raise AugmentationError(
-            f"nothing is planned for {category!r}; planned are {', '.join(thin_classes(planned)) or 'none'}"
-        )
+    wanted = next(row["wanted"] for row in planned_classes if row["category"] == category)
+    if generator is None:
+        raise AugmentationError("nobody writes any more: REVIEWCLF_AUGMENTATION__BACKEND or REVIEWCLF_SYNTHETIC has changed")
     annotator = _voter(settings, taxonomy)
     inputs = {
         "real": planned.keys("real"),
@@ -199,6 +243,7 @@ def build(settings: Settings, synthesized: Sequence[Manifest] = ()) -> Manifest:
     taxonomy = Taxonomy.load(settings.taxonomy)
     snapshot = store.snapshot()
     gold = load_gold(settings, taxonomy)
+    synthesized = [manifest for manifest in synthesized if "skipped" not in manifest.details]
     synthesized = sorted(synthesized, key=lambda manifest: str(manifest.details["category"]))
     candidates = load_candidates(settings.candidates)
     inputs = {
@@ -369,15 +414,19 @@ def _with_what_helps(
     examples = dict(zip(made["review_id"], made["examples"], strict=True))
     shown = pd.Series([list(examples[key]) for key in rows.loc[written, "review_id"]], index=rows.index[written], dtype=object)
     synthetic = rows[written].assign(examples=shown)
-    choices = choose_amounts(
-        rows[~written],
-        synthetic,
-        cheapest(candidates),
-        classes=taxonomy.names,
-        stems=taxonomy.keyword_stems,
-        options=settings.augmentation,
-        seed=settings.seed,
-    )
+    try:
+        choices = choose_amounts(
+            rows[~written],
+            synthetic,
+            cheapest(candidates),
+            classes=taxonomy.names,
+            stems=taxonomy.keyword_stems,
+            options=settings.augmentation,
+            seed=settings.seed,
+        )
+    except TrainingError as error:
+        logger.error("goes on without synthetic reviews: whether they help cannot be tried: %s", error)  # noqa: TRY400
+        choices = []
     used = {
         key
         for choice in choices

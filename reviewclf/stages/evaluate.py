@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ from reviewclf import tables
 from reviewclf.augmentation.amounts import cheapest, recall_on
 from reviewclf.data.gold import Gold, load_gold
 from reviewclf.duplicates import match_near_duplicates
-from reviewclf.errors import RegistryError, RegistryUnavailableError, TrainingError
+from reviewclf.errors import ConflictError, RegistryError, RegistryUnavailableError, StoreError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import choices_of
-from reviewclf.stages.runs import metrics_of, parent_of, tracker_of
+from reviewclf.stages.runs import metrics_of, parent_of, skip_candidate, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import train_candidate
@@ -45,35 +45,56 @@ class Scored:
 def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest]) -> Manifest:
     """Score every candidate on gold, on the serving path, and log the figures to its run; then the champion, if any.
 
+    A candidate that was skipped, has failed or cannot be scored costs the others nothing.
+
     Without gold only the seconds per example are measured: agreement with votes is no substitute. What a model answers on one
     gold set is kept in the store, so nothing is scored twice, and nothing scored on other gold is ever taken for it.
 
     Returns
     -------
     Manifest
-        ``details["candidates"]``: for each, its run, model, metrics with intervals and seconds per example.
+        ``details["candidates"]``: for each, its run, model, metrics with intervals and seconds per example;
+        ``details["left_out"]``: why the others are not among them, by name.
+
+    Raises
+    ------
+    TrainingError
+        There is no candidate left.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = tracker_of(settings)
     gold = load_gold(settings, taxonomy)
-    skipped = [manifest for manifest in trained if "skipped" in manifest.details]
-    trained = [manifest for manifest in trained if "skipped" not in manifest.details]
-    if not trained:
-        reasons = "; ".join(f"{manifest.details['candidate']}: {manifest.details['skipped']}" for manifest in skipped)
+    texts = [] if gold is not None else _texts_of(store, dataset)
+    scored: list[tuple[Manifest, Manifest]] = []
+    left_out = {
+        str(manifest.details["candidate"]): str(manifest.details["skipped"]) for manifest in trained if _is_left_out(manifest)
+    }
+    for manifest in trained:
+        if _is_left_out(manifest):
+            continue
+        run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
+        try:
+            scored.append((manifest, score_model(store, taxonomy, tracker, gold, run_id=run_id, model_uri=uri, texts=texts)))
+        except (ConflictError, RegistryUnavailableError, StoreError):
+            raise
+        except Exception as error:  # whatever a broken model raises: the others are judged all the same
+            name, reason = str(manifest.details["candidate"]), f"{type(error).__name__}: {error}"
+            logger.exception("%s cannot be scored", name)
+            left_out[name] = str(skip_candidate(tracker, dataset, name, store, reason, failed=True).details["skipped"])
+    left_out |= _lost(tracker, store, dataset, {*left_out, *(str(manifest.details["candidate"]) for manifest, _ in scored)})
+    if not scored:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise TrainingError(f"no candidate could be trained here ({reasons})")
     inputs = {
         "dataset": dataset.digest,
-        "trained": [manifest.digest for manifest in trained],
+        "trained": [manifest.digest for manifest, _ in scored],
         "gold": None if gold is None else gold.digest,
     }
 
     def work() -> StageResult:
         results: list[dict[str, Any]] = []
-        for manifest in trained:
-            run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
-            texts = [] if gold is not None else _texts_of(store, dataset)
-            score = score_model(store, taxonomy, tracker, gold, run_id=run_id, model_uri=uri, texts=texts)
+        for manifest, score in scored:
             figures: Any = score.details["figures"]
             results.append({**manifest.details, **figures, "score": score.digest})
         effect = {} if gold is None else _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset)
@@ -90,7 +111,22 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
     manifest = store.run_stage("evaluate", 3, inputs, work)
     if gold is not None:
         score_champion(store, taxonomy, tracker, gold)
-    return manifest
+    return manifest.model_copy(update={"details": {**manifest.details, "left_out": left_out}})
+
+
+def _lost(tracker: Tracker, store: Store, dataset: Manifest, known: Collection[str]) -> dict[str, str]:
+    """Candidates of the retrain of which no manifest came: their tasks were killed or ran out of time. Reasons by name."""
+    from reviewclf.registry.tracking import CANDIDATE_TAG, FAILURE_TAG, PARENT_TAG
+
+    entries: Any = dataset.inputs["candidates"]
+    reasons: dict[str, str] = {}
+    for name in (str(entry["name"]) for entry in entries if entry["name"] not in known):
+        parent = parent_of(tracker, dataset.digest)
+        runs = tracker.find_runs({PARENT_TAG: parent, CANDIDATE_TAG: name}, newest=1)
+        said = runs[0].data.tags.get(FAILURE_TAG) if runs else None
+        reason = said or "its task ended without a word: it was not run, was killed (perhaps for memory), or ran out of time"
+        reasons[name] = str(skip_candidate(tracker, dataset, name, store, reason, failed=True).details["skipped"])
+    return reasons
 
 
 def score_champion(store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold) -> Scored | None:
@@ -292,9 +328,13 @@ def _effect_on_gold(
     answers: list[list[str]] = []
     real_rows = train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)
     for part in [train_rows, real_rows] if len(real_rows) < len(train_rows) else [real_rows]:
-        classifier: Any = train_candidate(
-            spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
-        )
+        try:
+            classifier: Any = train_candidate(
+                spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
+            )
+        except TrainingError as error:
+            logger.warning("what synthetic rows do on gold is not known: %s", error)
+            return {}
         probabilities = classifier.predict_proba(gold.frame["text_clean"].tolist())
         answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
     effect: dict[str, Any] = {}

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reviewclf import tables
-from reviewclf.errors import EncoderUnavailableError, RegistryError, TrainingError
+from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
+from reviewclf.outages import is_away, is_full
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import build
 from reviewclf.stages.evaluate import evaluate
 from reviewclf.stages.judge import gate
 from reviewclf.stages.promotion import promote
-from reviewclf.stages.runs import candidate_name, log_dataset, metrics_of, retrain_run, tracker_of
+from reviewclf.stages.runs import candidate_name, log_dataset, metrics_of, retrain_run, skip_candidate, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import check_available, train_candidate
@@ -52,13 +53,25 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
     ----------
     synthesized : sequence of Manifest
         From :func:`reviewclf.stages.dataset.synthesize`, one a thin class.
+
+    Returns
+    -------
+    Manifest
+        The dataset card; ``details["not_written"]`` says for which thin classes nothing could be written, and why.
     """
     manifest = build(settings, synthesized)
-    retrain_run(tracker_of(settings), manifest, Store(settings.store_uri))
-    return manifest
+    tracker, store = tracker_of(settings), Store(settings.store_uri)
+    run_id = retrain_run(tracker, manifest, store)
+    not_written = {
+        str(part.details["category"]): str(part.details["skipped"]) for part in synthesized if "skipped" in part.details
+    }
+    if not_written:
+        logger.error("goes on without synthetic reviews of %s", ", ".join(not_written))
+        tracker.log(run_id, tags={"reviewclf.not_written": "; ".join(f"{name}: {why}" for name, why in not_written.items())})
+    return manifest.model_copy(update={"details": {**manifest.details, "not_written": not_written}})
 
 
-def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
+def train(settings: Settings, dataset: Manifest, candidate: str, *, retry: bool = False) -> Manifest:
     """Train one candidate and log it as a child run: parameters, validation metrics, environment, model.
 
     Parameters
@@ -67,18 +80,35 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
         From :func:`build_dataset`.
     candidate : str
         Its name in the candidates file.
+    retry : bool
+        Whether the caller tries again what another attempt may mend, such as memory that runs out.
 
     Returns
     -------
     Manifest
         ``details``: ``candidate``, ``run_id``, ``model_uri`` and the metrics on validation, which are agreement with votes
-        and not accuracy. A candidate whose pretrained encoder cannot be had here has ``candidate`` and ``skipped``, the
-        reason, instead; the retrain goes on with the others.
+        and not accuracy. A candidate whose pretrained encoder cannot be had here, or whose training fails, has ``candidate``
+        and ``skipped``, the reason, instead, and ``failed``: whether it failed; the retrain goes on with the others.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = tracker_of(settings)
     spec = _candidate(dataset, candidate)
+    try:
+        check_available(spec, settings.encoders)
+        return _train_until_alive(settings, store, taxonomy, tracker, dataset, spec)
+    except EncoderUnavailableError as error:
+        return skip_candidate(tracker, dataset, spec.name, store, str(error), failed=False)
+    except Exception as error:
+        if not _is_candidates_own(error) or (retry and not isinstance(error, TrainingError)):
+            raise
+        logger.exception("%s cannot be trained", spec.name)
+        return skip_candidate(tracker, dataset, spec.name, store, f"{type(error).__name__}: {error}", failed=True)
+
+
+def _train_until_alive(
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate
+) -> Manifest:
     inputs = {
         "dataset": dataset.digest,
         "candidate": spec,
@@ -86,10 +116,6 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
         "seed": settings.seed,
         "tracking": tracker.identity,
     }
-    try:
-        check_available(spec, settings.encoders)
-    except EncoderUnavailableError as error:
-        return _skip(tracker, dataset, spec, store, str(error))
     for attempt in range(100):
         # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
         key = {**inputs, "attempt": attempt}
@@ -98,16 +124,14 @@ def train(settings: Settings, dataset: Manifest, candidate: str) -> Manifest:
         )
         if tracker.is_alive(str(manifest.details["run_id"])):
             return manifest
-    raise RegistryError(f"every run of {candidate!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
+    raise RegistryError(f"every run of {spec.name!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
 
 
-def _skip(tracker: Tracker, dataset: Manifest, spec: Candidate, store: Store, reason: str) -> Manifest:
-    """Say why a candidate is not trained; not a stage of the store, as the next attempt may find what is missing now."""
-    logger.warning("%s is skipped: %s", spec.name, reason)
-    parent = retrain_run(tracker, dataset, store)
-    tracker.log(parent, tags={f"reviewclf.skipped.{spec.name}": reason})
-    details = {"candidate": spec.name, "skipped": reason}
-    return Manifest(stage="train", digest=digest_of([dataset.digest, details]), details=details)
+def _is_candidates_own(error: Exception) -> bool:
+    """Whether an error says something of one candidate, and nothing of the store, MLflow or the disk, which all need."""
+    if isinstance(error, ReviewclfError):
+        return isinstance(error, TrainingError | EvaluationError)
+    return not is_full(error) and not is_away(error)
 
 
 # -- one candidate ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,15 @@ from reviewclf import tables
 from reviewclf.augmentation.amounts import curve_table
 from reviewclf.data.card import card_markdown
 from reviewclf.errors import RegistryError
-from reviewclf.manifest import Manifest
+from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import choices_of, filter_table
 from reviewclf.storage import Store
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 def tracker_of(settings: Settings) -> Tracker:
@@ -50,6 +53,17 @@ def retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     tracker.log_environment(run_id)
     tracker.finish(run_id)
     return run_id
+
+
+def skip_candidate(tracker: Tracker, dataset: Manifest, candidate: str, store: Store, reason: str, *, failed: bool) -> Manifest:
+    """Say why a retrain goes on without a candidate; not a stage of the store, as the next attempt may end otherwise."""
+    from reviewclf.registry.tracking import FAILED, SKIPPED_TAG
+
+    logger.log(logging.ERROR if failed else logging.WARNING, "goes on without %s: %s", candidate, reason)
+    reason = f"{FAILED}{reason}" if failed else reason
+    tracker.log(retrain_run(tracker, dataset, store), tags={f"{SKIPPED_TAG}{candidate}": reason})
+    details: dict[str, Any] = {"candidate": candidate, "skipped": reason, "failed": failed}
+    return Manifest(stage="train", digest=digest_of([dataset.digest, details]), details=details)
 
 
 def candidate_name(candidate: str, dataset: str) -> str:

@@ -180,7 +180,7 @@ def test_costly_writer_is_paid_once(make_settings: Callable[..., Settings], monk
     monkeypatch.setattr(dataset_stages, "make_generator", lambda *arguments: writer)
     planned = dataset_stages.plan_synthesis(settings)
     with pytest.raises(AnnotatorUnavailableError):
-        dataset_stages.synthesize(settings, planned, CATEGORY)
+        dataset_stages.synthesize(settings, planned, CATEGORY, retry=True)
     writer.lasts = 100
     synthesized = [dataset_stages.synthesize(settings, planned, CATEGORY)]
     assert sorted(paid) == list(range(len(paid)))
