@@ -14,6 +14,9 @@ _PASSING_STATUS = 429
 _SERVER_ERRORS = 500
 _PASSING_NUMBERS = {errno.EREMOTEIO} if hasattr(errno, "EREMOTEIO") else set()
 
+# This machine has too little of something for the moment: open files, memory, processes.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
 # No space, over quota, over the size that the system allows; SQLite has words of its own, and so has Python where no folder
 # takes a temporary file. Servers hand on the words alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,6 +36,15 @@ def full_disk(error: BaseException | None) -> BaseException | None:
 def is_full(error: BaseException) -> bool:
     """Whether an error says, or was caused by one that says, that there is no space left for what was to be written."""
     return full_disk(error) is not None
+
+
+def is_short(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, says that this machine lacks memory or open files, which passes by itself."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def space_hint(error: BaseException) -> str:

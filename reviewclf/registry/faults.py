@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,13 +14,11 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from reviewclf.errors import RegistryError, RegistryUnavailableError, ReviewclfError
-from reviewclf.outages import full_disk, is_away, space_hint
+from reviewclf.outages import full_disk, is_away, is_short, space_hint
 from reviewclf.registry import EXPERIMENT
 
 _MAX_SAID = 500
 _PASSING_CODES = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "TEMPORARILY_UNAVAILABLE", "ABORTED")
-# This machine has too little of something for the moment.
-_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 # Databases report these with the same type of error as one that is away.
 _DATABASE_REFUSES = re.compile(
     r"authentication failed|access denied|does not exist|unknown database|no such|readonly|read-only|unable to open|pg_hba",
@@ -136,13 +133,13 @@ def may_pass(error: BaseException) -> bool:
             return False
         if isinstance(found, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError):
             return True
-        if isinstance(found, MemoryError) or getattr(found, "errno", None) in _SHORT_OF or is_away(found):
+        if is_away(found):
             return True
         if isinstance(found, MlflowException) and code in _PASSING_CODES and found.__cause__ is None:
             return True
         # MLflow raises some of its errors without naming their cause.
         found = found.__cause__ or found.__context__
-    return False
+    return is_short(error)
 
 
 def _said(error: BaseException) -> str:

@@ -184,15 +184,15 @@ class Tracker:
             # First the files: on a full disk there is no space for anything else before they are gone.
             with contextlib.suppress(MlflowException, OSError):
                 self._remove_models(run_id)
-            self.fail(run_id, f"{type(error).__name__}: {error}")
+            with contextlib.suppress(MlflowException):
+                self.client.set_tag(run_id, FAILURE_TAG, f"{type(error).__name__}: {error}"[:_MAX_REASON])
+            self.fail(run_id)
             raise
         with self.errors("finish the run"):
             self.client.set_terminated(run_id, "FINISHED")
 
-    def fail(self, run_id: str, reason: str) -> None:
+    def fail(self, run_id: str) -> None:
         """Mark a run FAILED, if the server still answers: this is called on the way out of an error."""
-        with contextlib.suppress(MlflowException):
-            self.client.set_tag(run_id, FAILURE_TAG, reason[:_MAX_REASON])
         with contextlib.suppress(MlflowException):
             self.client.set_terminated(run_id, "FAILED")
 

@@ -25,8 +25,9 @@ from reviewclf.errors import RegistryError
 from reviewclf.serving.batching import Floats, Turns
 from reviewclf.serving.channel import Channel, Message
 from reviewclf.serving.draining import DrainingServer, server_config
-from reviewclf.serving.edge import Edge, header_of
+from reviewclf.serving.edge import Edge, header_of, without_trailing_slash
 from reviewclf.serving.forwarding import Forward
+from reviewclf.serving.incoming import Incoming
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.predicting import Predictor, read_body
 from reviewclf.serving.problems import Problem, unavailable
@@ -91,7 +92,12 @@ class _Front:
         self._edge.closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_mine(scope):
+        if scope["type"] != "http":
+            await self._edge(scope, receive, send)
+            return
+        scope, receive = without_trailing_slash(scope), Incoming(scope, receive)
+        send = receive.answering(send)
+        if self._is_mine(scope):
             await self._edge(scope, receive, send)
             return
         self._forwarded += 1

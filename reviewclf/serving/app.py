@@ -37,7 +37,7 @@ from reviewclf.serving.served import ServedModel
 from reviewclf.serving.shadow import Shadow
 from reviewclf.settings import ServingSettings
 
-_PATHS = frozenset({"/predict", "/model", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
+_PATHS = frozenset({"/predict", "/model", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _TAGS = "reviewclf."
 
@@ -180,6 +180,7 @@ def create_app(service: Service) -> FastAPI:
         # Both pages load their scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # both are answered, see the edge
         exception_handlers={Problem: _on_problem, HTTPException: _on_http_exception, Exception: _on_fault},
     )
     guarded = _guards(service)
@@ -220,12 +221,10 @@ def create_app(service: Service) -> FastAPI:
     async def live() -> Response:
         return Response('{"status":"ok"}', media_type="application/json")
 
-    @app.get(
-        "/health/ready",
-        summary="Whether requests are answered",
-        response_model=Health,
-        responses={503: _error("Not now; the message says why", "Retry-After")},
-    )
+    not_ready: dict[int | str, dict[str, Any]] = {503: _error("Not now; the message says why", "Retry-After")}
+
+    @app.get("/health", summary="The same as /health/ready", response_model=Health, responses=not_ready)
+    @app.get("/health/ready", summary="Whether requests are answered", response_model=Health, responses=not_ready)
     async def ready() -> Response:
         found = service.model
         note = service.follower.problem

@@ -46,25 +46,34 @@ class ModelCache:
         """Where the files of `version` lie, or would."""
         return self._folder / _MODELS / version.identity
 
-    def get(self, version: Version, fetch: Callable[[Version, Path], None]) -> Path:
-        """Folder with the files of `version`, fetched at the first call; a killed fetch leaves nothing that counts."""
+    def get(self, version: Version, fetch: Callable[[Version, Path], None], *, anew: bool = False) -> Path:
+        """Folder with the files of `version`, fetched at the first call; a killed fetch leaves nothing that counts.
+
+        Parameters
+        ----------
+        version : Version
+        fetch : callable
+            Copies the files into an empty folder.
+        anew : bool
+            Fetch also what is here, which may be damaged. It stays until all files of the new copy have arrived.
+        """
         path = self.path(version)
-        if path.is_dir():
+        if path.is_dir() and not anew:
             return path
-        unfinished = self._folder / _MODELS / f"{_UNFINISHED}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        unfinished, old = (self._folder / _MODELS / f"{_UNFINISHED}{os.getpid()}-{uuid.uuid4().hex[:8]}" for _ in range(2))
         unfinished.mkdir(parents=True)
         try:
             fetch(version, unfinished)
             # Another server may have been faster.
             with contextlib.suppress(OSError):
+                if anew:
+                    path.rename(old)
+            with contextlib.suppress(OSError):
                 unfinished.rename(path)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for folder in (unfinished, old):
+                shutil.rmtree(folder, ignore_errors=True)
         return path
-
-    def forget(self, version: Version) -> None:
-        """Remove the files of `version`, so that the next attempt fetches them anew."""
-        shutil.rmtree(self.path(version), ignore_errors=True)
 
     def remember_champion(self, known: Known) -> None:
         """Note which version to serve when the server starts while the registry is away."""

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reviewclf.serving.incoming import Incoming, with_close
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.problems import ErrorBody, ErrorResponse, Problem
 
@@ -24,7 +25,7 @@ Direct = Callable[[Scope, Receive], Awaitable[bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # Questions of load balancers and Prometheus, which come every few seconds, are logged when they fail only.
-_QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+_QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 
 
 @dataclass
@@ -48,6 +49,21 @@ def header_of(scope: Scope, name: bytes) -> str | None:
         if found == name:
             return str(value, "latin-1")
     return None
+
+
+def without_trailing_slash(scope: Scope) -> Scope:
+    """The request as if its address had been written without a slash at its end: a redirect would lose its body."""
+    path = scope["path"]
+    return {**scope, "path": path.rstrip("/") or "/"} if path.endswith("/") and path != "/" else scope
+
+
+def _without_body(send: Send) -> Send:
+    """The answer to ``HEAD``: that to ``GET`` with its headers alone."""
+
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:
@@ -105,6 +121,12 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = without_trailing_slash(scope)
+        if not isinstance(receive, Incoming):
+            receive = Incoming(scope, receive)
+            send = receive.answering(send)
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         await self.answer(self._direct.get((scope["method"], scope["path"])), scope, receive, send)
 
     async def answer(self, endpoint: Direct | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +139,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *self._marks(trace)]}
+                headers = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
+                message = {**message, "headers": with_close(headers) if self.closing else headers}
             await send(message)
 
         self.in_flight += 1
@@ -131,10 +154,6 @@ class Edge:
         finally:
             self.in_flight -= 1
             self._tell(scope, trace, status, time.perf_counter() - started)
-
-    def _marks(self, trace: Trace) -> list[tuple[bytes, bytes]]:
-        mark = (b"x-request-id", trace.request_id.encode())
-        return [mark, (b"connection", b"close")] if self.closing else [mark]
 
     async def _answer(self, endpoint: Direct, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from reviewclf.errors import RegistryError
+from reviewclf.outages import is_short
 from reviewclf.registry import CHALLENGER, CHAMPION
 from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import Known, ModelCache
@@ -118,6 +119,8 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._refusals: dict[str, Refusal] = {}
+        # Identities of versions whose copy on this disk did not load.
+        self._doubtful: set[str] = set()
         self.champion: ServedModel | None = None
         self.challenger: ServedModel | None = None
         self.reachable: bool | None = None
@@ -235,16 +238,21 @@ class Follower:
 
     def _load(self, info: Version, *, source: str = "registry", figures: dict[str, float] | None = None) -> ServedModel:
         started = self._clock()
-        folder = self._cache.get(info, self._registry.fetch)
+        # The only copy there is must outlive an error: it is replaced when another one is here, and never just removed.
+        anew = source == "registry" and info.identity in self._doubtful
         try:
+            folder = self._cache.get(info, self._registry.fetch, anew=anew)
             classifier, kind = load(folder, threads=self._threads)
             try_out(classifier, batch=self._batch)
         except Exception as error:
-            # What was fetched may have been damaged on this disk.
-            self._cache.forget(info)
+            if not is_short(error):
+                # What was fetched may have been damaged on this disk.
+                self._doubtful.add(info.identity)
             if isinstance(error, RegistryError):
                 raise
-            raise RegistryError(f"it cannot be loaded: {error!r:.300}; train it anew") from error
+            hint = "it is tried again" if is_short(error) else "train it anew"
+            raise RegistryError(f"it cannot be loaded: {error!r:.300}; {hint}") from error
+        self._doubtful.discard(info.identity)
         figures = self._registry.figures(info) if figures is None else figures
         logger.info("version %s loaded and warmed up in %.1f s", info.version, self._clock() - started)
         return ServedModel(info, classifier, figures, datetime.now(UTC), source, kind)
@@ -273,7 +281,9 @@ class Follower:
             return
         known = self._cache.last_champion()
         refused = self.refused
-        if known is None or (refused is not None and refused.version.identity == known.info.identity):
+        if known is None:
+            return
+        if refused is not None and refused.version.identity == known.info.identity and self._clock() < refused.retry_at:
             return
         try:
             model = self._load(known.info, source="cache", figures=known.figures)

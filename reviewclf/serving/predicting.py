@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from reviewclf.training.model import TextClassifier
 
 _BODY_SECONDS = 30.0
-# A body that is too large is read to its end, and thrown away, up to so many times the limit: a client that is still sending
-# would not see the answer.
-_PATIENCE = 8
 
 
 class Served(Protocol):
@@ -139,9 +136,10 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         415: it is no JSON by its headers, or compressed; 413: it is larger than `limit`; 408: it does not arrive.
     """
     _check_content_type(scope)
-    too_large = Problem(
-        413, "body_too_large", f"the body is larger than {limit} bytes; split the request", {"Connection": "close"}
-    )
+    too_large = Problem(413, "body_too_large", f"the body is larger than {limit} bytes; split the request")
+    length = header_of(scope, b"content-length") or ""
+    if length.isdigit() and int(length) > limit:
+        raise too_large
     size = 0
     chunks: list[bytes] = []
     more = True
@@ -151,18 +149,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Problem(400, "client_disconnected", "the connection ended before the body did")
-                chunk = message.get("body", b"")
+                chunks.append(message.get("body", b""))
                 more = message.get("more_body", False)
-                size += len(chunk)
-                if size <= limit:
-                    chunks.append(chunk)
-                elif size > _PATIENCE * limit:
+                size += len(chunks[-1])
+                if size > limit:
                     raise too_large
     except TimeoutError as error:
         late = f"the body did not arrive within {_BODY_SECONDS:.0f} seconds"
         raise Problem(408, "body_timeout", late, {"Connection": "close"}) from error
-    if size > limit:
-        raise too_large
     return b"".join(chunks)
 
 

@@ -15,6 +15,14 @@ class WholeAnswersProtocol(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client sends no more, as it may after its request (RFC 9112, 9.6); whether its answers are still to be sent."""
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False  # the last of its requests; the connection closes after its answer
+        return True
+
 
 class GatheringTransport:
     """A transport that sends what is written within one turn of the event loop together.

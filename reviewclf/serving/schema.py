@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 from datetime import datetime
 from typing import Any
 
@@ -174,9 +176,9 @@ def parse_request(body: bytes, limits: ServingSettings) -> tuple[PredictRequest,
         422: no UTF-8 or no JSON (lone surrogates are none), another shape, too many texts, or one that is too long.
     """
     try:
-        request = PredictRequest.model_validate_json(body)
+        request = PredictRequest.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
-        raise Problem(422, *_describe(error)) from error
+        raise Problem(422, *_describe(error, body)) from error
     given = request.model_fields_set
     if ("text" in given) == ("texts" in given) or (request.text is None and request.texts is None):
         raise Problem(422, "invalid_request", 'give either "texts" (a list of strings) or "text" (one string)')
@@ -197,11 +199,18 @@ def parse_request(body: bytes, limits: ServingSettings) -> tuple[PredictRequest,
     return request, texts
 
 
-def _describe(error: ValidationError) -> tuple[str, str]:
+def _describe(error: ValidationError, body: bytes) -> tuple[str, str]:
     """Code and message, without the texts themselves: they are nobody's business in a log."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     if faults[0]["type"] == "json_invalid":
+        if not body.strip():
+            return "invalid_json", 'the body is empty; send JSON such as {"texts": ["a review"]}'
+        encoding = json.detect_encoding(body)
+        if not encoding.startswith("utf-8"):
+            return "invalid_json", f"the body is in {encoding.upper()}; send the JSON in UTF-8"
         return "invalid_json", f"the body is no JSON in UTF-8: {faults[0]['msg']}"
+    if faults[0]["loc"] == ("texts",) and faults[0]["type"] == "list_type":
+        return "invalid_request", '"texts" is a list of strings; give one string as "text"'
     shown = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults[:_MAX_SHOWN]]
     more = f"; and {len(faults) - _MAX_SHOWN} more" if len(faults) > _MAX_SHOWN else ""
     return "invalid_request", "; ".join(shown) + more

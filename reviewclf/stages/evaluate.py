@@ -67,11 +67,10 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
     gold = load_gold(settings, taxonomy)
     texts = [] if gold is not None else _texts_of(store, dataset)
     scored: list[tuple[Manifest, Manifest]] = []
-    left_out = {
-        str(manifest.details["candidate"]): str(manifest.details["skipped"]) for manifest in trained if _is_left_out(manifest)
-    }
+    left_out: dict[str, str] = {}
     for manifest in trained:
-        if _is_left_out(manifest):
+        if "skipped" in manifest.details:
+            left_out[str(manifest.details["candidate"])] = str(manifest.details["skipped"])
             continue
         run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
         try:

@@ -70,7 +70,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 class Process:
     """A started server."""
 
-    def __init__(self, home: Path, tracking_uri: str, **serving: object) -> None:
+    def __init__(self, home: Path, tracking_uri: str, *, has_model: bool = True, **serving: object) -> None:
         home.mkdir(exist_ok=True)
         self._log = home / "serve.log"
         variables = {
@@ -90,7 +90,8 @@ class Process:
             )
         self.url = until(self._listening, seconds=_START_SECONDS, what="the server did not start")
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        until(lambda: self.client.get("/health/ready").status_code == 200, what=f"not ready: {self.log[-2000:]}")
+        ready = 200 if has_model else 503
+        until(lambda: self.client.get("/health/ready").status_code == ready, what=f"not ready: {self.log[-2000:]}")
 
     def _listening(self) -> str | None:
         assert self.process.poll() is None, self.log

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +316,56 @@ def test_processes_beside_have_a_champion_before_it_answers_here_and_no_refused_
     restarted.look()
     assert served(restarted) == ("2", answers_of(1))
     assert again.told == [("prepare 2", None), ("use", None)]
+
+
+@contextlib.contextmanager
+def no_more_open_files() -> Iterator[None]:
+    """As in a process that has used up its files: what is open stays open, and nothing more can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(os.devnull, os.O_RDONLY)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_too_many_open_files_do_not_cost_the_last_copy_of_the_champion(
+    make: Callable[..., Follower], registry: Folders, clock: list[float], away: bool
+) -> None:
+    registry.named["champion"] = "2"
+    make().look()
+    restarted = make()
+    registry.away = away
+    with no_more_open_files():
+        restarted.look()
+    assert served(restarted) is None
+    # The registry goes away now at the latest: only what lies on this disk is left.
+    registry.away = True
+    clock[0] = 30
+    restarted.look()
+    assert served(restarted) == ("2", answers_of(1))
+    assert registry.fetched == ["2"]
+
+
+def test_damaged_copy_stays_until_a_whole_one_has_arrived(
+    make: Callable[..., Follower], registry: Folders, clock: list[float], tmp_path: Path
+) -> None:
+    registry.named["champion"] = "2"
+    make().look()
+    (copy,) = (tmp_path / "cache" / "models").iterdir()
+    half_a_file(copy)
+    restarted = make()
+    restarted.look()
+    assert served(restarted) is None
+    whole, registry.folders["2"] = registry.folders["2"], tmp_path / "gone"
+    clock[0] = 20
+    restarted.look()
+    assert (copy / "model.skops").exists()
+    registry.folders["2"] = whole
+    clock[0] = 100
+    restarted.look()
+    assert served(restarted) == ("2", answers_of(1))
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
