@@ -19,10 +19,10 @@ from airflow.sdk import (
     DeadlineReference,
     get_current_context,
 )
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 from pydantic import JsonValue
 
-from reviewclf.errors import PASSING_ERRORS, ReviewclfError
+from reviewclf.errors import PASSING_ERRORS, ReviewclfError, SettingsError
 from reviewclf.logs import quieten_libraries
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
@@ -39,6 +39,7 @@ TIMEZONE = "Europe/Moscow"
 
 # REVIEWCLF_SOURCE=airflow://reviews_db reads the database of the connection `reviews_db`.
 AIRFLOW_CONNECTION = "airflow://"
+INGEST_STAGES = "reviewclf.stages.ingest"
 
 TASK_DEFAULTS: dict[str, Any] = {
     "owner": "reviewclf",
@@ -100,7 +101,7 @@ def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: A
     log = logging.getLogger(stage.__module__)
     quieten_libraries()
     try:
-        manifest = stage(_settings(), *(_rebuilt(value) for value in manifests), **arguments)
+        manifest = stage(_settings(stage), *(_rebuilt(value) for value in manifests), **arguments)
     except PASSING_ERRORS:
         raise
     except ReviewclfError as error:
@@ -109,13 +110,39 @@ def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: A
     return manifest.model_dump(mode="json")
 
 
-def _settings() -> Settings:
-    """The settings of this worker; a source that names an Airflow connection becomes that connection's address."""
+def _settings(stage: Callable[..., Manifest]) -> Settings:
+    """The settings of this worker; a source that names an Airflow connection becomes that connection's address.
+
+    Raises
+    ------
+    SettingsError
+        There is no such connection, or it is none of a database.
+    """
+    from reviewclf.data.sources.connections import connection_url
+
     settings = load_settings()
-    if not settings.source.startswith(AIRFLOW_CONNECTION):
+    # Only the stages that read the source need it: a connection that is not there is no reason to stop the others.
+    if not settings.source.startswith(AIRFLOW_CONNECTION) or stage.__module__ != INGEST_STAGES:
         return settings
-    connection = BaseHook.get_connection(settings.source.removeprefix(AIRFLOW_CONNECTION))
-    return settings.model_copy(update={"source": connection.get_uri()})
+    conn_id = settings.source.removeprefix(AIRFLOW_CONNECTION).strip("/")
+    name = f"REVIEWCLF_SOURCE={AIRFLOW_CONNECTION}{conn_id}"
+    try:
+        connection = BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        how = f"make one in Airflow under Admin, Connections, or with `airflow connections add {conn_id or 'ID'}`"
+        raise SettingsError(f"{name}: there is no such connection; {how}") from error
+    extra = connection.extra_dejson
+    url = connection_url(
+        name,
+        kind=connection.conn_type,
+        host=connection.host,
+        port=connection.port,
+        login=connection.login,
+        password=connection.password,
+        schema=connection.schema,
+        extra=extra if isinstance(extra, dict) else None,
+    )
+    return settings.model_copy(update={"source": url})
 
 
 def announce(asset: Asset, manifest: Any, *, changed: bool, unchanged: str) -> JsonValue:

@@ -22,8 +22,9 @@ from reviewclf.registry import CHAMPION, REGISTERED_MODEL
 from reviewclf.registry.faults import may_pass, registry_error
 from reviewclf.registry.tracking import Tracker
 
+# Without a schema of the input, which MLflow would enforce with messages of its own, on fewer types than the model takes: see
+# :func:`reviewclf.registry.inputs.texts_of`.
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "text", required=False)]),
     outputs=Schema(
         [
             ColSpec(DataType.string, "label"),

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from reviewclf.errors import DataContractError
+from reviewclf.registry.inputs import texts_of
 from reviewclf.training.model import load_model
 
 
@@ -21,13 +24,14 @@ class ReviewClassifier(PythonModel):
         """Load the classifier from the folder that was logged as the artifact ``classifier``."""
         self._classifier = load_model(context.artifacts["classifier"])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classify reviews.
 
         Parameters
         ----------
-        model_input : DataFrame
-            Column ``text``: reviews as they came; the model cleans them itself. Missing texts are allowed.
+        model_input : str, list, array, Series, DataFrame or mapping
+            Reviews as they came; the model cleans them itself. A table needs a column ``text``, or only one column of texts.
+            Missing texts are allowed.
         params : dict, optional
             ``abstain`` (default False): answer «не уверен» where the probability is below the class's threshold, from which on
             95% of the answers were right on validation.
@@ -35,11 +39,19 @@ class ReviewClassifier(PythonModel):
         Returns
         -------
         DataFrame
-            One row a review, same index: ``label``, ``confidence`` (probability of the likeliest label, 0 to 1) and
-            ``probabilities`` (mapping from every label to its probability).
+            One row a review, with the index of what was given: ``label``, ``confidence`` (probability of the likeliest label,
+            0 to 1) and ``probabilities`` (mapping from every label to its probability).
+
+        Raises
+        ------
+        MlflowException
+            Something else was given; MLflow's own server answers 400 with what is taken.
         """
-        texts = [text if isinstance(text, str) else "" for text in model_input["text"]]
-        probabilities = self._classifier.predict_proba(texts)
+        try:
+            texts = texts_of(model_input)
+        except DataContractError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        probabilities = self._classifier.predict_proba(texts.tolist())
         classes = self._classifier.classes
         return pd.DataFrame(
             {
@@ -47,7 +59,7 @@ class ReviewClassifier(PythonModel):
                 "confidence": [float(row.max()) for row in probabilities],
                 "probabilities": [dict(zip(classes, map(float, row), strict=True)) for row in probabilities],
             },
-            index=model_input.index,
+            index=texts.index,
         )
 
 
