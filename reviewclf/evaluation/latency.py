@@ -1,4 +1,4 @@
-"""Seconds per review on the serving path."""
+"""Seconds per review of a function that answers; which one is measured in a retrain, see :mod:`reviewclf.stages.evaluate`."""
 
 from __future__ import annotations
 

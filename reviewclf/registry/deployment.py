@@ -106,22 +106,7 @@ class Deployments:
         Subfolders, such as a network for further training, are left out.
         """
         uri = f"models:/{REGISTERED_MODEL}/{version.version}"
-
-        def download(_: MlflowClient) -> None:
-            described = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/MLmodel", dst_path=str(folder)))
-            place = _classifier_place(described, uri)
-            described.unlink()
-            found = mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{place}")
-            files = [item.path for item in found if not item.is_dir]
-            if not files:
-                raise RegistryError(f"{uri}: holds no files below {place}; the version was not logged by this package")
-            for path in files:
-                name = Path(path).name
-                copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{place}/{name}", dst_path=str(folder)))
-                if copied != folder / name:
-                    copied.replace(folder / name)
-
-        self._call(f"hand out {uri}", download, missing_is_error=True)
+        self._call(f"hand out {uri}", lambda _: fetch_classifier(uri, folder), missing_is_error=True)
 
     def _call(self, doing: str, call: Any, *, missing_is_error: bool = False) -> Any:
         try:
@@ -143,6 +128,37 @@ class Deployments:
                 raise RegistryError(f"{path}: not there yet; `make run` creates it, or set MLFLOW_TRACKING_URI")
             self._client = MlflowClient(self.tracking_uri)
         return self._client
+
+
+def fetch_classifier(uri: str, folder: Path) -> None:
+    """Copy the files of a logged model's classifier into `folder`.
+
+    Parameters
+    ----------
+    uri : str
+        ``models:/...``.
+    folder : Path
+        Empty.
+
+    Raises
+    ------
+    RegistryError
+        The model was not logged by this package.
+    MlflowException
+        It is not there, or MLflow does not answer.
+    """
+    described = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/MLmodel", dst_path=str(folder)))
+    place = _classifier_place(described, uri)
+    described.unlink()
+    found = mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{place}")
+    files = [item.path for item in found if not item.is_dir]
+    if not files:
+        raise RegistryError(f"{uri}: holds no files below {place}; the version was not logged by this package")
+    for path in files:
+        name = Path(path).name
+        copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{place}/{name}", dst_path=str(folder)))
+        if copied != folder / name:
+            copied.replace(folder / name)
 
 
 class _MissingError(RegistryError):

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from reviewclf.errors import RegistryError
-from reviewclf.serving.batching import Floats, Turns
+from reviewclf.serving.batching import Turns
 from reviewclf.serving.channel import Channel, Message
 from reviewclf.serving.draining import DrainingServer, server_config
 from reviewclf.serving.edge import Edge, header_of, without_trailing_slash
@@ -31,7 +30,7 @@ from reviewclf.serving.incoming import Incoming
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.predicting import Predictor, read_body
 from reviewclf.serving.problems import Problem, unavailable
-from reviewclf.serving.served import load, try_out
+from reviewclf.serving.served import Copy, load, try_out
 from reviewclf.settings import ServingSettings
 from reviewclf.training.model import TextClassifier
 
@@ -42,29 +41,13 @@ _SHORT_BYTES = 4096
 _PREDICT = ("POST", "/predict")
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """A version in this process; see :class:`reviewclf.serving.served.ServedModel`."""
-
-    identity: str
-    version: str
-    classifier: TextClassifier
-
-    @property
-    def most_together(self) -> int | None:
-        return None
-
-    def answer(self, texts: Sequence[str]) -> Floats:
-        return self.classifier.predict_proba(texts)
-
-
 class _Alone(Predictor):
     """Answers with the copy that the server says is to answer."""
 
-    champion: _Copy | None = None
+    champion: Copy | None = None
 
     @property
-    def model(self) -> _Copy:
+    def model(self) -> Copy:
         if self.draining or self.champion is None:
             raise unavailable("draining", "the server is stopping; ask another one, or this one again later", retry_after=1)
         return self.champion
@@ -143,7 +126,7 @@ class _Answerer(DrainingServer):
         self._messages = messages
         self._taken = 0
         self._told = (0, 0)
-        self._copies: dict[str, _Copy] = {}
+        self._copies: dict[str, Copy] = {}
         self._work: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
@@ -209,7 +192,7 @@ class _Answerer(DrainingServer):
             reason = str(error) if isinstance(error, RegistryError) else f"it cannot be loaded: {error!r:.300}"
             self._tell({"is": "failed", "identity": identity, "reason": reason})
             return
-        self._copies[identity] = _Copy(identity, version, classifier)
+        self._copies[identity] = Copy(identity, version, classifier)
         self._tell({"is": "loaded", "identity": identity})
 
 

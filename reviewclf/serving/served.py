@@ -73,6 +73,24 @@ class ServedModel:
         return self.classifier.predict_proba(texts)
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A version without what the registry says about it; see :class:`ServedModel`."""
+
+    identity: str
+    version: str
+    classifier: TextClassifier
+
+    @property
+    def most_together(self) -> int | None:
+        """Texts that go through it together at most; None: any number. Some take each alone."""
+        return 1 if self.classifier.alone else None
+
+    def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Probabilities, shape (texts, classes)."""
+        return self.classifier.predict_proba(texts)
+
+
 def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:
     """Load the classifier of `folder` and its kind.
 

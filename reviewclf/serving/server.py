@@ -23,7 +23,7 @@ from reviewclf.serving.follower import Follower, Registry
 from reviewclf.serving.logs import configure_logging
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.shadow import Shadow
-from reviewclf.settings import Settings
+from reviewclf.settings import ServingSettings, Settings
 from reviewclf.training.onnx_session import default_threads
 
 logger = logging.getLogger(__name__)
@@ -52,27 +52,18 @@ def build_service(settings: Settings, registry: Registry, fleet: Fleet | None = 
         The processes beside this one.
     """
     serving = settings.serving
-    workers = serving.threads or default_threads()
     metrics = Metrics()
     follower = Follower(
         registry,
         ModelCache(settings.home.expanduser().resolve() / "serving"),
         metrics,
         poll_seconds=serving.poll_seconds,
-        # Batches side by side, one thread each: more texts a second than one after another with several threads, which
-        # wait for each other on texts as short as reviews.
-        threads=1 if workers > 1 else None,
+        threads=threads_of_model(serving),
         batch=serving.max_batch,
         shadow=serving.shadow_share > 0,
         fleet=fleet,
     )
-    batcher = Batcher(
-        workers=workers,
-        max_batch=serving.max_batch,
-        max_wait=serving.max_wait_ms / 1000,
-        max_queue=serving.max_queue,
-        metrics=metrics,
-    )
+    batcher = make_batcher(serving, metrics)
     shadow = None
     if serving.shadow_share > 0:
         shadow = Shadow(
@@ -82,6 +73,26 @@ def build_service(settings: Settings, registry: Registry, fleet: Fleet | None = 
             log_seconds=serving.shadow_log_seconds,
         )
     return Service(follower, batcher, shadow, metrics, serving, fleet)
+
+
+def threads_of_model(serving: ServingSettings) -> int | None:
+    """Threads of one call of a model, see :func:`reviewclf.training.model.load_model`.
+
+    Batches side by side, one thread each: more texts a second than one after another with several threads, which wait for each
+    other on texts as short as reviews.
+    """
+    return 1 if (serving.threads or default_threads()) > 1 else None
+
+
+def make_batcher(serving: ServingSettings, metrics: Metrics) -> Batcher:
+    """What runs the models."""
+    return Batcher(
+        workers=serving.threads or default_threads(),
+        max_batch=serving.max_batch,
+        max_wait=serving.max_wait_ms / 1000,
+        max_queue=serving.max_queue,
+        metrics=metrics,
+    )
 
 
 def serve(settings: Settings) -> None:

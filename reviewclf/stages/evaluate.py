@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,7 +18,7 @@ from reviewclf.data.gold import Gold, load_gold
 from reviewclf.duplicates import match_near_duplicates
 from reviewclf.errors import ConflictError, RegistryError, RegistryUnavailableError, StoreError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.settings import Settings
+from reviewclf.settings import ServingSettings, Settings
 from reviewclf.stages.dataset import choices_of
 from reviewclf.stages.runs import metrics_of, parent_of, skip_candidate, tracker_of
 from reviewclf.storage import StageResult, Store
@@ -25,6 +27,7 @@ from reviewclf.training import train_candidate
 from reviewclf.training.candidates import parse_candidate
 
 if TYPE_CHECKING:
+    from reviewclf.evaluation import Latency
     from reviewclf.registry.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -74,7 +77,8 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
             continue
         run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
         try:
-            scored.append((manifest, score_model(store, taxonomy, tracker, gold, run_id=run_id, model_uri=uri, texts=texts)))
+            options: dict[str, Any] = {"run_id": run_id, "model_uri": uri, "texts": texts, "serving": settings.serving}
+            scored.append((manifest, score_model(store, taxonomy, tracker, gold, **options)))
         except (ConflictError, RegistryUnavailableError, StoreError):
             raise
         except Exception as error:  # whatever a broken model raises: the others are judged all the same
@@ -109,7 +113,7 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
 
     manifest = store.run_stage("evaluate", 3, inputs, work)
     if gold is not None:
-        score_champion(store, taxonomy, tracker, gold)
+        score_champion(store, taxonomy, tracker, gold, settings.serving)
     return manifest.model_copy(update={"details": {**manifest.details, "left_out": left_out}})
 
 
@@ -128,7 +132,9 @@ def _lost(tracker: Tracker, store: Store, dataset: Manifest, known: Collection[s
     return reasons
 
 
-def score_champion(store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold) -> Scored | None:
+def score_champion(
+    store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, serving: ServingSettings | None = None
+) -> Scored | None:
     """The champion on the same gold rows; scored anew where that has not been done on this gold. None without a champion.
 
     Raises
@@ -145,9 +151,8 @@ def score_champion(store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gol
     with tracker.errors(f"show version {version}"):
         found = tracker.client.get_model_version(REGISTERED_MODEL, version)
     try:
-        score = score_model(
-            store, taxonomy, tracker, gold, run_id=found.run_id or "", model_uri=f"models:/{REGISTERED_MODEL}/{version}"
-        )
+        uri = f"models:/{REGISTERED_MODEL}/{version}"
+        score = score_model(store, taxonomy, tracker, gold, run_id=found.run_id or "", model_uri=uri, serving=serving)
     except RegistryUnavailableError:
         # No fault of the champion's: nobody should roll it back.
         raise
@@ -172,15 +177,22 @@ def score_model(
     run_id: str,
     model_uri: str,
     texts: Sequence[str] = (),
+    serving: ServingSettings | None = None,
 ) -> Manifest:
     """Score one model on gold and time it, once for each gold set; the figures go to its run.
+
+    Seconds per example are those of the code that serves (:func:`reviewclf.serving.measuring.served`): from the bytes of a
+    request with one review to those of its answer, without the network.
 
     Parameters
     ----------
     run_id : str
-        Run that the model belongs to; empty for a version that was registered by hand, whose figures stay in the store.
+        Run that the model belongs to; empty for a version that was registered by hand, which is not timed and whose figures
+        stay in the store.
     texts : sequence of str
         What to time it on without gold.
+    serving : ServingSettings, optional
+        How the server runs models; default: as without any settings.
 
     Returns
     -------
@@ -196,7 +208,6 @@ def score_model(
     }
 
     def work() -> StageResult:
-        from reviewclf.evaluation import measure_latency
         from reviewclf.registry.model import load_model
 
         model = load_model(tracker, model_uri, version="candidate")
@@ -206,16 +217,16 @@ def score_model(
             rows, figures = _on_gold(taxonomy, tracker, gold, model, run_id)
             answers = pa.Table.from_pandas(rows, schema=tables.GOLD_ANSWERS_SCHEMA, preserve_index=False)
             outputs = {"answers": store.put_table(answers)}
-        timed = gold.frame["text"].tolist() if gold is not None else list(texts)
-        latency = measure_latency(model.predict, timed[:_LATENCY_TEXTS])
         size = model.pyfunc.metadata.model_size_bytes
-        figures |= {
-            "seconds_per_example_p50": latency.p50,
-            "seconds_per_example_p95": latency.p95,
-            "timed_calls": latency.n,
-            "model_mib": None if not size else size / _MIB,
-        }
+        figures["model_mib"] = None if not size else size / _MIB
         if run_id:
+            timed = gold.frame["text"].tolist() if gold is not None else list(texts)
+            latency = _time(tracker, model_uri, timed[:_LATENCY_TEXTS], serving or ServingSettings())
+            figures |= {
+                "seconds_per_example_p50": latency.p50,
+                "seconds_per_example_p95": latency.p95,
+                "timed_calls": latency.n,
+            }
             metrics = {
                 "latency/p50_seconds": latency.p50,
                 "latency/p95_seconds": latency.p95,
@@ -227,7 +238,20 @@ def score_model(
             outputs=outputs, counts={"gold_rows": 0 if gold is None else len(gold.frame)}, details={"figures": figures}
         )
 
-    return store.run_stage("score", 1, inputs, work)
+    return store.run_stage("score", 2, inputs, work)
+
+
+def _time(tracker: Tracker, model_uri: str, texts: Sequence[str], serving: ServingSettings) -> Latency:
+    """Seconds per example of a logged model, on the code that serves."""
+    from reviewclf.evaluation import measure_latency
+    from reviewclf.registry.deployment import fetch_classifier
+    from reviewclf.serving.measuring import served
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tracker.errors(f"hand out {model_uri}"):
+            fetch_classifier(model_uri, Path(folder))
+        with served(Path(folder), serving) as answer:
+            return measure_latency(answer, texts)
 
 
 def seen_rows(settings: Settings, store: Store, dataset: str, gold: Gold) -> list[int] | None:

@@ -51,7 +51,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     gold = load_gold(settings, taxonomy)
     if evaluated.inputs.get("gold") != (None if gold is None else gold.digest):
         raise GateError("gold has changed since the candidates were scored (REVIEWCLF_GOLD): run `evaluate` again")
-    champion = None if gold is None else score_champion(store, taxonomy, tracker, gold)
+    champion = None if gold is None else score_champion(store, taxonomy, tracker, gold, settings.serving)
     rules = rules_of(settings.gate, _classes(taxonomy, gold))
     age = _age_days(gold)
     limit = settings.gate.max_gold_age_days

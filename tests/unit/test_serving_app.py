@@ -495,3 +495,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.02)
+
+
+def test_seconds_are_measured_on_what_the_server_answers_with(tmp_path: Path, classifier: TextClassifier) -> None:
+    from reviewclf.errors import RegistryError
+    from reviewclf.evaluation import measure_latency
+    from reviewclf.serving.measuring import served
+
+    classifier.save(tmp_path / "model")
+    for threads in (1, 2):
+        settings = ServingSettings(threads=threads, max_characters=10, api_keys=KEY)
+        with served(tmp_path / "model", settings) as answer:
+            found = json.loads(answer(REVIEWS))
+            assert [row["label"] for row in found["predictions"]] == answers_of(0)
+            latency = measure_latency(answer, [*REVIEWS, "длинный отзыв " * 100], single=10, batch=20, warmup=1)
+            assert 0 < latency.p50 <= latency.p95
+    (tmp_path / "model" / "model.skops").write_bytes(b"")
+    with pytest.raises(RegistryError, match=r"model\.skops"), served(tmp_path / "model", settings):
+        pass
