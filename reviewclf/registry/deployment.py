@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import mlflow
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError
@@ -147,18 +149,16 @@ def fetch_classifier(uri: str, folder: Path) -> None:
     MlflowException
         It is not there, or MLflow does not answer.
     """
-    described = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/MLmodel", dst_path=str(folder)))
+    files: Any = get_artifact_repository(uri)
+    described = Path(files.download_artifacts("MLmodel", str(folder)))
     place = _classifier_place(described, uri)
     described.unlink()
-    found = mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{place}")
-    files = [item.path for item in found if not item.is_dir]
-    if not files:
+    names = [Path(item.path).name for item in files.list_artifacts(place) if not item.is_dir]
+    if not names:
         raise RegistryError(f"{uri}: holds no files below {place}; the version was not logged by this package")
-    for path in files:
-        name = Path(path).name
-        copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{place}/{name}", dst_path=str(folder)))
-        if copied != folder / name:
-            copied.replace(folder / name)
+    with tempfile.TemporaryDirectory(dir=folder) as below:  # where MLflow makes the model's own folders
+        for name in names:
+            Path(files.download_artifacts(f"{place}/{name}", below)).replace(folder / name)
 
 
 class _MissingError(RegistryError):
