@@ -71,7 +71,8 @@ def reviews_ingest() -> None:
         from reviewclf.stages import ingest as stages
 
         published = run_stage(stages.publish, ingested, validated, cleaned, clean_report)
-        return announce(REVIEWS_CLEAN, published, changed=published["counts"]["new"] > 0, unchanged="no new reviews")
+        changed = published["counts"]["new"] + published["counts"]["superseded"] > 0
+        return announce(REVIEWS_CLEAN, published, changed=changed, unchanged="no new reviews")
 
     ingested = ingest()
     validated = validate_raw(ingested)

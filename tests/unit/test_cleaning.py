@@ -146,7 +146,8 @@ def test_every_row_ends_in_one_place_and_chunks_do_not_matter(given_rows: list, 
     for name in CleanedPart._fields:
         assert pa.concat_tables([getattr(part, name) for part in parts]).equals(getattr(whole, name)), name
     # Each text that somebody still has stands for one review, and each review has one text: its last one.
-    texts = {row["review_id"]: text_hash(row["text"]) for row in table.to_pylist() if clean_texts([row["text"] or ""])[0]}
+    cleaned = clean_texts([text or "" for _, text in given_rows])
+    texts = {key: text_hash(text) for (key, _), text in zip(given_rows, cleaned, strict=True) if text}
     assert {key: held.text_hash for key, held in cleaner.holds.items()} == texts
     assert set(cleaner.first) == set(texts.values())
     assert all(texts[review_id] == key for key, review_id in cleaner.first.items())
