@@ -30,7 +30,8 @@ from reviewclf.serving.incoming import Incoming
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.predicting import Predictor, read_body
 from reviewclf.serving.problems import Problem, unavailable
-from reviewclf.serving.served import Copy, load, try_out
+from reviewclf.serving.served import Copy as _Copy
+from reviewclf.serving.served import load, try_out
 from reviewclf.settings import ServingSettings
 from reviewclf.training.model import TextClassifier
 
@@ -44,10 +45,10 @@ _PREDICT = ("POST", "/predict")
 class _Alone(Predictor):
     """Answers with the copy that the server says is to answer."""
 
-    champion: Copy | None = None
+    champion: _Copy | None = None
 
     @property
-    def model(self) -> Copy:
+    def model(self) -> _Copy:
         if self.draining or self.champion is None:
             raise unavailable("draining", "the server is stopping; ask another one, or this one again later", retry_after=1)
         return self.champion
@@ -126,7 +127,7 @@ class _Answerer(DrainingServer):
         self._messages = messages
         self._taken = 0
         self._told = (0, 0)
-        self._copies: dict[str, Copy] = {}
+        self._copies: dict[str, _Copy] = {}
         self._work: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
@@ -192,7 +193,7 @@ class _Answerer(DrainingServer):
             reason = str(error) if isinstance(error, RegistryError) else f"it cannot be loaded: {error!r:.300}"
             self._tell({"is": "failed", "identity": identity, "reason": reason})
             return
-        self._copies[identity] = Copy(identity, version, classifier)
+        self._copies[identity] = _Copy(identity, version, classifier)
         self._tell({"is": "loaded", "identity": identity})
 
 
