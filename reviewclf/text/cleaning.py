@@ -15,18 +15,15 @@ from collections.abc import Iterable
 from html.entities import html5
 
 from reviewclf.text.lookalikes import folded, with_one_alphabet
-from reviewclf.text.misread import repaired
+from reviewclf.text.misread import PLAIN, repaired
 from reviewclf.text.phones import DIGITS, without_phones
 
 # Removing one thing can lay bare another (a tag around a tag, an entity of an entity). Real reviews need two passes; what
 # still changes after this many was built to do so.
 _PASSES = 8
 
-# Printable ASCII without < & @, Russian letters, and the punctuation of Russian keyboards: text made of these alone holds no
-# HTML, no e-mail address, no emoji and nothing to normalise, and was read in the right encoding.
 # Possessive quantifiers stand behind single characters and classes only: behind a group, CPython before 3.11.5 does not go
 # back to where a failed repetition began (gh-106052).
-_PLAIN = re.compile(r"[\t\n\r !-%'-;=>?A-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
 # The same without Latin letters: no word of it mixes alphabets, and there is no link in it but one to .рф.
 _RUSSIAN = re.compile(r"[\t\n\r !-%'-;=>?\[-`{-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
 
@@ -147,7 +144,7 @@ def normal_form(text: str) -> str:
     holds neither letters nor digits.
     """
     folded = text.casefold()
-    if not _PLAIN.fullmatch(folded):
+    if not PLAIN.fullmatch(folded):
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", INVISIBLE.sub("", folded)).casefold())
         folded = _MARK.sub("", folded)
     return " ".join(_WORD.findall(folded.replace("ё", "е")))
@@ -181,7 +178,7 @@ def _clean_once(text: str) -> str:
     beginning = _RUSSIAN.match(text)
     end = beginning.end() if beginning else 0
     russian = end == len(text)
-    plain = russian or _PLAIN.fullmatch(text, end)
+    plain = russian or PLAIN.fullmatch(text, end)
     joined = text = " ".join(text.split() if plain else repaired(text).split())
     if not plain:
         if "&" in text:
@@ -200,7 +197,7 @@ def _clean_once(text: str) -> str:
 
 def _is_settled(text: str) -> bool:
     """Whether another pass surely changes nothing; a cheap test that holds for nearly all reviews."""
-    return _PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not DIGITS.search(text)
+    return PLAIN.fullmatch(text) is not None and "://" not in text and not _HOST_HINT.search(text) and not DIGITS.search(text)
 
 
 def _unescaped(match: re.Match[str]) -> str:

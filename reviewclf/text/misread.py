@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+# Printable ASCII without < & @, Russian letters, and the punctuation of Russian keyboards: text made of these alone holds no
+# HTML, no e-mail address, no emoji and nothing to normalise, and was read in the right encoding (an а misread is «Р°»).
+PLAIN = re.compile(r"[\t\n\r !-%'-;=>?A-~А-яЁё«»—–…“”„’№²³½€₽×]*+")
+
 # Text that was misread twice, and once more for good measure.
 _PASSES = 3
 # A text of which more is lost than this share of its characters is not repaired: its words cannot be read.
@@ -130,6 +134,8 @@ def repaired(text: str) -> str:
 
     ``repaired(repaired(x))`` equals ``repaired(x)``.
     """
+    if PLAIN.fullmatch(text):
+        return text
     result = text
     for _ in range(_PASSES):
         before, result = result, _reread(result)
@@ -143,6 +149,8 @@ def repaired(text: str) -> str:
 
 def is_misread(text: str) -> bool:
     """Whether text was read in the wrong encoding and :func:`repaired` could not mend it, or its letters are lost."""
+    if PLAIN.fullmatch(text):
+        return "??" in text and _QUESTION_MARKS.fullmatch(text) is not None
     result = repaired(text)
     return not _makes_sense(result) or _QUESTION_MARKS.fullmatch(result) is not None
 
