@@ -88,8 +88,10 @@ def read_frame(
         rows.append(row.values)
     if not rows:
         raise DataContractError(f"{uri}: is empty: it holds no rows; check {setting}")
-    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
-    return frame.map(unprotect_from_excel, na_action="ignore") if excel_safe and suffix in DELIMITED else frame
+    if excel_safe and suffix in DELIMITED:
+        names = dict.fromkeys(map(unprotect_from_excel, names))
+        rows = [{unprotect_from_excel(name): cell and unprotect_from_excel(cell) for name, cell in row.items()} for row in rows]
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
 
 
 def _way_out(row: BadRow, options: ReadOptions) -> str:

@@ -60,6 +60,10 @@ def text_lines(uri: str, options: ReadOptions) -> Iterator[str]:
     encoding = options.encoding or _recognised(uri, options)
     try:
         with open_file(uri) as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
+            ends_in_return = text.readline().endswith("\r")
+            text.seek(0)
+            # Python's csv puts no quotes around a lone carriage return, which then is a character of a text.
+            text.reconfigure(newline="" if ends_in_return else "\n")
             # A mark is left over where the setting says utf-8 and not utf-8-sig.
             yield from (line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(text))
     except (UnicodeError, LookupError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from reviewclf.data.sources.options import Quoting
 # broken at its first line, and reading goes on at the next.
 _MAX_RECORD_LINES = 5_000
 _MAX_RECORD_CHARACTERS = 4_000_000
-_LONE_BACKSLASH = re.compile(r'\\(["\\\r\n]?)')
+_LONE_RETURN = re.compile(r"\r(?!\n?\Z)")
+_LONE_BACKSLASH = re.compile(r'\\(["\\\r\n\x00]?)')
 
 # Python's csv refuses fields of more than 131,072 characters by default; a line of a file is held as a whole anyway.
 csv.field_size_limit(2**31 - 1)
@@ -93,15 +95,17 @@ def records(lines: Iterator[str], separator: str, quoting: Quoting) -> Iterator[
 
 
 def _parse(first: str, rest: Iterator[str], separator: str, quoting: Quoting) -> list[str]:
-    def prepared() -> Iterator[str]:
-        for lines in ([first], rest):
-            for line in lines:
-                text = line.replace("\x00", "")
-                # csv drops every backslash; in such files one that stands before no quote and no backslash is a character.
-                yield _LONE_BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", text) if escape else text
-
     escape = "\\" if quoting == "backslash" else None
-    return next(csv.reader(prepared(), delimiter=separator, escapechar=escape, strict=True))
+
+    def prepared() -> Iterator[str]:
+        for line in itertools.chain([first], rest):
+            # NUL, which means nothing in text, stands for a carriage return that ends no line: csv would end the row there.
+            text = _LONE_RETURN.sub("\x00", line.replace("\x00", ""))
+            # csv drops every backslash; in such files one that stands before no quote and no backslash is a character.
+            yield _LONE_BACKSLASH.sub(lambda found: found[0] if found[1] else r"\\", text) if escape else text
+
+    fields = next(csv.reader(prepared(), delimiter=separator, escapechar=escape, strict=True))
+    return [field.replace("\x00", "\r") for field in fields]
 
 
 def fields_as_they_stand(record: Record, separator: str, n_fields: int) -> list[str] | None:

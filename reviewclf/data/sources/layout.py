@@ -14,8 +14,8 @@ from reviewclf.data.sources.options import Quoting, ReadOptions
 from reviewclf.errors import DataContractError
 
 _SEPARATORS = ",;\t|"
-# Separates nothing: a file of one column.
-_NO_SEPARATOR = "\x1f"
+# Separates nothing, for no encoding yields half of a surrogate pair: a file of one column.
+_NO_SEPARATOR = "\udfff"
 _HEADER_LINES = 20
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -205,10 +205,11 @@ def _separators(uri: str, header: str, options: ReadOptions) -> list[str]:
     most = max(counts.values())
     if most:
         return [sign for sign, count in counts.items() if count == most]
-    # One column: commas in its rows are text, but a separator that ends each of them is none.
-    ends = {line.rstrip("\r\n")[-1:] for line in itertools.islice(_lines(uri, options), 1, None) if line.strip()}
-    (end,) = ends if len(ends) == 1 else ("",)
-    return [end if end and end in _SEPARATORS else _NO_SEPARATOR]
+    # One column: separators in its rows are text, but one that ends each of them is none; a comma may well end a sentence.
+    ends = {line.rstrip("\r\n")[-2:] for line in itertools.islice(_lines(uri, options), 1, None) if line.strip()}
+    signs = {end[-1:] for end in ends}
+    is_spare = len(signs) == 1 and signs < set(_SEPARATORS) and (signs != {","} or ends == {'",'})
+    return [signs.pop() if is_spare else _NO_SEPARATOR]
 
 
 def _quoting(
