@@ -113,7 +113,15 @@ def predict(
     model = load_alias(_tracker())
     answers = predict_frame(frame, model, text_column=text_column, name=source, abstain=abstain)
     write_frame(answers, target, excel_safe=excel_safe, schema=schema)
-    typer.echo(f"{len(frame)} reviews labelled by version {model.version}: {target}")
+    unlabelled = answers["predicted_label"].isna()
+    if unlabelled.any():
+        first = int(unlabelled.to_numpy().argmax()) + 1
+        typer.echo(
+            f"{source}: {unlabelled.sum()} texts were saved in a wrong encoding and cannot be read again, the first in row "
+            f"{first}: they have no label",
+            err=True,
+        )
+    typer.echo(f"{len(frame) - unlabelled.sum()} reviews labelled by version {model.version}: {target}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from reviewclf.data.frames import is_missing
 from reviewclf.errors import DataContractError
+from reviewclf.text import is_misread
 from reviewclf.training.model import UNSURE
 
 PREDICTION_COLUMNS = ("predicted_label", "confidence", "model_version")
@@ -92,7 +93,9 @@ def predict_frame(
     Returns
     -------
     DataFrame
-        All columns of `frame`, in order, then ``predicted_label``, ``confidence`` (0 to 1) and ``model_version``.
+        All columns of `frame`, in order, then ``predicted_label``, ``confidence`` (0 to 1) and ``model_version``. What was
+        saved in a wrong encoding is read again for the model and stays in its column as it came; where it cannot be, label and
+        confidence are missing.
 
     Raises
     ------
@@ -104,7 +107,15 @@ def predict_frame(
     labels = np.array(answers.labels, dtype=object)
     if abstain:
         labels[answers.abstained] = UNSURE
-    return frame.assign(predicted_label=labels, confidence=answers.confidence, model_version=str(model.version))
+    unreadable = np.array([is_unreadable(text) for text in frame[text_column]], dtype=bool)
+    labels[unreadable] = None
+    confidence = np.where(unreadable, np.nan, answers.confidence)
+    return frame.assign(predicted_label=labels, confidence=confidence, model_version=str(model.version))
+
+
+def is_unreadable(text: str | None) -> bool:
+    """Whether a review was saved in a wrong encoding and cannot be read again: nobody can tell what it is about."""
+    return isinstance(text, str) and is_misread(text)
 
 
 def check_reviews(frame: pd.DataFrame, *, text_column: str, name: str = "input") -> None:
@@ -113,7 +124,8 @@ def check_reviews(frame: pd.DataFrame, *, text_column: str, name: str = "input")
     Raises
     ------
     DataContractError
-        `text_column` is missing, a row of it holds no text, or `frame` has a column that would be overwritten; names `name`.
+        `text_column` is missing, a row of it holds no text, most rows were saved in a wrong encoding and cannot be read again,
+        or `frame` has a column that would be overwritten; the message names `name`.
     """
     if text_column not in frame.columns:
         raise DataContractError(
@@ -128,3 +140,9 @@ def check_reviews(frame: pd.DataFrame, *, text_column: str, name: str = "input")
                 f"{name}, row {number}: column {text_column!r} holds {type(text).__name__}, expected text: {str(text)!r:.80}; "
                 "write the review there as one string"
             )
+    unreadable = [number for number, text in enumerate(frame[text_column], start=1) if is_unreadable(text)]
+    if len(unreadable) > len(frame) / 2:
+        raise DataContractError(
+            f"{name}: {len(unreadable)} of {len(frame)} texts were saved in a wrong encoding and cannot be read again, "
+            f"the first in row {unreadable[0]}; write the file anew from where it came"
+        )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reviewclf.settings import load_settings
@@ -64,6 +68,63 @@ def test_predict_keeps_the_columns_and_adds_its_own(command: Command, home: Path
     assert answers["predicted_label"].tolist()[::2] == ["посуда", "электроника"]
     assert answers["confidence"].astype(float).between(0, 1).all()
     assert answers["model_version"].nunique() == 1
+
+
+@pytest.mark.case(20)
+@pytest.mark.case(22)
+def test_predict_keeps_every_value_as_it_came(command: Command, home: Path, tmp_path: Path) -> None:
+    line = '{"id": 12345678901234567890123, "text": "Туфли жмут", "price": 0.1, "tags": ["a", {"b": null}], "ok": true}'
+    (tmp_path / "in.jsonl").write_text(line + "\n", encoding="utf-8")
+    (tmp_path / "in.csv").write_text("id;text;note\n007;Туфли жмут;nan\n1,50;Плед мягкий; NA \n", encoding="cp1251")
+    table = pa.table(
+        {
+            "text": pa.array(["Туфли жмут", "Плед мягкий"], pa.string()).dictionary_encode(),
+            "at": pa.array([0, None], pa.timestamp("ms", "UTC")),
+            "price": pa.array([Decimal("1.50"), None], pa.decimal128(9, 2)),
+            "n": pa.array([7, None], pa.int16()),
+            "review_id": ["r0", "r1"],
+        }
+    ).replace_schema_metadata({"pandas": json.dumps({"index_columns": ["review_id"], "columns": [], "column_indexes": []})})
+    pq.write_table(table, tmp_path / "in.parquet")
+    for ending in ("jsonl", "csv", "parquet"):
+        done = command("predict", f"in.{ending}", f"out.{ending}", home=home)
+        assert done.returncode == 0, done.stderr
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {name: row[name] for name in json.loads(line)} == json.loads(line)
+    assert row["predicted_label"] == "обувь"
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [cells[:3] for cells in rows] == [
+        ["id", "text", "note"],
+        ["007", "Туфли жмут", "nan"],
+        ["1,50", "Плед мягкий", " NA "],
+    ]
+    out = pq.ParquetFile(tmp_path / "out.parquet").read()
+    assert out.schema.names == [*table.schema.names, "predicted_label", "confidence", "model_version"]
+    assert [out.schema.field(name).type for name in table.schema.names if name != "text"] == [
+        field.type for field in table.schema if field.name != "text"
+    ]
+    assert pa.types.is_dictionary(out.schema.field("text").type)
+    assert out.select(table.schema.names).to_pylist() == table.to_pylist()
+
+
+@pytest.mark.case(58)
+@pytest.mark.case(81)
+def test_predict_reads_misread_texts_again_and_writes_no_formulas_on_demand(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    misread = "Туфли жмут, подошва скользкая".encode().decode("cp1251", "replace")
+    lost = "????? ????, ??????? ?????????"
+    (tmp_path / "in.csv").write_text(f'id,text\n=1+1,"{misread}"\n2,"{lost}"\n-3,Туфли жмут\n', encoding="utf-8")
+    done = command("predict", "in.csv", "out.csv", "--excel-safe", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "in.csv: 1 texts were saved in a wrong encoding and cannot be read again, the first in row 2" in done.stderr
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["'=1+1", "2", "-3"]
+    assert [row["text"] for row in rows] == [misread, lost, "Туфли жмут"]
+    assert [row["predicted_label"] for row in rows] == ["обувь", "", "обувь"]
+    assert rows[1]["confidence"] == ""
 
 
 @pytest.mark.parametrize(

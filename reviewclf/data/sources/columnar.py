@@ -19,7 +19,7 @@ _NAMELESS_INDEX = "__index_level_"
 
 
 def read_parquet(uri: str, options: ReadOptions) -> Iterator[GoodRow]:
-    """Rows of a Parquet file, numbered from 1, with Python's values of its types.
+    """Rows of a Parquet file, numbered from 1, with Python's values of its types; none where the file is empty.
 
     Raises
     ------
@@ -27,6 +27,9 @@ def read_parquet(uri: str, options: ReadOptions) -> Iterator[GoodRow]:
         The text column is missing or holds no text.
     """
     with open_file(uri) as stream:
+        if not stream.read(1):
+            return
+        stream.seek(0)
         parquet = pq.ParquetFile(stream)
         schema = _with_index(parquet.schema_arrow)
         ranges = [_range(entry) for entry in _named_ranges(parquet.schema_arrow)]
