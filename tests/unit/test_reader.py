@@ -72,6 +72,12 @@ def test_text_that_opens_with_a_quote_glues_no_rows_together(tmp_path: Path, sep
     assert texts(write(tmp_path, f"review_id{separator}text\n{rows}", name)) == said
 
 
+def test_doubled_quotes_within_a_bare_text_prove_no_quoting(tmp_path: Path) -> None:
+    said = ['"Мечта платье', 'Диван ""Мечта""', 'Диагональ 42"']
+    rows = "".join(f"{number}\t{text}\n" for number, text in enumerate(said))
+    assert texts(write(tmp_path, 'review_id\ttext\n9\tсказал ""ок""\n' + rows)) == ['сказал ""ок""', *said]
+
+
 def test_text_that_opens_with_a_quote_is_read_where_it_is_the_first_column(tmp_path: Path) -> None:
     content = 'text\tstars\n"Мечта платье\t5\nКружка разбита\t1\nДиагональ 42"\t4\n'
     assert texts(write(tmp_path, content, "a.tsv")) == ['"Мечта платье', "Кружка разбита", 'Диагональ 42"']

@@ -76,7 +76,8 @@ class _Tally:
 
     def add(self, record: Record, separator: str) -> None:
         text = record.text
-        self.has_escapes = self.has_escapes or '\\"' in text or "\\" + separator in text or text.endswith("\\")
+        if "\\" in text:
+            self.has_escapes = self.has_escapes or '\\"' in text or "\\" + separator in text or text.endswith("\\")
         fields = record.fields
         if fields is None:
             self.malformed += record.flaw == MALFORMED
@@ -84,7 +85,7 @@ class _Tally:
             return
         if _is_blank(record, self.width):
             return
-        if any(value != "" for value in fields[self.width :]):
+        if len(fields) > self.width and any(fields[self.width :]):
             self.overfull += 1
             self.filled_without_name += len(fields) == len(self.header)
             return
@@ -93,7 +94,9 @@ class _Tally:
             self.is_spaced = self.is_spaced or (separator == "," and ", " in text)
         elif len(record.lines) > 1 and self._is_glued(record.lines, separator):
             self.glued += 1
-        elif '""' in text or len(record.lines) > 1 or text.count(separator) >= len(fields):
+        elif ('""' in text or len(record.lines) > 1 or text.count(separator) >= len(fields)) and fields != text.split(
+            separator
+        ):
             self.proofs += 1
 
     def _is_glued(self, lines: Sequence[str], separator: str) -> bool:
