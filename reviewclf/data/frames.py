@@ -235,8 +235,9 @@ def _delimited(frame: pd.DataFrame, separator: str, *, excel_safe: bool) -> str:
     header = [str(name) for name in frame.columns]
     if excel_safe:
         header, *rows = [[protect_from_excel(cell) for cell in row] for row in (header, *rows)]
-    # Quotes around everything tell readers beyond doubt that a line break inside quotes ends no row.
-    is_spread = any("\n" in cell or "\r" in cell for row in rows for cell in row)
+    # Quotes around everything tell readers beyond doubt that a line break inside quotes ends no row, and that what ends the
+    # lines of a single column is no separator.
+    is_spread = len(header) == 1 or any("\n" in cell or "\r" in cell for row in rows for cell in row)
     text = io.StringIO(newline="")
     writer = csv.writer(
         text, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL if is_spread else csv.QUOTE_MINIMAL

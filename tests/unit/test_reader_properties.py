@@ -124,7 +124,7 @@ def test_text_without_quoting_is_never_read_wrong(folder: Path, table: list, lin
     if rows is not None:
         # A text that stands in quotes as a whole may lose them: nothing tells whether they are its own.
         for row, meant in zip(rows, expected(table), strict=True):
-            assert all(row[name] in (text, text and unquoted(text)) for name, text in meant.items())
+            assert all(row[name] in (text, text and unquoted(text)) for name, text in meant.items()), (row, meant)
     assert read(path, ReadOptions(text_column="text", needs_text=True, quoting="none")) == expected(table)
 
 

@@ -44,6 +44,8 @@ class _Tally:
 
     header: list[str]
     text_column: str | None
+    # A quote within a quoted field is written with so many quotes.
+    signs_of_quote: int = 2
     width: int = 0
     widths: dict[int, int] = field(default_factory=dict)
     overfull: int = 0
@@ -51,6 +53,8 @@ class _Tally:
     malformed: int = 0
     unclosed: int = 0
     glued: int = 0
+    perhaps_glued: int = 0
+    bare: int = 0
     proofs: int = 0
     is_spaced: bool = False
     has_escapes: bool = False
@@ -92,24 +96,28 @@ class _Tally:
         self.widths[len(fields)] = self.widths.get(len(fields), 0) + 1
         if '"' not in text:
             self.is_spaced = self.is_spaced or (separator == "," and ", " in text)
-        elif len(record.lines) > 1 and self._is_glued(record.lines, separator):
-            self.glued += 1
-        elif ('""' in text or len(record.lines) > 1 or text.count(separator) >= len(fields)) and fields != text.split(
-            separator
-        ):
-            self.proofs += 1
+            return
+        needed = sum(2 + self.signs_of_quote * value.count('"') for value in fields if '"' in value)
+        self.bare += text.count('"') < needed
+        if fields == text.split(separator):
+            return
+        rows = [line.rstrip("\r\n").split(separator) for line in record.lines]
+        if len(rows) > 1 and self.width > 1 and {len(row) for row in rows} == {self.width}:
+            self._add_rows_alike(rows)
+        else:
+            self.proofs += '""' in text or len(rows) > 1 or text.count(separator) >= len(fields)
 
-    def _is_glued(self, lines: Sequence[str], separator: str) -> bool:
-        """Whether each line of a quoted field looks like a row of its own: as many fields, and one alike besides the text."""
-        rows = [line.rstrip("\r\n").split(separator) for line in lines]
-        if {len(row) for row in rows} != {self.width} or self.width == 1:
-            return False
+    def _add_rows_alike(self, rows: Sequence[list[str]]) -> None:
+        """Note a quoted field whose lines look like rows of their own, the more so where they are alike besides the text."""
         shapes = [
             {_shape(value) for value in column}
             for name, column in zip(self.header, zip(*rows, strict=True), strict=False)
             if name != self.text_column
         ]
-        return any(len(of_column) == 1 and of_column != {""} for of_column in shapes)
+        if any(len(of_column) == 1 and of_column != {""} for of_column in shapes):
+            self.glued += 1
+        else:
+            self.perhaps_glued += 1
 
 
 def recognise(uri: str, options: ReadOptions) -> Layout | None:
@@ -130,8 +138,9 @@ def recognise(uri: str, options: ReadOptions) -> Layout | None:
         header = next(found)
         if header.fields is None:
             raise DataContractError(f"{uri}: the header cannot be read: {header.text!r:.200}")
-        result = _Tally([name.strip() for name in header.fields], options.text_column)
-        result.proofs += '"' in header.text and quoting != "none"
+        signs_of_quote = 1 if quoting == "backslash" else 2
+        result = _Tally([name.strip() for name in header.fields], options.text_column, signs_of_quote)
+        result.proofs += header.fields != header.text.split(separator)
         for record in found:
             result.add(record, separator)
         return result
@@ -219,20 +228,24 @@ def _quoting(
     uri: str, separator: str, standard: _Tally, tally: Callable[[Quoting], _Tally], options: ReadOptions
 ) -> tuple[Quoting, _Tally]:
     """What quotes mean: what a standard reader makes of the file, against what readers of other kinds do."""
-    if standard.has_escapes and standard.flaws:
+    # Who doubles quotes puts a text that holds one into quotes.
+    doubtful = standard.flaws + standard.bare
+    if standard.has_escapes and doubtful:
         backslash = tally("backslash")
-        if backslash.flaws < standard.flaws:
+        if backslash.flaws < standard.flaws or (backslash.proofs and backslash.flaws + backslash.bare < doubtful):
             return "backslash", backslash
-    if standard.proofs or not (standard.malformed or standard.unclosed or standard.glued):
+    # Tabs and bars hardly stand in texts, and such exports seldom quote.
+    is_bare_kind = separator in "\t|"
+    glued = standard.glued + (standard.perhaps_glued if is_bare_kind else 0)
+    if standard.proofs or not (standard.malformed or standard.unclosed or glued):
         return "standard", standard
     without = tally("none")
-    if separator in "\t|":
-        # Such exports seldom quote, and a text may begin with a quote.
-        if without.flaws < standard.flaws + standard.glued:
+    if is_bare_kind and not standard.perhaps_glued:
+        if without.flaws < standard.flaws + glued:
             return "none", without
-    elif standard.glued and not without.flaws and without.width > 2:
+    elif glued and not is_bare_kind and not without.flaws and without.width > 2:
         return "none", without
-    if standard.glued:
+    if glued:
         raise DataContractError(
             f"{uri}: a quote opens in one row and closes in a later one, so that it may be one text of several lines "
             "or rows of which two hold a quote; write the file anew with all fields in quotes"
@@ -242,8 +255,8 @@ def _quoting(
 
 
 def _shape(value: str) -> str:
-    """What a value looks like: runs of digits and of letters become one sign."""
-    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", value.strip('"')))
+    """What a value looks like: words with a digit, as ids and dates have them, become one sign, and other words another."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\w*\d\w*", "9", value.strip('"')))
 
 
 def _without_trailing(names: list[str]) -> list[str]:
