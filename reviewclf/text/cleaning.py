@@ -25,7 +25,7 @@ _PASSES = 8
 # Possessive quantifiers stand behind single characters and classes only: behind a group, CPython before 3.11.5 does not go
 # back to where a failed repetition began (gh-106052).
 # The same without Latin letters: no word of it mixes alphabets, and there is no link in it but one to .рф.
-_RUSSIAN = re.compile(r"[\t\n\r !-%'-;=>?\[-`{-~А-яЁё«»—–…“”„’№°²³½€₽×]*+")
+_RUSSIAN = re.compile(r"[\t\n\r !-%'-;=>?\[-`{-~А-яЁё«»—–…“”„’№²³½€₽×]*+")
 
 # --- characters -------------------------------------------------------------------------------------------------------
 # Format characters, variation selectors, private use, surrogates, noncharacters: invisible, so they leave no gap.

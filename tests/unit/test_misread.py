@@ -47,6 +47,7 @@ def real_reviews(shared_data: Path) -> list[str]:
 @pytest.mark.case(58)
 def test_utf8_that_was_read_as_windows_1251_is_cleaned_as_what_was_written() -> None:
     assert clean_text("РџР»Р°С‚СЊРµ СЃРµР»Рѕ РѕС‚Р»РёС‡РЅРѕ") == "Платье село отлично"
+    assert clean_text("Р”Р°") == "Да"
     assert clean_text("РљСЂСѓР¶РєР° РїСЂРёС€Р»Р° СЂР°Р·Р±РёС‚РѕР№") == "Кружка пришла разбитой"
 
 
