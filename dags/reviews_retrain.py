@@ -20,6 +20,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import AssetOrTimeSchedule, Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
 from pydantic import JsonValue
 
 from reviewclf.settings import load_settings
@@ -184,13 +185,15 @@ def reviews_retrain() -> None:
 
         return skip_if_told(run_stage(stages.train, dataset, candidate=candidate, retry=has_attempts_left()))
 
-    # A candidates file may name only linear classifiers, or only encoders; one that fails costs the others nothing. Without a
-    # training set there is nothing to evaluate; without any candidate the stage fails.
-    @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS, executor_config=pod(cpu="2", memory="6Gi"))
+    # A candidates file may name only linear classifiers, or only encoders; one that fails costs the others nothing. Without any
+    # the stage fails. Not ALL_DONE_MIN_ONE_SUCCESS, with which Airflow skips a task as soon as one before it was skipped.
+    @task(trigger_rule=TriggerRule.ALL_DONE, executor_config=pod(cpu="2", memory="6Gi"))
     def evaluate(dataset: JsonValue, trained: JsonValue, finetuned: JsonValue) -> JsonValue:
         """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
         from reviewclf.stages import retrain as stages
 
+        if dataset is None:
+            raise AirflowFailException("there is no training set: build_dataset has failed, and its log says why")
         return run_stage(stages.evaluate, dataset, [*(trained or []), *(finetuned or [])])  # type: ignore[misc]
 
     ask_person = HITLOperator(
