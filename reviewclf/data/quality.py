@@ -25,6 +25,7 @@ import pandas as pd
 from filelock import FileLock
 from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import QualityError, StoreError
@@ -326,11 +327,10 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         source = context.data_sources.add_or_update_pandas("reviews")
         batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("run")
-        suite = gx.ExpectationSuite(name=table)
         for rule in rules:
             rule.expectation.meta = {"rule": rule.name}
             rule.expectation.description = _described(rule)
-            suite.add_expectation(rule.expectation)
+        suite = gx.ExpectationSuite(name=table, expectations=[rule.expectation for rule in rules])
         suite = context.suites.add_or_update(suite)
         validation = context.validation_definitions.add_or_update(gx.ValidationDefinition(name=table, data=batch, suite=suite))
         checkpoint = context.checkpoints.add_or_update(
@@ -347,7 +347,8 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
         )
         (identifier,) = run.run_results
         result = run.run_results[identifier]
-        context.build_data_docs()
+        # The pages of this run alone: those of earlier nights stand.
+        context.build_data_docs(resource_identifiers=[identifier, ExpectationSuiteIdentifier(name=table)])
         _make_readable_offline(docs / "gx" / "uncommitted" / "data_docs")
         urls = context.get_docs_sites_urls(resource_identifier=identifier)
     by_rule = {item.expectation_config.meta["rule"]: item for item in result.results}
