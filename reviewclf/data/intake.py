@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ _FEWEST_SHARED = 3
 _TEXTS_OF_NO_ID = 3
 
 Digests = np.ndarray
+# Source and id: several sources may use the same ids.
+ReviewKey = tuple[str, str]
 # What makes a row that was read the same as another, and one that was refused.
 READ = ("source", "review_id", "text")
 REFUSED = ("source", "reason", "payload")
@@ -55,11 +57,14 @@ class Current(NamedTuple):
     created_at: datetime | None
 
 
-def edited_reviews(store: Store, base: Snapshot) -> dict[str, Current]:
-    """By id, what holds now of the reviews that were edited."""
-    columns = ["review_id", "replaced_by", "replaced_by_created_at"]
+def edited_reviews(store: Store, base: Snapshot) -> dict[ReviewKey, Current]:
+    """By source and id, what holds now of the reviews that were edited."""
+    columns = ["source", "review_id", "replaced_by", "replaced_by_created_at"]
     history = store.read_table(base.keys("history"), columns, schema=tables.HISTORY_SCHEMA)
-    return {row["review_id"]: Current(row["replaced_by"], row["replaced_by_created_at"]) for row in history.to_pylist()}
+    return {
+        (row["source"], row["review_id"]): Current(row["replaced_by"], row["replaced_by_created_at"])
+        for row in history.to_pylist()
+    }
 
 
 def seen_rows(store: Store, base: Snapshot) -> Digests:
@@ -118,7 +123,7 @@ class Intake:
         rows, watermark = 0, None
         refused: Counter[str] = Counter()
         shown: list[str] = []
-        last: dict[str, tuple[dict[str, Any], bool]] = {}
+        last: dict[ReviewKey, tuple[dict[str, Any], bool]] = {}
         for chunk in chunks:
             rows += chunk.rows.num_rows + chunk.quarantined.num_rows
             watermark = chunk.watermark
@@ -160,7 +165,7 @@ class Intake:
             },
         )
 
-    def _add(self, name: str, chunk: Chunk, last: dict[str, tuple[dict[str, Any], bool]]) -> None:
+    def _add(self, name: str, chunk: Chunk, last: dict[ReviewKey, tuple[dict[str, Any], bool]]) -> None:
         rows, quarantined = chunk.rows, chunk.quarantined
         digests = row_digests(rows, READ)
         bad_digests = row_digests(quarantined, REFUSED)
@@ -168,10 +173,12 @@ class Intake:
         is_new, is_new_bad = ~np.isin(digests, self._seen), ~np.isin(bad_digests, self._seen)
         if self._edited or self._timeless:
             for position, row in enumerate(rows.to_pylist()):
-                review_id = self._id_among(row, self._edited)
-                if review_id is not None:
-                    _keep_newer(last, review_id, row, bool(is_new[position]))
-                elif not is_new[position] and row["created_at"] is not None and self._id_among(row, self._timeless) is not None:
+                key = self._key_among(row, self._edited)
+                if key is not None:
+                    _keep_newer(last, key, row, bool(is_new[position]))
+                elif (
+                    not is_new[position] and row["created_at"] is not None and self._key_among(row, self._timeless) is not None
+                ):
                     is_new[position] = True
         self._count(name, "known", int((~is_new).sum() + (~is_new_bad).sum()))
         rows, quarantined = rows.filter(pa.array(is_new)), quarantined.filter(pa.array(is_new_bad))
@@ -199,14 +206,15 @@ class Intake:
                     value = json.loads(row["extra"])[self._options.created_at_column]
                     self._unknown_dates.append(f"{value!r:.60} ({name}, row {row['row_number']})")
 
-    def _id_among(self, row: Mapping[str, Any], ids: Mapping[str, Any] | set[str]) -> str | None:
-        own = row["review_id"]
-        return own if own in ids else shared if (shared := made_id(row["source"], own)) in ids else None
+    def _key_among(self, row: Mapping[str, Any], keys: Container[ReviewKey]) -> ReviewKey | None:
+        """Under which of `keys` a row's review is held: by its id, or by the one made where another source has used that."""
+        source, own = row["source"], row["review_id"]
+        return next((key for key in ((source, own), (source, made_id(source, own))) if key in keys), None)
 
     def _restate(self, rows: list[dict[str, Any]]) -> None:
         """Take in again what holds now of reviews that were edited and have got an earlier text back."""
         for row, text in zip(rows, clean_texts([row["text"] or "" for row in rows]), strict=True):
-            current = self._edited[self._id_among(row, self._edited) or ""]
+            current = self._edited[self._key_among(row, self._edited) or ("", "")]
             is_older = row["created_at"] and current.created_at and row["created_at"] < current.created_at
             if text and text_hash(text) != current.text_hash and not is_older:
                 self._count(row["source"], "known", -1)
@@ -233,16 +241,19 @@ class Intake:
         return found
 
 
-def _keep_newer(last: dict[str, tuple[dict[str, Any], bool]], review_id: str, row: dict[str, Any], is_new: bool) -> None:
-    before = last.get(review_id)
+def _keep_newer(last: dict[ReviewKey, tuple[dict[str, Any], bool]], key: ReviewKey, row: dict[str, Any], is_new: bool) -> None:
+    before = last.get(key)
     if before is None or not (row["created_at"] and before[0]["created_at"] and row["created_at"] < before[0]["created_at"]):
-        last[review_id] = (row, is_new)
+        last[key] = (row, is_new)
 
 
-def _timeless(store: Store, base: Snapshot) -> set[str]:
-    """Ids of clean reviews without a time."""
-    parts = store.iter_tables(base.keys("clean"), ["review_id", "created_at"])
-    return {key for part in parts for key in part.filter(pc.is_null(part["created_at"]))["review_id"].to_pylist()}
+def _timeless(store: Store, base: Snapshot) -> set[ReviewKey]:
+    """Clean reviews without a time, by source and id."""
+    found: set[ReviewKey] = set()
+    for part in store.iter_tables(base.keys("clean"), ["source", "review_id", "created_at"]):
+        rows = part.filter(pc.is_null(part["created_at"]))
+        found.update(zip(rows["source"].to_pylist(), rows["review_id"].to_pylist(), strict=True))
+    return found
 
 
 def row_digests(table: pa.Table, columns: Sequence[str]) -> Digests:

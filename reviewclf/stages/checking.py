@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 # In the state of a snapshot: rows that were new on the last nights that brought any, without the first load.
 NEW_ROWS = "new_rows"
+# In the details of `ingest`: known files were read again because the settings that read them have changed. What comes of that
+# says nothing of how many reviews a night brings.
+READ_ANEW = "read_anew"
 _MOSTLY = 0.5
 
 
@@ -34,6 +37,8 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_
     store = Store(settings.store_uri)
     schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
     history = [int(volume) for volume in (store.snapshot().state.get(NEW_ROWS) or [])]  # type: ignore[union-attr, arg-type]
+    if rows.details.get(READ_ANEW):
+        history = []
     limits = _limits(settings)
     inputs = {"rows": rows.keys(table), "limits": limits, "history": history, "is_batch": is_batch}
     docs = settings.home.expanduser().resolve() / "data_docs"

@@ -15,7 +15,7 @@ from reviewclf.data.volumes import check_file
 from reviewclf.errors import ConflictError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.stages.checking import NEW_ROWS, check_rows
+from reviewclf.stages.checking import NEW_ROWS, READ_ANEW, check_rows
 from reviewclf.stages.cleaning import IDS_IGNORED, clean_rows, read_base
 from reviewclf.storage import Snapshot, StageResult, Store
 
@@ -201,7 +201,7 @@ def _read(
         fingerprint = source.fingerprint if isinstance(source, SourceFile) else None
         state[_SOURCES][source.uri] = {"fingerprint": fingerprint, "reading": options.reading, "rows": rows}
     result = intake.result(state)
-    return result.model_copy(update={"details": {**result.details, "whole": whole}})
+    return result.model_copy(update={"details": {**result.details, "whole": whole, READ_ANEW: fill_times}})
 
 
 def _remembered(base: Snapshot) -> dict[str, dict[str, Any]]:
@@ -278,8 +278,8 @@ def _state(base: Snapshot, ingested: Manifest, cleaned: Manifest, id_column: str
         for name, entries in {**new, IDS_IGNORED: dict.fromkeys(ignored, id_column)}.items()
         if entries
     }
-    # The first load is no night like others, nor is one that brought nothing.
-    if ingested.counts["raw"] and base.keys("raw"):
+    # The first load is no night like others, nor is one that brought nothing or what was read anew.
+    if ingested.counts["raw"] and base.keys("raw") and not ingested.details[READ_ANEW]:
         state[NEW_ROWS] = [*(base.state.get(NEW_ROWS) or []), ingested.counts["raw"]][-_REMEMBERED_RUNS:]  # type: ignore[misc]
     return state
 

@@ -465,3 +465,26 @@ def test_text_that_was_misread_before_it_came_is_read_again(nights: Nights, wron
     assert night.counts["repaired"] == night.counts["rows_in"] > 0
     clean = nights.tables()["clean"]
     assert set(clean["text_clean"]) <= set(TEXTS)
+
+
+def test_edit_in_one_file_leaves_another_that_uses_the_same_ids_alone(nights: Nights) -> None:
+    nights.write(reviews(1, 20), "shop.csv")
+    nights.write([(str(n), f"Плед другого магазина номер {n}, мягкий") for n in range(1, 20)], "market.csv")
+    nights.live()
+    edited = [(key, text if key != "7" else "Наушники перестали заряжаться через месяц") for key, text in reviews(1, 20)]
+    nights.write(edited, "shop.csv")
+    assert nights.live().counts["edited"] == 1
+    nights.write([(str(n), f"Плед другого магазина номер {n}, мягкий") for n in range(1, 22)], "market.csv")
+    counts = nights.live().counts
+    assert (counts["known"], counts["clean"], counts["duplicates"], counts["edited"]) == (19, 2, 0, 0)
+
+
+def test_files_that_are_read_anew_for_another_setting_are_no_unusual_volume(nights: Nights) -> None:
+    columns = ("review_id", "text", "order")
+    for end in (300, 305, 310, 315, 320):
+        nights.write([(*row, f"o{row[0]}") for row in reviews(0, end)], columns=columns)  # type: ignore[misc]
+        nights.live()
+    again = nights.live(ingest={"id_column": "order"})
+    assert (again.counts["rows_in"], again.counts["clean"], again.counts["duplicates"]) == (320, 0, 320)
+    # Nor do they count among the nights that later ones are compared with.
+    assert Store(nights.settings().store_uri).snapshot().state["new_rows"] == [5, 5, 5, 5]
