@@ -47,7 +47,7 @@ class RowsReport(BaseModel):
     counts : dict of str to int
         Rows by what became of them.
     sources : dict of str to dict of str to int
-        The same for each source that brought new rows.
+        The same for each source that was read.
     quarantine : dict of str to dict of str to int
         Refused rows by source and reason.
     published : bool
@@ -120,13 +120,22 @@ class ScoredReport(BaseModel):
 
 
 class NightReport(BaseModel):
-    """Everything a night has to say; parts of steps that did not get so far are null."""
+    """Everything a night has to say; parts of steps that did not get so far are null.
+
+    Attributes
+    ----------
+    failed : bool
+        One of the DAGs would have failed.
+    not_written : dict of str to str
+        Thin classes for which no synthetic reviews could be written, and why.
+    """
 
     failed: bool = False
     steps: list[StepReport] = []
     rows: RowsReport | None = None
     votes: VotesReport | None = None
     labels: LabelsReport | None = None
+    not_written: dict[str, str] = {}
     candidates: list[CandidateReport] = []
     champion: ChampionReport | None = None
     scored: ScoredReport | None = None
@@ -144,6 +153,8 @@ def _parts(report: NightReport) -> Iterator[RenderableType]:
         yield Text("votes     " + _votes(report.votes))
     if report.labels is not None:
         yield Text("labels    " + _labels(report.labels))
+    for category, reason in report.not_written.items():
+        yield Text(f"synthetic {category}: none written: {reason}")
     if report.candidates:
         yield _candidates(report.candidates)
     if report.champion is not None:
@@ -160,7 +171,7 @@ def _rows(rows: RowsReport) -> Iterator[RenderableType]:
     yield Text("rows      " + (_listed(rows.counts) or "none") + ("" if rows.published else "; nothing was published"))
     if rows.sources:
         columns = list(dict.fromkeys(name for counts in rows.sources.values() for name in counts))
-        table = Table("source", *(_words(name) for name in columns), title="New rows by source", title_justify="left")
+        table = Table("source", *(_words(name) for name in columns), title="Rows by source", title_justify="left")
         for source, counts in sorted(rows.sources.items()):
             table.add_row(Text(source), *(str(counts.get(name, 0)) for name in columns))
         yield table

@@ -112,15 +112,19 @@ class Night:
                 "database's own address"
             )
         ingested = self.call("ingest", ingest_stages.ingest)
-        self.report.rows = _rows(settings, ingested)
+        by_source: Any = ingested.details["by_source"]
+        rows = RowsReport(counts=ingested.counts, sources=by_source, quarantine=_refused(settings, ingested))
+        self.report.rows = rows
         validated = self.call("validate_raw", ingest_stages.validate_raw, ingested)
         cleaned = self.call("clean", ingest_stages.clean, ingested, validated)
-        self.report.rows = _rows(settings, ingested, cleaned)
+        rows.quarantine = _refused(settings, ingested, cleaned)
         clean_report = self.call("validate_clean", ingest_stages.validate_clean, cleaned)
         published = self.call("publish", ingest_stages.publish, ingested, validated, cleaned, clean_report)
-        self.report.rows.counts = {name: count for name, count in published.counts.items() if name != "new"}
-        self.report.rows.published = True
-        if not published.counts["new"]:
+        rows.counts = {name: count for name, count in published.counts.items() if name != "new"}
+        by_source = published.details["by_source"]
+        rows.sources = by_source
+        rows.published = True
+        if not published.counts["new"] + published.counts["superseded"]:
             raise Skipped("no new reviews")
 
     def label(self) -> None:
@@ -160,6 +164,8 @@ class Night:
             for category in dataset_stages.thin_classes(planned)
         ]
         dataset = self.call("build_dataset", retrain_stages.build_dataset, written)
+        not_written: Any = dataset.details["not_written"]
+        self.report.not_written = not_written
         trained = [
             self.call(f"{task} [{name}]", retrain_stages.train, dataset, candidate=name)
             for task, encoders in (("train", False), ("finetune", True))
@@ -253,28 +259,17 @@ def _shard(task: str, shard: Any) -> str:
     return f"{task} [{int(shard['shard']) + 1} of {shard['shards']}]"
 
 
-def _rows(settings: Settings, ingested: Manifest, cleaned: Manifest | None = None) -> RowsReport:
-    """New rows by source, as far as the stages have come."""
+def _refused(settings: Settings, *manifests: Manifest) -> dict[str, dict[str, int]]:
+    """Rows that were refused, by source and reason."""
     store = Store(settings.store_uri)
-    parts = [("quarantined", ingested.keys("quarantine"))]
-    if cleaned is None:
-        parts.append(("raw", ingested.keys("raw")))
-    else:
-        parts += [(name, cleaned.keys(name)) for name in ("clean", "duplicates")]
-        parts.append(("quarantined", cleaned.keys("quarantine")))
-    sources: dict[str, dict[str, int]] = {}
-    quarantine: dict[str, dict[str, int]] = {}
-    for name, keys in parts:
-        refused = name == "quarantined"
-        columns = ["source", "reason"] if refused else ["source"]
-        for table in store.iter_tables(keys, columns):
-            for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
-                counts = sources.setdefault(row["source"], {})
-                counts[name] = counts.get(name, 0) + row["count_all"]
-                if refused:
-                    reasons = quarantine.setdefault(row["source"], {})
-                    reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count_all"]
-    return RowsReport(counts=ingested.counts, sources=sources, quarantine=quarantine)
+    found: dict[str, dict[str, int]] = {}
+    for table in store.iter_tables(
+        [key for manifest in manifests for key in manifest.keys("quarantine")], ["source", "reason"]
+    ):
+        for row in table.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            reasons = found.setdefault(row["source"], {})
+            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count_all"]
+    return found
 
 
 def _candidates(
@@ -297,9 +292,17 @@ def _candidates(
                 weighted_f1_high=measured.get("weighted_f1_high"),
                 gold_rows=0 if evaluated is None else evaluated.counts["gold_rows"],
                 seconds_per_example=measured.get("seconds_per_example_p95"),
-                gate=verdict.get("verdict", "skipped" if "skipped" in manifest.details else ""),
-                reason=str(verdict.get("reason") or manifest.details.get("skipped") or ""),
+                gate=verdict.get("verdict", ""),
+                reason=str(verdict.get("reason") or _untrained(manifest)),
                 version=verdict.get("version"),
             )
         )
     return reports
+
+
+def _untrained(manifest: Manifest) -> str:
+    """Why a candidate could not be trained; empty where it was."""
+    reason = manifest.details.get("skipped")
+    if not reason:
+        return ""
+    return f"{'not trained, has failed' if manifest.details.get('failed') else 'skipped'}: {reason}"
