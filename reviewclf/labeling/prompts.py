@@ -5,20 +5,18 @@ Pure but for reading the files once.
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.injection import MASKED, hide_orders
-from reviewclf.llm.replies import storable, strip_thoughts
+from reviewclf.llm.replies import storable
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import redact, repaired
@@ -123,15 +121,6 @@ def _asked(taxonomy: Taxonomy) -> list[list[str]]:
     return [[category.name, category.description] for category in taxonomy.categories]
 
 
-class Answer(NamedTuple):
-    """What an answer says: a label, or why it says none, and whether it might have with more room; the stated confidence."""
-
-    label: str | None
-    reason: str | None = None
-    confidence: float | None = None
-    is_unfinished: bool = False
-
-
 def load_prompts(folder: str | Path | None = None) -> list[Prompt]:
     """Read every ``*.yaml`` of a folder, sorted by name; those of the package by default.
 
@@ -183,119 +172,3 @@ def prepare_review(text: str, names: Sequence[str] = (), *, max_characters: int 
         half = (max_characters - len(MASKED) - 2) // 2
         text = f"{text[:half]} {MASKED} {text[-half:]}"
     return text
-
-
-# -- an answer, read --------------------------------------------------------------------------------------------------
-
-_JSON = re.compile(r"\{[^{}]*\}", re.DOTALL)
-# Where models put the answer that they have thought about.
-_BOX = re.compile(r"<answer>(.*?)</answer>|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.DOTALL | re.IGNORECASE)
-_KEYS = ("label", "category", "категория", "номер", "answer", "ответ", "class", "код", "code")
-_CONFIDENCE_KEYS = ("confidence", "уверенность", "probability", "score")
-_MORE_ROOM = (
-    "if the model thinks first, set REVIEWCLF_LLM__THINKING=off, or =on and REVIEWCLF_LLM__THINKING_TOKENS to the room it needs"
-)
-
-
-def parse_answer(answer: str, question: Question, *, is_cut: bool = False, has_thought: bool = False) -> Answer:
-    """Read a free or structured answer: a code, a category's name, or JSON that holds either.
-
-    An answer that names no category, or several, has no label: it is never taken for a class. Thoughts are no answer, and of
-    one that was cut off only what it says at its very beginning is.
-
-    Parameters
-    ----------
-    answer : str
-        What the model wrote.
-    question : Question
-        What it was asked.
-    is_cut : bool
-        The answer ended for want of room.
-    has_thought : bool
-        The model thought before, in a field of its own.
-    """
-    said = strip_thoughts(answer)
-    text = said.text
-    if not text:
-        return _silent(is_open=said.is_open, is_cut=is_cut, has_thought=has_thought or said.has_thought)
-    for found in _JSON.findall(text):
-        try:
-            content = json.loads(found)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            folded = {str(key).casefold(): value for key, value in content.items()}
-            value = next((folded[key] for key in _KEYS if key in folded), None)
-            if value is not None:
-                label = _named(str(value), question)
-                if label is None:
-                    return Answer(None, f"no category is called {str(value)[:60]!r}")
-                return Answer(label, confidence=_stated(folded))
-    boxed = {next(filter(None, groups), "") for groups in _BOX.findall(text)}
-    read = _begun if is_cut and len(boxed) != 1 else _named
-    label = read(boxed.pop() if len(boxed) == 1 else text, question)
-    if label is not None:
-        return Answer(label)
-    shown = repr(" ".join(text.split())[:80])
-    if is_cut:
-        return Answer(None, f"the answer was cut before it named a category: {shown}; {_MORE_ROOM}", is_unfinished=True)
-    return Answer(None, f"the answer names no single category: {shown}")
-
-
-def _silent(*, is_open: bool, is_cut: bool, has_thought: bool) -> Answer:
-    """Why there are no words."""
-    if is_open or (has_thought and is_cut):
-        return Answer(None, f"the thought was cut before an answer; {_MORE_ROOM}", is_unfinished=True)
-    if has_thought:
-        return Answer(None, f"there is a thought and no answer behind it; {_MORE_ROOM}", is_unfinished=True)
-    if is_cut:
-        return Answer(None, f"the answer was cut before its first word; {_MORE_ROOM}", is_unfinished=True)
-    return Answer(None, "the answer is empty")
-
-
-def _begun(text: str, question: Question) -> str | None:
-    """The category that a cut answer begins with: a code alone or with its own name, or nothing but a name."""
-    text = re.sub(
-        r"^\W*(?:категория|ответ|метка|класс|номер|category|label|answer|class)\W*[:=]\W*", "", text, flags=re.IGNORECASE
-    )
-    line = text.strip().splitlines()[0].strip("«»\"'`*().: ")
-    start = re.match(r"([0-9A-Z])\b\W*(.*)$", line)
-    if start is None:
-        return next((name for name in question.labels.values() if _folded(name) == _folded(line)), None)
-    label = question.labels.get(start[1])
-    return label if label is not None and _folded(label).startswith(_folded(start[2])) else None
-
-
-def _folded(text: str) -> str:
-    return text.casefold().replace("ё", "е")
-
-
-def _stated(content: dict[str, object]) -> float | None:
-    for key in _CONFIDENCE_KEYS:
-        value = content.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            share = float(value) / 100 if 1 < value <= 100 else float(value)
-            if 0.0 <= share <= 1.0:
-                return share
-    return None
-
-
-def _named(text: str, question: Question) -> str | None:
-    """The one category that a text names by code or name; None when it names none or several."""
-    words = text.strip().strip("«»\"'`*().: \n")
-    if words.upper() in question.labels:
-        return question.labels[words.upper()]
-    start = re.match(r"\W*([0-9A-Z])(?![\w])", text)
-    folded = _folded(text)
-    named: set[str] = set()
-    # The longest first: «нет товара» must not be found in a longer name that holds it.
-    for name in sorted(question.labels.values(), key=len, reverse=True):
-        needle = _folded(name)
-        if re.search(rf"(?<!\w){re.escape(needle)}(?!\w)", folded):
-            named.add(name)
-            folded = re.sub(rf"(?<!\w){re.escape(needle)}(?!\w)", " ", folded)
-    if start and start[1] in question.labels:
-        named.add(question.labels[start[1]])
-    if len(named) == 1:
-        return named.pop()
-    return None

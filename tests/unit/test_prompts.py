@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.injection import MASKED, is_order
-from reviewclf.labeling.prompts import CONTENT_FREE, Prompt, load_prompts, parse_answer, prepare_review
+from reviewclf.labeling.parsing import parse_answer
+from reviewclf.labeling.prompts import CONTENT_FREE, Prompt, load_prompts, prepare_review
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 
@@ -108,6 +109,25 @@ QUESTION = prompt().fill(TAXONOMY)
         ("ответ: товары для детей", "товары для детей"),
         ("нет товара", "нет товара"),
         ("Украшения и аксессуары", "украшения и аксессуары"),
+        ("Категория: 3", "одежда"),
+        ("Номер категории: **3**", "одежда"),
+        ("Стеллаж номер 3", "одежда"),
+        ("Final answer: 3", "одежда"),
+        ("бытовая_техника", "бытовая техника"),
+        ("{'label': '3'}", "одежда"),
+        ('{"label": "3",}', "одежда"),
+        ('{"label": 3.0}', "одежда"),
+        ('{"result": "3"}', "одежда"),
+        ('{"reason": "не {обувь}", "label": "одежда"}', "одежда"),
+        ("3\n\nОтзыв про обувь? Нет, про платье.", "одежда"),
+        ("Обувь здесь ни при чём.\n\nОтвет: 3", "одежда"),
+        ("5 тарелок: посуда", "посуда"),
+        ("3 или 4", None),
+        ("3, 4", None),
+        ("3\n4", None),
+        ("3 из 5", None),
+        ("3. посуда", None),
+        ('{"label": "3"}\n{"label": "4"}', None),
         ("одежда или обувь", None),
         ("3 или обувь", None),
         ("", None),

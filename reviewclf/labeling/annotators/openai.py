@@ -11,7 +11,8 @@ import numpy as np
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.annotators.prompted import Floats, PromptedAnnotator, Request
-from reviewclf.labeling.prompts import CONTENT_FREE, Question, parse_answer
+from reviewclf.labeling.parsing import parse_answer
+from reviewclf.labeling.prompts import CONTENT_FREE, Question
 from reviewclf.llm.client import ChatClient
 from reviewclf.llm.parallel import ask_many
 from reviewclf.llm.problems import ChatProblem, Kind

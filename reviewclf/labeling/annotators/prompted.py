@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
-from reviewclf.labeling.prompts import Question, load_prompts, parse_answer, prepare_review
+from reviewclf.labeling.parsing import parse_answer
+from reviewclf.labeling.prompts import Question, load_prompts, prepare_review
 from reviewclf.manifest import digest_of
 from reviewclf.settings import LLMSettings
 from reviewclf.taxonomy import Taxonomy
