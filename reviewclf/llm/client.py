@@ -31,8 +31,9 @@ _LONGEST_PAUSE = 60.0
 _LIST_SECONDS = 15.0
 _WORD = Wanted("", "1", "word", {}, lambda form, probabilities: 16)
 _NO_SUCH_MODEL = "reviewclf-asks-whether-names-matter"
-# What one review alone may provoke.
-_OF_ONE_REVIEW = (Kind.FILTERED, Kind.TOO_LONG, Kind.CUT, Kind.REFUSED, Kind.FAILED)
+# What one review alone provokes; and what it may have provoked, in the server or a firewall, where others are answered.
+_OF_ITS_TEXT = (Kind.FILTERED, Kind.TOO_LONG, Kind.CUT)
+_PERHAPS_OF_ITS_TEXT = (Kind.REFUSED, Kind.FAILED, Kind.KEY)
 
 
 Answer = TypeVar("Answer")
@@ -161,11 +162,11 @@ class ChatClient:
         """
         try:
             reply = self._patiently(lambda: self._searched(wanted), retries=self.options.max_retries)
-            if reply.has_thought and self.options.thinking != "on":
+            if _thinks(reply) and self.options.thinking != "on":
                 reply = self._quieted(wanted, reply)
         except ChatProblem as problem:
             raise self.explained(problem) from problem
-        if reply.has_thought and reply.is_cut:
+        if _thinks(reply) and reply.is_cut:
             self.on_cost(reply.tokens_in, reply.tokens_out)
             raise self.explained(ChatProblem(Kind.CUT, f"its thought was cut after {reply.tokens_out} tokens"))
         self._first = wanted
@@ -204,7 +205,7 @@ class ChatClient:
             except ChatProblem as problem:
                 logger.debug("%s does not take %s: %s", self.server, quiet, problem)
                 continue
-            if not other.has_thought and not other.is_cut and other.content.strip():
+            if not _thinks(other) and not other.is_cut and other.content.strip():
                 logger.info("%s is told by %s not to think", self.server, quiet)
                 self._learn(ways)
                 return other
@@ -234,9 +235,7 @@ class ChatClient:
         try:
             return self._ask(wanted)
         except ChatProblem as problem:
-            if problem.kind in (Kind.REFUSED, Kind.FAILED) and not self._still_answers():
-                raise self.explained(problem) from problem
-            if problem.kind in _OF_ONE_REVIEW:
+            if problem.kind in _OF_ITS_TEXT or (problem.kind in _PERHAPS_OF_ITS_TEXT and self._still_answers()):
                 raise
             raise self.explained(problem) from problem
 
@@ -283,7 +282,9 @@ class ChatClient:
     def _other(ways: Ways, problem: ChatProblem) -> Ways | None:
         if problem.kind in (Kind.MODEL, Kind.ADDRESS) and problem.status in (400, 404) and len(ways.models) > 1:
             return dataclasses.replace(ways, models=ways.models[1:])
-        if problem.kind is Kind.REFUSED or (problem.kind is Kind.FAILED and is_misunderstanding(problem)):
+        # Some call a parameter that is not for everybody forbidden (403).
+        may_name_it = problem.kind is Kind.FAILED or (problem.kind is Kind.KEY and problem.status == 403)
+        if problem.kind is Kind.REFUSED or (may_name_it and is_misunderstanding(problem)):
             return simpler(ways, problem)
         return None
 
@@ -297,6 +298,15 @@ class ChatClient:
             self.ways = ways
 
     def _send(self, wanted: Wanted, ways: Ways) -> Reply:
+        try:
+            return self._sent(wanted, ways)
+        except ChatProblem as problem:
+            # The address was right: a page of maintenance stands before the server, or of a firewall before this review.
+            if problem.kind is Kind.ADDRESS and self._first is not None:
+                problem.kind = Kind.FAILED
+            raise
+
+    def _sent(self, wanted: Wanted, ways: Ways) -> Reply:
         arguments = ways.arguments(wanted)
         started = time.perf_counter()
         text = self._read(lambda client: client.chat.completions.with_raw_response.create(**arguments))
@@ -346,3 +356,8 @@ class ChatClient:
                     max_retries=0,
                 )
             return self._client
+
+
+def _thinks(reply: Reply) -> bool:
+    """Whether a model thinks: it shows so, or its room is used up without a word."""
+    return reply.has_thought or (reply.is_cut and not reply.content.strip())

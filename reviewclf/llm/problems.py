@@ -70,7 +70,7 @@ _BUSY = (408, 409, 425, 429, 498, 502, 503, 504, 520, 521, 522, 523, 524, 529)
 _CREDIT = re.compile(
     r"insufficient.{0,3}(?:quota|balance|funds?|credits?)|exceeded.{0,9}current.{0,3}quota|billing|payment|prepaid"
     r"|(?:out of|not enough|no|available|used all.{0,20}|purchase|add|more) credits?\b"
-    r"|credits?.{0,20}(?:exhaust|too low|deplet)"
+    r"|credits?.{0,20}(?:exhaust|too low|deplet)|key limit exceeded"
     r"|\bbalance\b.{0,30}(?:low|insufficient|exhaust|negative|not enough)|spending limit|hard.?limit|arrear|top up|余额不足"
     r"|недостаточно средств|пополните|закончил\w* (?:токены|средства|баланс|лимит)",
     re.IGNORECASE,
@@ -106,6 +106,13 @@ _MODEL = re.compile(
 _KEY = re.compile(r"(?:api|auth\w*|access).{0,10}(?:key|token)|unauthori[sz]ed|authenticat|credential|forbidden", re.IGNORECASE)
 
 
+_WRONG_KEY = re.compile(
+    r"api.?key.{0,20}(?:not valid|invalid|incorrect|expired|missing|not found)|(?:invalid|incorrect|expired|missing) api.?key"
+    r"|(?:invalid|incorrect|expired)_api_key",
+    re.IGNORECASE,
+)
+
+
 def problem_of(status: int | None, body: Any, *, retry_after: float | None = None) -> ChatProblem:
     """The problem that an error's status and body tell of.
 
@@ -133,7 +140,7 @@ def _kind(status: int | None, about: str, param: str, *, waits: bool) -> Kind:  
         return Kind.CREDIT
     if status in _BUSY:
         return Kind.AWAY
-    if status == 401:
+    if status == 401 or (status == 400 and _WRONG_KEY.search(about)):
         return Kind.KEY
     if not page and status != 404 and _NO_ROOM.search(about):
         return Kind.CUT
@@ -147,7 +154,7 @@ def _kind(status: int | None, about: str, param: str, *, waits: bool) -> Kind:  
         return Kind.REFUSED
     if status != 500 and not page and (param.casefold() == "model" or _MODEL.search(about)):
         return Kind.MODEL
-    if status is not None and (status < 400 or status in (404, 405, 410)):
+    if status is not None and (status < 400 or status in (404, 405, 410) or (page and status == 400)):
         return Kind.ADDRESS
     if status is not None and status >= 500 and status != 501:
         return Kind.FAILED
@@ -205,10 +212,9 @@ def _said(body: Any) -> tuple[str, str, str]:
         return (body if isinstance(body, str) else _json(body)), "", ""
     message = next((body[name] for name in _MESSAGES if body.get(name)), None)
     codes = " ".join(str(body[name]) for name in ("code", "type", "status") if body.get(name) is not None)
-    metadata = body.get("metadata")
-    more = [_json(metadata)] if metadata else []
+    more = [_json(body[name]) for name in ("metadata", "details") if body.get(name)]
     text = message if isinstance(message, str) else _json(body if message is None else message)
-    # A gateway passes on what the server behind it said beside its own words.
+    # A gateway passes on what the server behind it said beside its own words, Google how long to wait.
     return " ".join([text, *more]), codes, str(body.get("param") or "")
 
 

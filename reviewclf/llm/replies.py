@@ -102,7 +102,11 @@ def read_reply(body: Any, *, asked_characters: int = 0) -> Reply:
         refusal=_refusal(message, parts, content, finish),
         tokens=[token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else [],
         tokens_in=_count(usage, ("prompt_tokens", "input_tokens"), asked_characters),
-        tokens_out=_count(usage, ("completion_tokens", "output_tokens"), sum(len(text) for _, text in parts)),
+        tokens_out=max(
+            _count(usage, ("completion_tokens", "output_tokens"), sum(len(text) for _, text in parts)),
+            # Gemini and Grok count thoughts, which are paid for like words, in the total alone.
+            _count(usage, ("total_tokens",), 0) - _count(usage, ("prompt_tokens", "input_tokens"), asked_characters),
+        ),
     )
 
 

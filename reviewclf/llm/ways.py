@@ -199,6 +199,11 @@ def _without_seed(ways: Ways, _about: str) -> Ways | None:
     return dataclasses.replace(ways, has_seed=False) if ways.has_seed else None
 
 
+def _quieter(ways: Ways, about: str) -> Ways | None:
+    """DashScope's models think by default, and must be told not to where an answer is not streamed."""
+    return dataclasses.replace(ways, quiet="enable_thinking") if about and ways.quiet != "enable_thinking" else None
+
+
 def _louder(ways: Ways, _about: str) -> Ways | None:
     return dataclasses.replace(ways, quiet=None) if ways.quiet else None
 
@@ -218,6 +223,7 @@ _STEPS: tuple[tuple[re.Pattern[str], Callable[[Ways, str], Ways | None]], ...] =
         _looser,
     ),
     (re.compile(r"\bseed\b"), _without_seed),
+    (re.compile(r"enable_thinking\W{0,3}(?:must|should|has to|needs? to).{0,20}false"), _quieter),
     (re.compile(r"chat_template_kwargs|enable_thinking|reasoning|\bthink(?:ing)?\b|extra.?(?:body|fields?|inputs?)"), _louder),
     (
         re.compile(r"system.{0,20}(?:role|message|prompt)|role.{0,20}system|developer instruction|roles must alternate"),

@@ -75,6 +75,43 @@ def test_probabilities_that_are_refused_are_given_up(server: ChatServer, message
     assert sum("logprobs" in request for request in server.asked) == 1
 
 
+def test_probabilities_that_are_forbidden_are_given_up(server: ChatServer) -> None:
+    forbidden = refused("You are not allowed to request logprobs from this model", 403)
+    server.script = lambda request: forbidden if "logprobs" in request else (200, completion("3"))
+    assert [vote.label for vote in vote_on(make(server), "Платье", "Юбка")] == ["одежда", "одежда"]
+
+
+def test_server_that_demands_no_thinking_is_told_so(server: ChatServer) -> None:
+    demand = refused("parameter.enable_thinking must be set to false for non-streaming calls")
+    server.script = lambda request: (200, completion("3")) if request.get("enable_thinking") is False else demand
+    for thinking in ("auto", "off"):
+        (vote,) = vote_on(make(server, calibrate=False, thinking=thinking), "Платье")
+        assert vote.label == "одежда"
+
+
+def test_model_that_uses_its_room_up_without_a_word_is_told_not_to_think(server: ChatServer) -> None:
+    silent = completion(None, finish="length")
+    server.script = lambda request: (200, completion("3") if request.get("reasoning_effort") == "none" else silent)
+    (vote,) = vote_on(make(server), "Платье")
+    assert vote.label == "одежда"
+
+
+@pytest.mark.parametrize(
+    "page", [(403, "<html>Request blocked</html>"), (200, "<html>Request blocked</html>"), (404, "<html>Not found</html>")]
+)
+def test_firewall_that_takes_one_review_for_an_attack_costs_no_other(server: ChatServer, page: Answer) -> None:
+    server.script = lambda request: page if "Юбка" in shown(request) else (200, completion("3"))
+    votes = vote_on(make(server), "Платье", "Юбка", "Брюки")
+    assert [(vote.label, vote.is_kept) for vote in votes] == [("одежда", True), (None, False), ("одежда", True)]
+
+
+def test_page_of_maintenance_in_the_middle_of_a_run_is_an_outage(server: ChatServer) -> None:
+    page: Answer = (200, "<html>We will be back soon</html>")
+    server.script = lambda request: page if any("Юбка" in shown(asked) for asked in server.asked) else (200, completion("3"))
+    with pytest.raises(AnnotatorUnavailableError, match="web page"):
+        vote_on(make(server, concurrency=1), "Платье", "Юбка", "Брюки")
+
+
 def test_server_that_gives_no_probabilities_is_not_asked_for_them_again(server: ChatServer) -> None:
     vote_on(make(server), "Платье", "Юбка")
     assert ["logprobs" in request for request in server.asked] == [True, False, False]

@@ -226,6 +226,11 @@ def test_any_json_is_an_answer_or_a_problem(body: Any) -> None:
         (400, {"error": {"message": "Could not finish: max_tokens or model output limit was reached"}}, Kind.CUT),
         (400, {"error": {"message": "Unsupported parameter: 'logprobs' is not supported with this model."}}, Kind.REFUSED),
         (401, {"error": {"message": "Incorrect API key provided"}}, Kind.KEY),
+        (
+            400,
+            {"error": {"message": "Incorrect API key provided: sk-x", "code": "invalid_api_key"}},
+            Kind.KEY,
+        ),
         # Azure
         (
             429,
@@ -245,6 +250,19 @@ def test_any_json_is_an_answer_or_a_problem(body: Any) -> None:
             [{"error": {"code": 429, "message": "You exceeded your current quota, check billing. Please retry in 32.5s."}}],
             Kind.AWAY,
         ),
+        (
+            429,
+            {
+                "error": {
+                    "code": 429,
+                    "message": "You exceeded your current quota, please check your plan and billing details.",
+                    "status": "RESOURCE_EXHAUSTED",
+                    "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "22s"}],
+                }
+            },
+            Kind.AWAY,
+        ),
+        (400, [{"error": {"code": 400, "message": "API key not valid. Please pass a valid API key."}}], Kind.KEY),
         # vLLM
         (400, {"object": "error", "message": "The model `x` does not exist.", "code": 400}, Kind.MODEL),
         (
@@ -276,12 +294,18 @@ def test_any_json_is_an_answer_or_a_problem(body: Any) -> None:
         (529, {"error": {"type": "overloaded_error", "message": "Overloaded"}}, Kind.AWAY),
         # OpenRouter
         (404, {"error": {"message": "No endpoints found that support the requested parameters."}}, Kind.REFUSED),
+        (
+            403,
+            {"error": {"message": "Key limit exceeded (total limit)", "code": 403}},
+            Kind.CREDIT,
+        ),
         # whatever stands in between
         (502, "<html><body>502 Bad Gateway</body></html>", Kind.AWAY),
         (404, "<html><body>404 Not Found</body></html>", Kind.ADDRESS),
         (404, {"detail": "Not Found"}, Kind.ADDRESS),
         (405, {"detail": "Method Not Allowed"}, Kind.ADDRESS),
         (403, "<html>Forbidden</html>", Kind.KEY),
+        (400, "<html>The plain HTTP request was sent to HTTPS port</html>", Kind.ADDRESS),
         (413, "Payload Too Large", Kind.REFUSED),
         (422, {"detail": [{"loc": ["body", "top_logprobs"], "msg": "Extra inputs are not permitted"}]}, Kind.REFUSED),
         (500, {"error": {"message": "internal"}}, Kind.FAILED),
@@ -291,6 +315,11 @@ def test_any_json_is_an_answer_or_a_problem(body: Any) -> None:
 def test_errors_of_many_servers_are_told_apart(status: int, body: Any, kind: Kind) -> None:
     problem = problem_of(status, body)
     assert problem.kind is kind, problem.message
+
+
+def test_thoughts_that_are_counted_in_the_total_alone_are_paid_for() -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 402}
+    assert read_reply({**completion("3"), "usage": usage}).tokens_out == 302
 
 
 def test_no_error_is_found_in_an_answer() -> None:

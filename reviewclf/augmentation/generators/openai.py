@@ -89,7 +89,7 @@ class OpenAIGenerator:
         try:
             reply = self._client.answer(self._wanted(request))
         except ChatProblem as problem:
-            if problem.kind in (Kind.CUT, Kind.FAILED):
+            if problem.kind in (Kind.CUT, Kind.FAILED, Kind.KEY):
                 logger.warning("request %d for %s is left for another time: %s", request.number, request.category, problem)
                 return None
             reply = Reply("", refusal=f"the server refused it: {problem}")

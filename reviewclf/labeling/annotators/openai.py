@@ -94,7 +94,7 @@ class OpenAIAnnotator(PromptedAnnotator):
         try:
             reply = self.client.answer(self._wanted(question, request.text))
         except ChatProblem as problem:
-            if problem.kind in (Kind.CUT, Kind.FAILED):
+            if problem.kind in (Kind.CUT, Kind.FAILED, Kind.KEY):
                 return self.vote(request, reason=f"the server fails on it: {problem}", is_kept=False)
             said = "a content filter refused it" if problem.kind is Kind.FILTERED else "the server refused it"
             return self.vote(request, reason=f"{said}: {problem}")
