@@ -18,7 +18,8 @@ _SEPARATORS = ",;\t|"
 _NO_SEPARATOR = "\udfff"
 _HEADER_LINES = 20
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_QUOTED = re.compile(r'"(?:[^"]|"")*+"')
+_QUOTED_BY_BACKSLASH = re.compile(r'"(?:[^"\\]|\\.|"")*+"')
 
 
 class Layout(NamedTuple):
@@ -44,8 +45,8 @@ class _Tally:
 
     header: list[str]
     text_column: str | None
-    # A quote within a quoted field is written with so many quotes.
-    signs_of_quote: int = 2
+    # Pattern of a quoted field.
+    quoted_field: str = _QUOTED.pattern
     width: int = 0
     widths: dict[int, int] = field(default_factory=dict)
     overfull: int = 0
@@ -97,8 +98,8 @@ class _Tally:
         if '"' not in text:
             self.is_spaced = self.is_spaced or (separator == "," and ", " in text)
             return
-        needed = sum(2 + self.signs_of_quote * value.count('"') for value in fields if '"' in value)
-        self.bare += text.count('"') < needed
+        if "\\" in text or text.count('"') % 2:
+            self.bare += '"' in _without_quoted_fields(text, separator, self.quoted_field)
         if fields == text.split(separator):
             return
         rows = [line.rstrip("\r\n").split(separator) for line in record.lines]
@@ -138,8 +139,8 @@ def recognise(uri: str, options: ReadOptions) -> Layout | None:
         header = next(found)
         if header.fields is None:
             raise DataContractError(f"{uri}: the header cannot be read: {header.text!r:.200}")
-        signs_of_quote = 1 if quoting == "backslash" else 2
-        result = _Tally([name.strip() for name in header.fields], options.text_column, signs_of_quote)
+        pattern = _QUOTED_BY_BACKSLASH if quoting == "backslash" else _QUOTED
+        result = _Tally([name.strip() for name in header.fields], options.text_column, pattern.pattern)
         result.proofs += header.fields != header.text.split(separator)
         for record in found:
             result.add(record, separator)
@@ -252,6 +253,11 @@ def _quoting(
             + options.or_set("quoting", "`standard` for the former and to `none` for the latter")
         )
     return "standard", standard
+
+
+def _without_quoted_fields(text: str, separator: str, quoted_field: str) -> str:
+    sign = re.escape(separator)
+    return re.sub(rf"(?s)(^|{sign}){quoted_field}(?=[\r\n]*\Z|{sign})", r"\1", text)
 
 
 def _shape(value: str) -> str:
