@@ -75,7 +75,9 @@ def written(path: Path, table: list[list[str]], *, encoding: str = "utf-8", **di
     return path
 
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+many = settings(
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 # One at the end of a row that is not quoted cannot be told from a part of the line end.
 without_final_return = texts.filter(lambda text: not text.endswith("\r"))
 separators = st.sampled_from(",;\t|")

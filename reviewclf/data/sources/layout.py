@@ -57,6 +57,7 @@ class _Tally:
     perhaps_glued: int = 0
     bare: int = 0
     proofs: int = 0
+    is_header_quoted: bool = False
     is_spaced: bool = False
     has_escapes: bool = False
 
@@ -141,7 +142,7 @@ def recognise(uri: str, options: ReadOptions) -> Layout | None:
             raise DataContractError(f"{uri}: the header cannot be read: {header.text!r:.200}")
         pattern = _QUOTED_BY_BACKSLASH if quoting == "backslash" else _QUOTED
         result = _Tally([name.strip() for name in header.fields], options.text_column, pattern.pattern)
-        result.proofs += header.fields != header.text.split(separator)
+        result.is_header_quoted = header.fields != header.text.split(separator)
         for record in found:
             result.add(record, separator)
         return result
@@ -233,19 +234,19 @@ def _quoting(
     doubtful = standard.flaws + standard.bare
     if standard.has_escapes and doubtful:
         backslash = tally("backslash")
-        if backslash.flaws < standard.flaws or (backslash.proofs and backslash.flaws + backslash.bare < doubtful):
+        is_proven = backslash.proofs or backslash.is_header_quoted
+        if backslash.flaws < standard.flaws or (is_proven and backslash.flaws + backslash.bare < doubtful):
             return "backslash", backslash
     # Tabs and bars hardly stand in texts, and such exports seldom quote.
     is_bare_kind = separator in "\t|"
     glued = standard.glued + (standard.perhaps_glued if is_bare_kind else 0)
-    if standard.proofs or not (standard.malformed or standard.unclosed or glued):
+    is_suspect = standard.malformed or standard.unclosed or glued
+    if not is_suspect or standard.is_header_quoted or (standard.proofs and not (glued and is_bare_kind)):
         return "standard", standard
-    without = tally("none")
-    if is_bare_kind and not standard.perhaps_glued:
-        if without.flaws < standard.flaws + glued:
+    if not standard.proofs and not standard.perhaps_glued:
+        without = tally("none")
+        if without.flaws < standard.flaws + glued if is_bare_kind else glued and not without.flaws and without.width > 2:
             return "none", without
-    elif glued and not is_bare_kind and not without.flaws and without.width > 2:
-        return "none", without
     if glued:
         raise DataContractError(
             f"{uri}: a quote opens in one row and closes in a later one, so that it may be one text of several lines "
