@@ -199,7 +199,7 @@ class Shop:
         good = [place for place, row in enumerate(rows[:-_NIGHTLY_ROWS]) if row.has_id and not row.broken and len(row.text) > 9]
         for place in self._chance.sample(good, 4):
             self._before[rows[place].id] = rows[place].text
-            rows[place] = rows[place]._replace(text=next(self._texts), when=_day_after(tonight))
+            rows[place] = rows[place]._replace(text=next(self._texts), when=_day_after(tonight), dated=True)
 
     def _edits_are_taken_back(self, tonight: Tonight) -> None:
         rows = self.files[GROWING]
@@ -209,7 +209,7 @@ class Shop:
             return
         for place, row in enumerate(rows):
             if row.id in self._before:
-                rows[place] = row._replace(text=self._before.pop(row.id), when=_day_after(tonight))
+                rows[place] = row._replace(text=self._before.pop(row.id), when=_day_after(tonight), dated=True)
 
     def _file_is_doubled(self, tonight: Tonight) -> None:
         name = self._a_day(tonight)
