@@ -54,7 +54,7 @@ class IngestSettings(_Group):
         description="how far below its watermark a database is read again for late rows: days where the column holds times "
         "(default 2), else so many numbers (default 1000)",
     )
-    encoding: str | None = Field(None, description="default: recognised among UTF-8, UTF-16 with BOM, cp1251, KOI8-R and cp866")
+    encoding: str | None = Field(None, description="default: recognised among UTF-8, UTF-16 with BOM and Russian code pages")
     separator: str | None = Field(None, description="default: recognised among comma, semicolon, tab and bar")
     quoting: Literal["auto", "standard", "backslash", "none"] = Field(
         "auto",

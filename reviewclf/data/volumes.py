@@ -31,7 +31,7 @@ def check_file(name: str, rows: int, *, before: int | None, others: Sequence[int
     rows : int
         All its rows, known ones included.
     before : int or None
-        Its rows when it was read last; None for a file that was never read.
+        Its rows when it was read last; None or 0 for a file that was never read or always empty.
     others : sequence of int
         Rows of other files that were read before, with which a new file is compared.
     max_ratio : float
@@ -44,7 +44,7 @@ def check_file(name: str, rows: int, *, before: int | None, others: Sequence[int
     """
     if not rows:
         return
-    if before is not None:
+    if before:
         low = high = before
         said = f"it held {before:,} when it was read last"
     elif len(others) >= _MIN_HISTORY:

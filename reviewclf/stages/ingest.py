@@ -190,14 +190,19 @@ def _read(
                 state[_WATERMARKS][source.uri] = watermark
             continue
         before = remembered.get(source.uri, {})
+        is_read_as_before = before.get("reading") == options.reading
         check_file(
             source.uri,
             rows,
-            before=before.get("rows") if before.get("reading") == options.reading else None,
+            before=before.get("rows") if is_read_as_before else None,
             others=[] if before else [entry["rows"] for entry in remembered.values() if entry.get("rows")],
             max_ratio=settings.quality.max_volume_ratio,
         )
-        whole[name] = whole.get(name, 0) + rows
+        if is_read_as_before or not before:
+            # Whose settings have changed may well have other texts under its ids: it is not numbered anew.
+            whole[name] = whole.get(name, 0) + rows
+        # An empty day is no measure of the days to come.
+        rows = rows or before.get("rows") or 0
         fingerprint = source.fingerprint if isinstance(source, SourceFile) else None
         state[_SOURCES][source.uri] = {"fingerprint": fingerprint, "reading": options.reading, "rows": rows}
     result = intake.result(state)

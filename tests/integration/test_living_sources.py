@@ -340,6 +340,31 @@ def test_file_that_was_cut_off_fails_the_night(nights: Nights) -> None:
     assert nights.live(quality={"max_volume_ratio": 100}).counts["known"] == 12
 
 
+def test_empty_day_is_no_measure_of_the_days_to_come(nights: Nights) -> None:
+    nights.write([])
+    nights.live()
+    nights.write(reviews(0, 150))
+    assert counted(nights.live(), "rows_in", "clean") == (150, 150)
+    nights.write([])
+    nights.live()
+    nights.write(reviews(0, 160))
+    assert counted(nights.live(), "rows_in", "known", "clean") == (160, 150, 10)
+    nights.write([])
+    nights.live()
+    nights.write(reviews(0, 3))
+    with pytest.raises(QualityError, match="held 160"):
+        nights.live()
+
+
+def test_text_column_that_is_put_right_replaces_what_the_wrong_one_held(nights: Nights) -> None:
+    rows = [(number, "Пять звёзд, всё хорошо", text) for number, text in reviews(0, 10)]
+    nights.write(rows, columns=("review_id", "text", "comment"))  # type: ignore[arg-type]
+    nights.live()
+    published = nights.live(ingest={"text_column": "comment"})
+    assert counted(published, "clean", "edited", "superseded") == (10, 10, 10)
+    assert nights.texts() == dict(reviews(0, 10))
+
+
 def test_flood_of_new_rows_fails_the_night(nights: Nights) -> None:
     for night in range(5):
         nights.write(reviews(0, 100 + 10 * night))

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,9 @@ def test_field_of_any_length_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.case(38)
 @pytest.mark.case(37)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1251", "koi8-r", "cp866"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1251", "koi8-r", "cp866", "iso8859-5", "mac-cyrillic"]
+)
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
 def test_encoding_is_recognised(tmp_path: Path, encoding: str, name: str) -> None:
     if "json" in name:
@@ -331,6 +334,56 @@ def test_line_that_is_still_being_written_is_told(tmp_path: Path) -> None:
     assert [(row.row_number, row.payload) for row in bad_rows(path)] == [(2, '{"text": "обор')]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"review_id": 1, "text": "a"}{"review_id": 2, "text": "b"}',
+        '{"text": "a"} {"text": "b"}\n',
+        '{"review_id": {"0": 1, "1": 2}, "text": {"0": "a", "1": "b"}}',
+        '{"review_id": [1, 2], "text": ["a", "b"]}\n',
+    ],
+)
+def test_single_line_that_holds_all_reviews_is_no_single_row(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, content, "a.json")
+    with pytest.raises(DataContractError, match=r"a\.json.*one object a line"):
+        list(read_file(str(path), SOURCE))
+
+
+def test_field_that_stands_twice_hides_no_value(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"text": "a", "text": "b"}\n{"text": "c", "text": "c"}\n{"text": "d"}\n', "a.jsonl")
+    (bad,) = bad_rows(path)
+    assert (bad.row_number, bad.reason) == (1, "malformed_json: the field 'text' stands twice, with different values")
+    good = [row.values["text"] for row in read_file(str(path), SOURCE) if isinstance(row, GoodRow)]
+    assert good == ["c", "d"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+@pytest.mark.parametrize("is_gzipped", [True, False])
+def test_content_says_whether_a_file_is_gzipped(tmp_path: Path, name: str, is_gzipped: bool) -> None:
+    content = "\n".join(["text", *TEXTS]).encode()
+    assert texts(write(tmp_path, gzip.compress(content) if is_gzipped else content, name)) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [(b"PK\x03\x04", "Excel"), (b"\xd0\xcf\x11\xe0", "Excel"), (b"PAR1", "Parquet"), (b"%PDF-1.7", "PDF")],
+)
+def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, beginning: bytes, kind: str) -> None:
+    path = write(tmp_path, beginning + bytes(range(256)))
+    with pytest.raises(DataContractError, match=rf"reviews\.csv: is .*{kind}.* write it as CSV"):
+        list(read_file(str(path), SOURCE))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_header_of_a_file_put_behind_another_is_no_review(tmp_path: Path, mark: str) -> None:
+    path = write(tmp_path, f"review_id,text\n1,a\n{mark}review_id,text\n2,b\n")
+    assert texts(path) == ["a", "b"]
+
+
+def test_end_sign_of_dos_is_no_row(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "review_id,text\r\n1,a\r\n\x1a")) == ["a"]
+
+
 @pytest.mark.parametrize("cut", [1, 9, 30])
 def test_archive_that_is_still_being_written_is_refused(tmp_path: Path, cut: int) -> None:
     data = gzip.compress("".join(f"{number},{text}\n" for number, text in enumerate(["id,text", *TEXTS])).encode())
@@ -353,6 +406,29 @@ def test_every_type_that_holds_text_is_read(tmp_path: Path, kind: pa.DataType) -
     array = array.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else array.cast(kind)
     pq.write_table(pa.table({"text": array}), path)
     assert texts(path) == [*TEXTS, None]
+
+
+def test_dictionary_of_bytes_is_text_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array([text.encode() for text in TEXTS]).dictionary_encode()}), path)
+    assert texts(path) == TEXTS
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame({"review_id": [], "text": []}), pd.DataFrame()])
+def test_empty_day_of_pandas_has_no_rows_whatever_its_types(tmp_path: Path, frame: pd.DataFrame) -> None:
+    path = tmp_path / "a.parquet"
+    frame.to_parquet(path)
+    assert list(read_file(str(path), SOURCE)) == []
+
+
+def test_time_beyond_the_years_of_python_costs_no_review(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    times = pa.array([253_402_300_799_000_000, 0], pa.timestamp("us", "Europe/Moscow"))
+    pq.write_table(pa.table({"text": ["a", "b"], "created_at": times}), path)
+    assert texts(path) == ["a", "b"]
+    (source,) = list_source(str(path), IngestSettings())
+    (chunk,) = read_chunks(source, IngestSettings(), latest=datetime(2027, 1, 1, tzinfo=UTC))
+    assert chunk.rows["created_at"].to_pylist() == [None, None]
 
 
 def test_text_that_is_missing_everywhere_has_a_type_too(tmp_path: Path) -> None:
@@ -391,6 +467,11 @@ def test_whole_number_is_an_id_without_a_fraction() -> None:
     ]
 
 
+def test_binary_ids_stay_different() -> None:
+    first, second = bytes.fromhex("ff" * 15 + "01"), bytes.fromhex("fe" * 15 + "01")
+    assert [read_id(value) for value in (first, second, bytes(16))] == [first.hex(), second.hex(), "00" * 16]
+
+
 # -- what is no file of reviews --------------------------------------------------------------------------------------
 
 
@@ -422,6 +503,22 @@ def test_hidden_paths_that_are_asked_for_are_read(tmp_path: Path) -> None:
     for source in ("_new", "_new/*.csv", "_new/reviews.csv", "_*/*.csv"):
         (file,) = list_source(f"{tmp_path}/{source}", IngestSettings())
         assert file.uri == str(tmp_path / "_new" / "reviews.csv")
+
+
+def test_files_of_other_kinds_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "review_id,text\n1,a\n", "a.csv")
+    write(tmp_path, b"PK", "отзывы.xlsx")
+    write(tmp_path, b"", "_SUCCESS")
+    with caplog.at_level(logging.WARNING):
+        assert [file.name for file in list_source(str(tmp_path), IngestSettings())] == ["a.csv"]
+    assert "1 files of a kind that is not read are left out, such as отзывы.xlsx" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["TEXT", "Text", "texts"])
+def test_name_that_is_meant_is_named(tmp_path: Path, name: str) -> None:
+    for path in (write(tmp_path, f"review_id,{name}\n1,a\n"), write(tmp_path, json.dumps({name: "a"}), "a.jsonl")):
+        with pytest.raises(DataContractError, match=f"Did you mean '{name}'"):
+            list(read_file(str(path), SOURCE))
 
 
 @pytest.mark.case(68)

@@ -120,7 +120,7 @@ def test_gzip_is_read(tmp_path: Path) -> None:
         ("x", "a.docx", r"a\.docx: unknown kind of file"),
         ("[1]", "a.json", r"one JSON array"),
         (b"PAR1 broken", "a.parquet", r"a\.parquet: cannot be read as \.parquet"),
-        (b"no gzip", "a.csv.gz", r"a\.csv\.gz: cannot be read"),
+        (b"\x1f\x8b broken", "a.csv.gz", r"a\.csv\.gz: cannot be read"),
     ],
 )
 def test_unusable_file_is_refused_by_name(tmp_path: Path, content: str | bytes, name: str, message: str) -> None:
@@ -388,6 +388,12 @@ def test_parquet_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
         ("2026-02-01 12:30:00 UTC", "2026-02-01T12:30:00Z"),
         ("2026-02-01 12:30:00 MSK", "2026-02-01T09:30:00Z"),
         ("2026-02-01 12:30 GMT+3", "2026-02-01T09:30:00Z"),
+        ("Sun Feb 01 12:30:00 MSK 2026", "2026-02-01T09:30:00Z"),
+        ("Sun Feb  1 12:30:00 2026", "2026-02-01T09:30:00Z"),
+        ("2026-02-01T12:30:00+03:00[Europe/Moscow]", "2026-02-01T09:30:00Z"),
+        ("12:30, 1 фев. 2026", "2026-02-01T09:30:00Z"),
+        ("12:30 01.02.2026", "2026-02-01T09:30:00Z"),
+        ("01-Feb-26", "2026-01-31T21:00:00Z"),
         ("46054", "2026-01-31T21:00:00Z"),
         (46266.5, "2026-09-01T09:00:00Z"),
         ("46266,5", "2026-09-01T09:00:00Z"),

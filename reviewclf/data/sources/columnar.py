@@ -33,7 +33,8 @@ def read_parquet(uri: str, options: ReadOptions) -> Iterator[GoodRow]:
         parquet = pq.ParquetFile(stream)
         schema = _with_index(parquet.schema_arrow)
         ranges = [_range(entry) for entry in _named_ranges(parquet.schema_arrow)]
-        if options.needs_text:
+        # pandas gives the columns of a frame without rows a type that says nothing.
+        if options.needs_text and parquet.metadata.num_rows:
             check_columns(uri, schema.names, options)
             _check_text(uri, schema.field(str(options.text_column)))
         number = 0
@@ -77,11 +78,24 @@ def _range(entry: dict[str, Any]) -> range:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        values: list[Any] = column.to_pylist()
+    except OverflowError:
+        values = [_time_or_number(value) for value in column]
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_binary_view(column.type):
         # Hive and Impala write text so.
         return [value if value is None else _decoded(value) for value in values]
     return values
+
+
+def _time_or_number(value: pa.Scalar) -> Any:
+    """A time or, where it lies beyond the years that Python knows, such as the end of 9999, the number that it is."""
+    try:
+        return value.as_py()
+    except OverflowError:
+        return value.cast(pa.int64()).as_py()
 
 
 def _decoded(value: bytes) -> str | bytes:

@@ -34,7 +34,7 @@ _WEEKDAY = r"(?:[a-zа-яё]{2,}\.?,? )?"
 _DATES = (
     r"(?P<y>\d{4})(?P<sep>[-./])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})",
     r"(?P<one>\d{1,2})(?P<sep>[-./])(?P<two>\d{1,2})(?P=sep)(?P<y>\d{4}|\d{2})(?: ?г\.?)?",
-    rf"{_WEEKDAY}(?P<d>\d{{1,2}})[ .-]+(?P<month>{_WORD})\.?,?[ .-]*(?P<y>\d{{4}})(?: ?г(?:ода|\.)?)?",
+    rf"{_WEEKDAY}(?P<d>\d{{1,2}})[ .-]+(?P<month>{_WORD})\.?,?[ .-]*(?P<y>\d{{4}}|\d{{2}})(?: ?г(?:ода|\.)?)?",
     rf"{_WEEKDAY}(?P<month>{_WORD})\.? (?P<d>\d{{1,2}}),? (?P<y>\d{{4}})",
     r"(?P<y>(?:19|20)\d{2})(?P<m>[01]\d)(?P<d>[0-3]\d)",
 )
@@ -44,6 +44,12 @@ _TIME = (
     r"(?: ?\(?(?P<zone>z|msk|мск|(?:utc|gmt)?(?P<offset>[+-]\d{1,2}(?::?\d{2})?)|utc|gmt)\)?)?)?"
 )
 _WRITTEN = tuple(re.compile(when + _TIME, re.IGNORECASE) for when in _DATES)
+# The time before the date, as chats show it; the year behind the time, as C and Java do; Java's name behind the offset.
+_REORDERED = (
+    (re.compile(r"^(\d{1,2}:\d{2}(?::\d{2})?),? (?=\d)(.+)$"), r"\2 \1"),
+    (re.compile(r"^([a-z]{3} [a-z]{3} \d{1,2}) (\d{2}:\d{2}:\d{2})((?: [a-z]+)?) (\d{4})$", re.IGNORECASE), r"\1 \4 \2\3"),
+    (re.compile(r"(?<=[\dz])\[\w+(?:/\w+)*\]$", re.IGNORECASE), ""),
+)
 _COMPACT = re.compile(r"((?:19|20)\d{6})(\d{2})(\d{2})(\d{2})")
 
 
@@ -127,6 +133,8 @@ def _from_digits(digits: str) -> datetime | None:
 def _from_text(text: str) -> datetime:
     if _NUMBER.fullmatch(text):
         return _from_number(float(text.replace(",", ".")))
+    for unusual, usual in _REORDERED:
+        text = unusual.sub(usual, text)
     for pattern in _WRITTEN:
         match = pattern.fullmatch(text)
         if match:
@@ -147,11 +155,13 @@ def _from_match(match: re.Match[str]) -> datetime:
 
 def _calendar(found: dict[str, str | None]) -> tuple[int, int, int]:
     year = str(found["y"])
+    is_short = len(year) == 2
+    if is_short:
+        year = f"20{year}" if year < "70" else f"19{year}"
     if found.get("one"):
         one, two, dotted = int(found["one"] or 0), int(found["two"] or 0), found["sep"] == "."
-        if len(year) == 2 and not dotted:
+        if is_short and not dotted:
             raise ValueError("which of the three is the year is not clear")
-        year = year if len(year) == 4 else f"20{year}" if year < "70" else f"19{year}"
         if dotted or one > 12 or one == two:
             return int(year), two, one
         if two > 12:

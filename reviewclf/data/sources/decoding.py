@@ -17,6 +17,16 @@ from reviewclf.errors import DataContractError
 _BLOCK = 1 << 20
 # What a remote file is fetched by; s3fs alone would read ahead 50 MiB and hold them twice.
 _REMOTE_BLOCK = 4 << 20
+_GZIP = b"\x1f\x8b"
+# How files begin that are no text, whatever their names say.
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
+    b"PAR1": "Parquet",
+    b"%PDF": "PDF",
+    b"BZh": "a bzip2 archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+}
 # Text of these encodings holds next to no NUL bytes; Russian UTF-16 without its mark holds one in every ASCII character.
 _MAX_NUL_SHARE = 0.05
 # The longer marks first, for UTF-32's begins as UTF-16's does.
@@ -27,9 +37,10 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 # Any bytes are text of any of them. The ten commonest letters are two thirds of a Russian text, and in a wrong code page less.
-_CODE_PAGES = ("cp1251", "koi8-r", "cp866")
+_CODE_PAGES = ("cp1251", "koi8-r", "cp866", "iso8859-5", "mac-cyrillic")
 _COMMON_LETTERS = frozenset("оеаинтсрвл")
-# KOI8-R has small letters where cp1251 has capitals: a word that goes from one to the other was read in the wrong one.
+# KOI8-R has small letters where cp1251 has capitals, Mac Cyrillic one of them: a word that goes from one to the other was read
+# in the wrong code page.
 _CASE_TURNED = re.compile("[а-яё][А-ЯЁ]")
 _TELLING_LETTERS = 40
 
@@ -43,10 +54,12 @@ class _Flaw(NamedTuple):
 
 
 def open_file(uri: str) -> BinaryIO:
-    """A file's bytes, unzipped where its name ends in ``.gz``."""
+    """A file's bytes, unzipped where it is gzipped: its name does not always say so."""
     fs, path = fsspec.core.url_to_fs(uri)
     raw: BinaryIO = fs.open(path, "rb", block_size=_REMOTE_BLOCK)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if uri.lower().endswith(".gz") else raw
+    is_gzipped = raw.read(len(_GZIP)) == _GZIP
+    raw.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_gzipped else raw
 
 
 def text_lines(uri: str, options: ReadOptions) -> Iterator[str]:
@@ -77,6 +90,9 @@ def _recognised(uri: str, options: ReadOptions) -> str:
     """UTF-8 when the whole file is, else UTF-16 or UTF-32 when it says so, else the Russian code page that it reads best in."""
     with open_file(uri) as stream:
         start = stream.read(_BLOCK)
+    for beginning, kind in _NO_TEXT.items():
+        if start.startswith(beginning):
+            raise DataContractError(f"{uri}: is {kind} and no text; write it as CSV, JSON Lines or Parquet, and name it so")
     for marks, encoding in _MARKS.items():
         if start.startswith(marks):
             return encoding

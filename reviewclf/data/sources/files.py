@@ -37,6 +37,7 @@ _BLOCK = 1 << 20
 _NAMED_FIELDS = 50
 # A JSON value that has not ended after so many lines is one value, not lines of JSON.
 _PEEKED_LINES = 1_000
+_SHOWN = 3
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,10 @@ def _list_files(uri: str) -> list[SourceFile]:
         folder = path.rpartition("/")[0]
         if any(sign in path for sign in "*?[") and not fs.exists(path):
             folder = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
-            paths = [found for found in fs.glob(path) if suffix_of(found) and not _is_aside(found, path)]
+            paths = _of_known_kinds(fs.glob(path), path)
         elif fs.isdir(path):
             folder = path.rstrip("/")
-            paths = [found for found in fs.find(path) if suffix_of(found) and not _is_aside(found, path)]
+            paths = _of_known_kinds(fs.find(path), path)
         elif not fs.exists(path):
             raise DataContractError(f"{uri}: there is no such file or folder; check REVIEWCLF_SOURCE")
         elif suffix_of(path) is None:
@@ -136,6 +137,21 @@ def read_file(uri: str, options: ReadOptions) -> Iterator[Row]:
             raise DataContractError(f"{uri}: cannot be read as {suffix}: {error}; check {options.setting}") from error
 
 
+def _of_known_kinds(paths: list[str], source: str) -> list[str]:
+    """The files that can be read; a word about others that may hold reviews."""
+    asked = [path for path in paths if not _is_aside(path, source)]
+    strange = [path for path in asked if not suffix_of(path)]
+    if strange:
+        logger.warning(
+            "%s: %d files of a kind that is not read are left out, such as %s; what is read: %s",
+            source,
+            len(strange),
+            ", ".join(path.rpartition("/")[2] for path in strange[:_SHOWN]),
+            _KINDS,
+        )
+    return [path for path in asked if suffix_of(path)]
+
+
 def _is_aside(path: str, source: str) -> bool:
     """Whether a file, or a folder above it, is hidden or begins with ``_``, as what Spark, Delta and macOS keep beside data.
 
@@ -171,13 +187,15 @@ def _lines(uri: str, options: ReadOptions) -> Iterator[Row]:
         _refuse_single_value(uri, peeked)
     found: dict[str, None] = {}
     has_text = False
+    number = 0
+    text: Any = None
     for number, line in enumerate(itertools.chain(peeked, lines), start=1):
         payload = line.rstrip("\r\n")
         values = _load(line)
         if isinstance(values, str):
             yield BadRow(number, f"malformed_json: {values}", payload)
         elif options.text_column in values or not options.needs_text:
-            has_text = True
+            has_text, text = True, values.get(str(options.text_column))
             yield GoodRow(number, values, payload)
         else:
             if len(found) < _NAMED_FIELDS:
@@ -186,15 +204,29 @@ def _lines(uri: str, options: ReadOptions) -> Iterator[Row]:
     if found and not has_text:
         # Not one row of the file has it: that is the wrong column, not a malformed row.
         check_columns(uri, list(found)[:_NAMED_FIELDS], options)
+    if number == 1 and options.needs_text and isinstance(text, dict | list):
+        raise DataContractError(
+            f"{uri}: is one JSON object of whole columns; write one object a line (JSON Lines): "
+            "DataFrame.to_json(orient='records', lines=True)"
+        )
 
 
 def _load(line: str) -> dict[str, Any] | str:
     """The object of a line, or why there is none."""
     try:
-        values = json.loads(line, parse_constant=_constant)
+        values = json.loads(line, parse_constant=_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return str(error)
     return values if isinstance(values, dict) else f"expected an object, found {type(values).__name__}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name = next((name for name, value in pairs if value is not values[name] and value != values[name]), None)
+        if name is not None:
+            raise ValueError(f"the field {name!r} stands twice, with different values")
+    return values
 
 
 def _constant(name: str) -> float | None:
@@ -210,6 +242,10 @@ def _refuse_single_value(uri: str, lines: list[str]) -> None:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
         is_spread = end > len(lines[0].strip())
+        if text[end : len(lines[0].strip())].lstrip().startswith("{"):
+            raise DataContractError(
+                f"{uri}: holds several JSON objects in one line; write one object a line (JSON Lines): jq -c ."
+            )
     except json.JSONDecodeError as error:
         is_spread = len(lines) > 1 and error.pos >= len(text)
     except (ValueError, RecursionError):

@@ -30,11 +30,20 @@ def read_id(value: Any) -> str | None:
         if not value.is_integer():
             return str(value)
         return str(int(value)) if abs(value) < _EXACT else None
-    text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value).strip()
+    text = (_written(value) if isinstance(value, bytes) else str(value)).strip()
     if text.casefold() in _NOTHING or _SPOILT.fullmatch(text):
         return None
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
+
+
+def _written(value: bytes) -> str:
+    """Bytes as the text that they are, else, as those of a UUID, in hexadecimal digits."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+    return text if text.isprintable() else value.hex()
 
 
 def made_id(source: str, content: str) -> str:

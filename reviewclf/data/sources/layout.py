@@ -173,7 +173,7 @@ def rows_among(found: Iterator[Record], layout: Layout) -> Iterator[tuple[list[s
             fields = fields_as_they_stand(record, layout.separator, n)
         if fields is None:
             yield f"malformed_quotes: {record.flaw}", record.text
-        elif _is_blank(record, n):
+        elif _is_blank(record, n) or _is_header(fields, layout.columns):
             continue
         elif len(fields) == n or (layout.spare and len(fields) > n and not any(fields[n:])):
             yield fields[:n], record.text
@@ -183,7 +183,14 @@ def rows_among(found: Iterator[Record], layout: Layout) -> Iterator[tuple[list[s
 
 def _is_blank(record: Record, width: int) -> bool:
     """Whether a line holds nothing but spaces, where a row holds several fields."""
-    return width > 1 and len(record.fields or ()) == 1 and not record.text.strip()
+    # Programs of DOS end a file with a sign of its own.
+    return width > 1 and len(record.fields or ()) == 1 and not record.text.strip().strip("\x1a")
+
+
+def _is_header(fields: list[str], columns: Sequence[str]) -> bool:
+    """Whether a row is the header once more, as where files were put one behind the other."""
+    named = [name.strip().strip("\ufeff") for name in fields[: len(columns)]]
+    return len(columns) > 1 and named == columns
 
 
 def _start(uri: str, options: ReadOptions) -> tuple[str, str | None]:

@@ -17,6 +17,9 @@ from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
 from reviewclf.tables import QUARANTINE_SCHEMA, RAW_SCHEMA
 
+# What databases write into text files where they hold nothing.
+_SQL_NULL = r"\N"
+
 
 class Chunk(NamedTuple):
     """A part of a source: rows of ``RAW_SCHEMA``, rows of ``QUARANTINE_SCHEMA``, and a database's watermark so far."""
@@ -53,8 +56,9 @@ def check_columns(name: str, columns: Sequence[str], options: IngestSettings | R
     """
     if options.text_column in columns:
         return
-    close = difflib.get_close_matches(str(options.text_column), columns, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    folded = {str(name).casefold(): name for name in columns}
+    close = difflib.get_close_matches(str(options.text_column).casefold(), folded, n=1)
+    hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
     raise DataContractError(
         f"{name}: no column {options.text_column!r}; found {', '.join(map(str, columns)) or 'none'}.{hint} "
         "Set REVIEWCLF_INGEST__TEXT_COLUMN to the column that holds the reviews"
@@ -130,6 +134,7 @@ def has_unknown_time(row: Mapping[str, Any], options: IngestSettings) -> bool:
 def _raw(row: GoodRow, source: str, options: IngestSettings, latest: datetime | None) -> dict[str, Any]:
     values = dict(row.values)
     text = values.pop(options.text_column, None)
+    text = None if text == _SQL_NULL else text
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text_is_no_text: {type(text).__name__} in column {options.text_column!r}")
     review_id = read_id(values.pop(options.id_column, None))
