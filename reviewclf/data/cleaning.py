@@ -66,6 +66,8 @@ class Cleaner:
         Near-duplicates are recorded and stay: whether they may be trained on together is for the dataset to decide.
     ids_ignored : collection of str
         Sources whose ids name something else than reviews: their reviews get ids made of source and text.
+    stale : collection of int
+        Numbers of rows that came before what is known of their reviews, for those whose times do not tell.
 
     Attributes
     ----------
@@ -85,7 +87,7 @@ class Cleaner:
         Times of reviews that are clean already and had none.
     """
 
-    def __init__(self, *, similarity: float, ids_ignored: Collection[str] = ()) -> None:
+    def __init__(self, *, similarity: float, ids_ignored: Collection[str] = (), stale: Collection[int] = ()) -> None:
         self.holds: dict[str, Held] = {}
         self.first: dict[str, str] = {}
         self.edits: list[Edit] = []
@@ -93,6 +95,7 @@ class Cleaner:
         self.dated: dict[str, datetime] = {}
         self._copies: dict[str, list[str]] = {}
         self.ids_ignored = set(ids_ignored)
+        self._stale = frozenset(stale)
         self.edited = 0
         self.repaired = 0
         self._index = NearDuplicateIndex(similarity=similarity)
@@ -191,7 +194,8 @@ class Cleaner:
         if held is None or held.text_hash == key:
             return True
         when = row["created_at"]
-        if when and held.created_at and when < held.created_at:
+        is_older = when < held.created_at if when and held.created_at else row["row_number"] in self._stale
+        if is_older:
             self._supersede(Edit(review_id, held.source, key, when, held.text_hash, held.created_at))
             return False
         self._supersede(Edit(review_id, held.source, held.text_hash, held.created_at, key, when))

@@ -47,6 +47,7 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
     column = settings.ingest.id_column
     found_now: Any = ingested.details.get("ids_ignored") or []
     ignored: set[str] = {name for name, found in remembered.items() if found == column} | set(found_now)
+    stale: Any = ingested.details.get("stale") or []
     inputs = {
         "raw": ingested.keys("raw"),
         "failed": validated.keys("failed"),
@@ -54,10 +55,11 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
         "near": settings.dataset.near_duplicate_similarity,
         "ids_ignored": sorted(ignored),
         "rows_by_source": ingested.details.get("whole") or {},
+        "stale": stale,
     }
 
     def work() -> StageResult:
-        cleaner = Cleaner(similarity=settings.dataset.near_duplicate_similarity, ids_ignored=ignored)
+        cleaner = Cleaner(similarity=settings.dataset.near_duplicate_similarity, ids_ignored=ignored, stale=stale)
         for known, signatures in _known(store, base):
             cleaner.know(known, signatures)
         for copies in store.iter_tables(base.keys("duplicates")):

@@ -117,6 +117,7 @@ def _replay(
         stage="replay_rows",
         digest=digest_of([base.version, reason, source, settings.ingest, settings.quality]),
         outputs={"raw": [store.put_table(raw)] if raw.num_rows else []},
+        details={"stale": [*_stale(store, base, raw)]},
     )
     validated = check_rows(settings, "raw", ingested, is_batch=False)
     cleaned = clean_rows(settings, store, base, ingested, validated)
@@ -181,6 +182,16 @@ def _read_again(settings: Settings, entries: list[_Entry]) -> tuple[pa.Table, np
         else:
             left[number] = chunk.quarantined["reason"][0].as_py()
     return pa.Table.from_pylist(rows, schema=tables.RAW_SCHEMA), np.array(is_first_read, dtype=bool), left
+
+
+def _stale(store: Store, base: Snapshot, raw: pa.Table) -> list[int]:
+    """Numbers of rows whose review has come with another text since they were refused."""
+    newest = {(row["source"], row["review_id"]): "" for row in raw.to_pylist()}
+    for part in store.iter_tables(base.keys("raw"), ["source", "review_id", "text"]):
+        for source, review_id, text in zip(*(part[name].to_pylist() for name in part.column_names), strict=True):
+            if (source, review_id) in newest:
+                newest[source, review_id] = text or ""
+    return [row["row_number"] for row in raw.to_pylist() if newest[row["source"], row["review_id"]] not in ("", row["text"])]
 
 
 def _raw(row: Mapping[str, Any]) -> dict[str, Any]:

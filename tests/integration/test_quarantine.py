@@ -72,6 +72,17 @@ def test_row_refused_by_a_limit_is_taken_in_under_another_one(nights: Nights) ->
     assert counted(replay(nights.settings()), "rows_in", "left") == (2, 2)
 
 
+def test_text_that_was_shortened_since_stays_when_the_refused_one_is_read_again(nights: Nights) -> None:
+    long, longer = "Плед мягкий и тёплый. " * 40, "Юбка длинная и пышная. " * 40
+    nights.write([("60", "Юбка хорошая"), ("61", long)])
+    nights.live(quality={"max_text_length": 500})
+    nights.write([("60", longer), ("61", "Плед мягкий")])
+    nights.live(quality={"max_text_length": 500})
+    assert counted(replay(nights.settings()), "clean", "superseded", "left") == (2, 2, 0)
+    assert nights.texts() == {"60": longer, "61": "Плед мягкий"}
+    assert set(nights.tables()["history"]["text"]) == {long, "Юбка хорошая"}
+
+
 def test_replayed_copy_is_a_duplicate_with_its_own_row_number(nights: Nights) -> None:
     nights.write([("0", "Плед мягкий " * 60), *reviews(1, 60)], "a.csv")
     nights.live()
