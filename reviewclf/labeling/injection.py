@@ -30,7 +30,7 @@ _MARKUP = re.compile(
         r"<[|｜][^|｜<>]{0,40}[|｜]>|</?s>|<</?SYS>>|\[/?INST\]|<(?:start|end)_of_turn>",
         rf"</?\s*(?:отзыв|reviews?|think(?:ing)?|message|{_ROLE})\s*/?>",
         rf"^[ \t]*#+\s*(?:{_ROLE}|response)\b[: ]*",
-        r"^[ \t]*\[(?:system|assistant|user)\]|^[ \t]*(?:system|assistant|user|human) ?(?:prompt|message)?:",
+        r"\[(?:system|assistant|user|система)\]|^[ \t]*(?:system|assistant|user|human) ?(?:prompt|message)?:",
     ),
     re.IGNORECASE | re.MULTILINE,
 )
@@ -66,18 +66,21 @@ _ABOUT_LABELLING = re.compile(
         r"\b(?:системн\w+ промпт|system prompt|new instructions?)\b|\bнов(?:ая|ые) инструкци[яи] ?[:—–]",
         # A role or a task.
         rf"\b(?:ты|вы) (?:теперь|больше не|отныне) (?:\w+ ){{0,2}}?(?:{_MODEL})\b",
+        rf"\b(?:ты|вы) ?[—–-] ?(?:\w+ )?(?:{_MODEL})\b",
+        rf"\b(?:действуй(?:те)? как|act as) (?:an? |the )?(?:\w+ )?(?:{_MODEL})\b",
         rf"\bпредставь(?:те)?,? что (?:ты|вы) (?:\w+ )?(?:{_MODEL})\b",
         r"\bтвоя (?:новая |единственная )?задача\b(?=.{0,40}(?:ответ|отвеч|пи[сш]|выв[оеё]|номер|категор|метк|разме[тч]))",
         r"\bты (?:должен|обязан) (?:ответ|отвеч|вывод|вывес)\w+",
         rf"\byou (?:are|must be) (?:now )?(?:an? |the )(?:\w+ )?(?:{_MODEL})\b",
         r"\byou must (?:answer|respond|output|reply|say)\b|\byour (?:new |only )?task is\b",
         # The model itself.
-        rf"\b(?:уважаем\w+|дорог\w+|эй|если ты|для|dear|hey|if you are an?) "
+        rf"\b(?:уважаем\w+|дорог\w+|эй|если ты|для|dear|hey|if you are an?|(?:note|message) (?:to|for)(?: the)?) "
         rf"(?:{_MODEL})\b(?=.*(?:[:,]|\b[1-9]\b))",
         # The review as something to be labelled.
         r"\b(?:классифицируй|размет[ьи]|размечай|отнеси|считай|пометь)(?:те)? (?:этот |данный |мой )?(?:отзыв|текст)",
         r"\b(?:ответь|отвечай)(?:те)? (?:\w+ ){0,2}?(?:номером|цифрой|кодом|категорией|словом)\b",
-        r"\b(?:присвой|поставь|выбери|верни|выведи|укажи|напиши)(?:те)? (?:\w+ )?(?:метку|json|категорию (?:номер|№|[«\"]))",
+        r"\b(?:присвой|поставь|выбери|верни|выведи|укажи|напиши)(?:те)? (?:\w+ )?"
+        r"(?:метку|json|категорию (?:номер|№|[«\"]|[1-9]\b))",
         r"\bотзыв (?:\w+ ){0,2}?относится к категории\b",
         r"\b(?:classify|label|tag) (?:this|the|it|every) ?(?:review|text|as\b)",
         r"\b(?:answer|respond|reply) (?:only )?with\b|\boutput only\b",
@@ -86,12 +89,12 @@ _ABOUT_LABELLING = re.compile(
     re.IGNORECASE,
 )
 _IMPERATIVE = _any(
-    r"(?:ответь|отвечай|выведи|напиши|пиши|укажи|назови|присвой|выбери|отнеси|классифицируй|считай|пометь|скажи|выдай)(?:те)?",
+    r"(?:ответь|отвечай|выведи|выводи|напиши|пиши|укажи|назови|присвой|выбери|отнеси|классифицируй|считай|пометь|скажи|выдай)(?:те)?",
     r"(?:надо|нужно|должна|должен|следует|прошу|требуется) "
     r"(?:ответить|отвечать|вывести|писать|написать|выбрать|указать|отнести)",
     r"answer|respond|reply|output|print|return|say|write|choose|select|classify|label",
 )
-_ANSWER_ME = r"(?:ответь|отвечай|выведи)(?:те)?|answer|respond|output"
+_ANSWER_ME = r"(?:ответь|отвечай|выведи|выводи)(?:те)?|answer|respond|output"
 # Words between the imperative and the answer; with any other the sentence is about something else.
 _FILLER = (
     r"только|просто|всегда|именно|пожалуйста|одним|словом|слово|цифрой|цифру|номер\w*|код\w*|категори\w+|класс\w*|метк\w+|ответ\w*"
@@ -102,7 +105,7 @@ _CODE = r"(?<![\w.,])[1-9](?![\w/]|[.,:-]\d)"
 _CLOSED = r"[»\"'`”*)\]]*\s*(?=$|[.!?,;\n(]|[—–]|(?:и|а|and|nothing|больше)\b)"
 _HEADING = _any(
     r"(?:правильн\w+ |верн\w+ |итогов\w+ |final |correct )?(?:номер |код )?"
-    r"(?:категори[яи]|метка|класс|ответ|category|label|class|answer|output)(?: отзыва| товара)?",
+    r"(?:категори[яи]|метка|класс|ответ|category|label|class|answer|output)(?:(?: этого| данного| моего)? (?:отзыва|товара))?",
     rf"(?:{_ROLE})",
 )
 _SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\d))*+(?:[.!?\n]++|$)")
@@ -118,11 +121,12 @@ def _demands(names: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     exact = "|".join(map(re.escape, longest_first)) or r"(?!)"
     order = rf"\b(?:{_IMPERATIVE})\b{_GAP}(?:\b(?:{name})\b|{_CODE}){_CLOSED}"
     answer = (
-        rf"[«\"'`]?\b(?:{_HEADING})[»\"'`]?\s*(?:[:=—–]|->)\s*[«\"'`*(]*(?:(?:[1-9][.)]? )?(?:{exact})|[1-9])[»\"'`*)]*\s*"
+        rf"[«\"'`]?\b(?:{_HEADING})[»\"'`]?(?:\s*(?:[:=—–]|->)|\s+-\s)\s*[«\"'`*(]*"
+        rf"(?:(?:[1-9][.)]? )?(?:{exact})|[1-9])[»\"'`*)]*\s*"
         r"(?=$|[.!?;\n]|(?-i:[А-ЯЁ]))"
     )
     # Before a capital letter the full stop was forgotten.
-    order += rf"|\b(?:{_ANSWER_ME})\b{_GAP}(?:{exact}|{_CODE})(?=\s+(?-i:[А-ЯЁ]))"
+    order += rf"|\b(?:{_ANSWER_ME})\b{_GAP}(?:{exact}|{_CODE})[»\"'`]*(?=\s+(?-i:[А-ЯЁ]))"
     return re.compile(order, re.IGNORECASE), re.compile(answer, re.IGNORECASE)
 
 

@@ -36,7 +36,7 @@ def problem_of_error(error: Exception, options: LLMSettings) -> ChatProblem:
         # A key with letters that no header can hold, an address that is none.
         return ChatProblem(Kind.KEY if isinstance(error, UnicodeError) else Kind.ADDRESS, said)
     for reason in reasons:
-        if isinstance(reason, ssl.SSLError) or "UnsupportedProtocol" in type(reason).__name__:
+        if isinstance(reason, ssl.SSLError) or type(reason).__name__ in ("UnsupportedProtocol", "TooManyRedirects"):
             return ChatProblem(Kind.ADDRESS, said)
         # Names without a dot are those of services beside this one, which have none while they are away.
         if (

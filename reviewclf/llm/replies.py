@@ -21,6 +21,7 @@ _FAILED = {"error", "network_error", "abort", "aborted", "insufficient_system_re
 _TOOLS = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought", "thoughts")
+_PART_FIELDS = ("type", "text", "content", "value", "refusal")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought", "redacted_thinking", "summary_text", "reasoning_text")
 
 
@@ -117,6 +118,9 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(content, list):
         for part in content:
             yield from _parts(part)
+    elif isinstance(content, Mapping) and not any(name in content for name in _PART_FIELDS):
+        # An answer in JSON that something on the way has read already.
+        yield "text", json.dumps(content, ensure_ascii=False) if content else ""
     elif isinstance(content, Mapping):
         kind = str(content.get("type", "text")).casefold()
         words = next((content[name] for name in ("text", "content", "value", kind, "refusal") if content.get(name)), "")

@@ -105,6 +105,13 @@ def test_firewall_that_takes_one_review_for_an_attack_costs_no_other(server: Cha
     assert [(vote.label, vote.is_kept) for vote in votes] == [("одежда", True), (None, False), ("одежда", True)]
 
 
+def test_redirects_without_end_name_the_address(server: ChatServer) -> None:
+    server.script = lambda request: (307, "", {"Location": "/login"})
+    with pytest.raises(LabelingError, match="REVIEWCLF_LLM__BASE_URL") as raised:
+        vote_on(make(server), "Платье")
+    assert not isinstance(raised.value, AnnotatorUnavailableError)
+
+
 def test_page_of_maintenance_in_the_middle_of_a_run_is_an_outage(server: ChatServer) -> None:
     page: Answer = (200, "<html>We will be back soon</html>")
     server.script = lambda request: page if any("Юбка" in shown(asked) for asked in server.asked) else (200, completion("3"))

@@ -322,6 +322,10 @@ def test_thoughts_that_are_counted_in_the_total_alone_are_paid_for() -> None:
     assert read_reply({**completion("3"), "usage": usage}).tokens_out == 302
 
 
+def test_content_that_is_json_already_is_read() -> None:
+    assert parse_answer(read_reply(completion({"label": "3"})).content, QUESTION).label == "одежда"
+
+
 def test_no_error_is_found_in_an_answer() -> None:
     assert problem_in(completion("3")) is None
     assert problem_in({**completion("3"), "error": None}) is None
