@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from reviewclf.data.frames import read_frame
+from reviewclf.data.frames import is_missing, read_frame
 from reviewclf.data.sources.ids import read_id
 from reviewclf.errors import DataContractError
 from reviewclf.manifest import digest_of
@@ -22,7 +22,7 @@ GOLD_COLUMNS = ["review_id", "text_clean", "text_hash", "label"]
 
 _NAMED = 10
 _SETTING = "REVIEWCLF_GOLD"
-_YES = frozenset(["1", "true", "yes", "y", "да", "истина", "+"])
+_YES = frozenset(["1", "1.0", "true", "yes", "y", "да", "истина", "+"])
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,13 @@ def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "go
             f"{name}, {_listed(strange)} is not in the taxonomy ({', '.join(categories)}); {len(strange)} such row(s)"
         )
     texts = [clean_text(_shown(text)) for text in gold["text"]]
+    foreign = [
+        f"row {row}: {type(text).__name__}, expected text"
+        for row, text in enumerate(gold["text"], start=1)
+        if not isinstance(text, str) and not is_missing(text)
+    ]
+    if foreign:
+        raise DataContractError(f"{name}, column 'text', {_listed(foreign)}; {len(foreign)} such row(s)")
     empty = [f"row {row}: the text is empty" for row, text in enumerate(texts, start=1) if not text]
     empty += [
         f"row {row}: the letters of the text are lost ({text:.40})" for row, text in enumerate(texts, 1) if is_misread(text)

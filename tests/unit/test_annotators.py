@@ -165,3 +165,15 @@ def test_other_stems_are_another_annotator() -> None:
         )
     )
     assert KeywordAnnotator(TAXONOMY, confidence=0.6).version != KeywordAnnotator(other, confidence=0.6).version
+
+
+def test_empty_and_odd_cells_of_recorded_votes_are_told_row_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    rows = ["1,,12.0,0.5,", "2,0,,,", "3,1,abc,,", "4,0,1,never,"]
+    lines = [f"{row},judge,одежда" for row in rows]
+    path.write_text("\n".join(["review_id,draw,tokens_in,seconds,text_hash,annotator,label", *lines]), encoding="utf-8")
+    annotator = RecordedAnnotator.load(str(path), ["одежда"])
+    assert [(row.row_number, row.reason) for row in annotator.refused] == [
+        (3, "tokens are no whole number"),
+        (4, "seconds are no number"),
+    ]

@@ -478,3 +478,9 @@ def test_gold_without_ids_goes_by_its_texts() -> None:
             "label": "обувь",
         }
     ]
+
+
+@pytest.mark.parametrize("text", [5, ["Платье"], {"text": "Платье"}])
+def test_gold_text_that_is_no_text_is_told_with_its_row(text: object) -> None:
+    with pytest.raises(DataContractError, match=rf"row 2: {type(text).__name__}, expected text"):
+        prepare_gold(pd.DataFrame({"text": ["Юбка", text], "label": ["одежда", "одежда"]}), ["одежда"])

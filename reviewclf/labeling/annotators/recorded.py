@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from reviewclf.data.frames import read_frame
+from reviewclf.data.frames import is_missing, read_frame
 from reviewclf.data.sources.ids import read_id
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
@@ -29,6 +29,7 @@ _OPTIONAL: dict[str, Any] = {
     "tokens_out": 0,
     "seconds": 0.0,
 }
+_NUMBERS = ("confidence", "draw", "tokens_in", "tokens_out", "seconds")
 
 
 class RefusedVote(BaseModel):
@@ -71,7 +72,8 @@ class RecordedAnnotator:
             The file lacks ``text_hash`` and ``review_id``, or ``annotator`` or ``label``; or most of its rows are no votes.
         """
         frame = read_frame(uri, setting="REVIEWCLF_VOTES")
-        by = next((name for name in ("text_hash", "review_id") if name in frame.columns), None)
+        named = [name for name in ("text_hash", "review_id") if name in frame.columns]
+        by = next((name for name in named if frame[name].notna().any()), next(iter(named), None))
         missing = [name for name in _REQUIRED if name not in frame.columns]
         if by is None or missing:
             lacking = [*missing, *([] if by else ["text_hash (or review_id)"])]
@@ -155,13 +157,18 @@ def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tupl
     labels = [match_name(value, categories) for value in written]
     frame["label"] = pd.Series(labels, index=frame.index, dtype=object)
     frame[by] = pd.Series([read_id(value) for value in frame[by]], index=frame.index, dtype=object)
-    numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in ("confidence", "draw")}
+    for name, default in _OPTIONAL.items():
+        if default is not None and name != "confidence":
+            frame[name] = [default if is_missing(value) else value for value in frame[name]]
+    numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS}
     reasons = pd.Series("", index=frame.index, dtype=object)
     identity = [frame[by].astype(str), frame["annotator"].astype(str), frame["prompt"].astype(str), numbers["draw"]]
     problems = {
         "the same vote stands in an earlier row": pd.concat(identity, axis=1).duplicated(),
         "confidence is no number between 0 and 1": ~numbers["confidence"].between(0.0, 1.0),
         "draw is no whole number": numbers["draw"].isna() | (numbers["draw"] % 1 != 0),
+        "tokens are no whole number": ~((numbers["tokens_in"] % 1 == 0) & (numbers["tokens_out"] % 1 == 0)),
+        "seconds are no number": numbers["seconds"].isna(),
         "annotator is empty": frame["annotator"].isna() | (frame["annotator"].astype(str).str.strip() == ""),
         f"{by} is empty": frame[by].isna(),
     }
@@ -174,8 +181,8 @@ def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tupl
         RefusedVote(row_number=int(position) + 1, reason=str(reasons[position]), payload=str(payload[position]))
         for position in frame.index[reasons != ""]
     ]
-    for name, values in numbers.items():
-        frame[name] = values
+    for name in ("confidence", "draw"):
+        frame[name] = numbers[name]
     votes = frame[reasons == ""]
     votes = votes.astype({"draw": "int64", "confidence": "float64", by: "str", "annotator": "str", "prompt": "str"})
     columns = [by, *(name for name in Vote.model_fields if name in votes.columns and name != "text_hash")]
