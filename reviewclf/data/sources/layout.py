@@ -241,8 +241,10 @@ def _quoting(
     doubtful = standard.flaws + standard.bare
     if standard.has_escapes and doubtful:
         backslash = tally("backslash")
-        is_proven = backslash.proofs or backslash.is_header_quoted
-        if backslash.flaws < standard.flaws or (is_proven and backslash.flaws + backslash.bare < doubtful):
+        is_glued = not backslash.is_header_quoted and (backslash.glued or backslash.perhaps_glued)
+        is_proven = backslash.is_header_quoted or backslash.proofs
+        is_better = backslash.flaws < standard.flaws or (is_proven and backslash.flaws + backslash.bare < doubtful)
+        if is_better and not is_glued:
             return "backslash", backslash
     # Tabs and bars hardly stand in texts, and such exports seldom quote.
     is_bare_kind = separator in "\t|"
