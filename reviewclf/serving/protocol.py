@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=:)", re.IGNORECASE)
 
 
 class WholeAnswersProtocol(HttpToolsProtocol):
@@ -14,6 +17,12 @@ class WholeAnswersProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a client; an offer of HTTP/2 (Java's, curl's) is left aside, as the parser would lose the body."""
+        if b"pgrade:" in data:
+            data = _UPGRADE.sub(b"ignored", data)
+        super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client sends no more, as it may after its request (RFC 9112, 9.6); whether its answers are still to be sent."""

@@ -123,6 +123,15 @@ def test_body_that_cannot_be_read_is_told_what_to_send(server: Process, content:
     assert said in answer.json()["error"]["message"]
 
 
+def test_offer_of_another_protocol_loses_no_body(server: Process) -> None:
+    offer = b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__"
+    with connect(server) as connection:
+        connection.sendall(request_of(BODY, *offer) + request_of(BODY, b"Connection: close"))
+        answer = read_all(connection)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert labels_in(answer) == answers_of(0)
+
+
 def test_next_request_on_the_connection_is_answered_after_an_error(server: Process) -> None:
     with connect(server) as connection:
         connection.sendall(request_of(b"no json") + request_of(b"x" * 30_000, path=b"/nowhere"))
