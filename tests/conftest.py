@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -16,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("e2e", "team", "ui")
 # Rows of a table travel as properties of the tests that note them, so that they arrive from whichever process ran those.
 FAULT_ROW = "survived fault"
+
+# Machines that run tests side by side make any function slow for a moment: time is measured in tests/benchmarks.
+hypothesis.settings.register_profile("reviewclf", deadline=None)
+hypothesis.settings.load_profile("reviewclf")
 
 
 class ByPlatform(LoadScopeScheduling):

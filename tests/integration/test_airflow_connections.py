@@ -129,7 +129,7 @@ def test_drivers_get_the_options_that_they_know_and_no_others() -> None:
     assert (url.drivername, url.host, url.port, url.username, url.password) == (
         "postgresql", "db.example.com", 5432, "reader", SECRET
     )  # fmt: skip
-    assert (url.database, dict(url.query)) == ("d", {"sslmode": "require", "connect_timeout": "10", "keepalives": "1"})
+    assert (url.database, dict(url.query)) == ("reviews", {"sslmode": "require", "connect_timeout": "10", "keepalives": "1"})
     made = connection_url(
         "c", kind="mysql", host="h", schema="d", extra={"charset": "utf8mb4", "sqlalchemy_scheme": "mysql+pymysql"}
     )
