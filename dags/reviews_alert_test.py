@@ -13,9 +13,9 @@ from datetime import timedelta
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from reviewclf.orchestration.alerts import deliver, report_failure
+from reviewclf.orchestration.flow import TASK_DEFAULTS
 from reviewclf.settings import load_settings
-from reviewclf_alerts import deliver, report_failure
-from reviews_flow import TASK_DEFAULTS
 
 KINDS = ["failure", "deadline", "gate", "budget", "drift", "promotion"]
 

@@ -18,9 +18,9 @@ from datetime import timedelta
 from airflow.sdk import dag, task
 from pydantic import JsonValue
 
+from reviewclf.orchestration.alerts import report_failure
+from reviewclf.orchestration.flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, done_within, nightly, run_stage
 from reviewclf.settings import load_settings
-from reviewclf_alerts import report_failure
-from reviews_flow import REVIEWS_CLEAN, TASK_DEFAULTS, announce, done_within, nightly, run_stage
 
 
 @dag(

@@ -25,9 +25,9 @@ from airflow.sdk import PokeReturnValue, TriggerRule, dag, task
 from pydantic import JsonValue
 
 from reviewclf.errors import AnnotatorUnavailableError
+from reviewclf.orchestration.alerts import alert_if_budget_spent, report_failure
+from reviewclf.orchestration.flow import REVIEWS_CLEAN, REVIEWS_LABELLED, TASK_DEFAULTS, announce, done_within, run_stage
 from reviewclf.settings import load_settings
-from reviewclf_alerts import alert_if_budget_spent, report_failure
-from reviews_flow import REVIEWS_CLEAN, REVIEWS_LABELLED, TASK_DEFAULTS, announce, done_within, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def reviews_label() -> None:
     @task(trigger_rule=TriggerRule.NONE_FAILED)
     def collect(selected: JsonValue, annotated: JsonValue) -> JsonValue:
         """Publish the votes, and put the doubtful labels into the queue for people."""
-        from reviewclf.stages import people as stages
+        from reviewclf.stages import review as stages
 
         collected = run_stage(stages.collect, selected, annotated)
         alert_if_budget_spent(collected["details"]["stopped"])

@@ -23,9 +23,8 @@ from airflow.sdk import AssetOrTimeSchedule, Param, TriggerRule, dag, get_curren
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import JsonValue
 
-from reviewclf.settings import load_settings
-from reviewclf_alerts import alert_if_budget_spent, report_failure
-from reviews_flow import (
+from reviewclf.orchestration.alerts import alert_if_budget_spent, report_failure
+from reviewclf.orchestration.flow import (
     REVIEW_CLASSIFIER,
     REVIEWS_DRIFTED,
     REVIEWS_LABELLED,
@@ -39,13 +38,14 @@ from reviews_flow import (
     run_stage,
     skip_if_told,
 )
-from reviews_pods import pod
+from reviewclf.orchestration.pods import pod
+from reviewclf.settings import load_settings
 
 
 @task
 def gate(evaluated: JsonValue) -> JsonValue:
     """Hold every candidate against the gate's rules and the champion; the log says where the report lies."""
-    from reviewclf.stages import judge as stages
+    from reviewclf.stages import gate as stages
 
     gated = run_stage(stages.gate, evaluated)
     alert_if_refused(gated)
@@ -99,14 +99,14 @@ def reviews_retrain() -> None:
     @task
     def candidates() -> JsonValue:
         """Name the candidates that any worker can train, so that each is trained by a task of its own."""
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         return stages.candidate_names(load_settings(), encoders=False)
 
     @task
     def encoders() -> JsonValue:
         """Name the candidates that fine-tune an encoder."""
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         return stages.candidate_names(load_settings(), encoders=True)
 
@@ -148,7 +148,7 @@ def reviews_retrain() -> None:
     )
     def build_dataset(synthesized: JsonValue) -> JsonValue:
         """Split the labelled reviews into train and validation, free of gold and its near-duplicates; add what helps."""
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         written: list[Any] = list(synthesized or [])  # type: ignore[arg-type]
         reports = [manifest["details"]["report"] for manifest in written if "report" in manifest["details"]]
@@ -167,7 +167,7 @@ def reviews_retrain() -> None:
         doc_md="Train one candidate and log it to MLflow as a child run of this retrain.",
     )
     def train(dataset: JsonValue, candidate: str) -> JsonValue:
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         return skip_if_told(run_stage(stages.train, dataset, candidate=candidate, retry=has_attempts_left()))
 
@@ -181,7 +181,7 @@ def reviews_retrain() -> None:
         "last checkpoint. Skipped, with the reason, where the pretrained encoder cannot be had.",
     )
     def finetune(dataset: JsonValue, candidate: str) -> JsonValue:
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         return skip_if_told(run_stage(stages.train, dataset, candidate=candidate, retry=has_attempts_left()))
 
@@ -190,7 +190,7 @@ def reviews_retrain() -> None:
     @task(trigger_rule=TriggerRule.ALL_DONE, executor_config=pod(cpu="2", memory="6Gi"))
     def evaluate(dataset: JsonValue, trained: JsonValue, finetuned: JsonValue) -> JsonValue:
         """Score every candidate on the gold reviews: F1 with intervals, per class, calibration, seconds per example."""
-        from reviewclf.stages import retrain as stages
+        from reviewclf.stages import train as stages
 
         if dataset is None:
             raise AirflowFailException("there is no training set: build_dataset has failed, and its log says why")

@@ -16,8 +16,8 @@ from datetime import timedelta
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import JsonValue
 
-from reviewclf_alerts import report_failure
-from reviews_flow import REVIEW_CLASSIFIER, TASK_DEFAULTS, announce_champion, run_stage, triggered_by
+from reviewclf.orchestration.alerts import report_failure
+from reviewclf.orchestration.flow import REVIEW_CLASSIFIER, TASK_DEFAULTS, announce_champion, run_stage, triggered_by
 
 
 @dag(

@@ -24,8 +24,8 @@ from datetime import timedelta
 from airflow.sdk import dag, task
 from pydantic import JsonValue
 
-from reviewclf_alerts import report_failure, send_alert
-from reviews_flow import (
+from reviewclf.orchestration.alerts import report_failure, send_alert
+from reviewclf.orchestration.flow import (
     REVIEW_CLASSIFIER,
     REVIEWS_CLEAN,
     REVIEWS_DRIFTED,

@@ -100,8 +100,8 @@ def predict(
     from reviewclf.data.sources.columnar import parquet_schema
     from reviewclf.data.sources.files import COLUMNAR, suffix_of
     from reviewclf.data.sources.options import ReadOptions
+    from reviewclf.predict import check_reviews, predict_frame
     from reviewclf.registry.model import load_alias
-    from reviewclf.serving.batch import check_reviews, predict_frame
 
     check_target(target)
     options = ReadOptions(text_column=text_column, encoding=encoding, separator=separator, quoting=quoting, pattern="--{lower}")
@@ -131,8 +131,8 @@ def leaderboard(
     """Show the candidates of the newest retrain: weighted F1 with interval, seconds, gate verdict, version, alias."""
     from rich.console import Console
 
-    from reviewclf.registry.leaderboard import leaderboard as read
-    from reviewclf.registry.leaderboard import render
+    from reviewclf.promotion.leaderboard import leaderboard as read
+    from reviewclf.promotion.leaderboard import render
 
     board = read(_tracker())
     if as_json:
@@ -177,8 +177,8 @@ def history(
     """Show what happened to the champion: promotions, rollbacks, rejections, by whom and why, newest first."""
     from rich.console import Console
 
-    from reviewclf.registry.promotion import history as read
-    from reviewclf.registry.promotion import render
+    from reviewclf.promotion.aliases import history as read
+    from reviewclf.promotion.aliases import render
 
     events = read(_tracker(), newest)
     if as_json:
@@ -215,7 +215,7 @@ def review_export(
     """Write the most doubtful labels, most useful first. Excel runs no formula in the CSV that a review begins with."""
     from reviewclf.data.frames import write_frame
     from reviewclf.labeling.label_studio import label_studio_config, label_studio_tasks
-    from reviewclf.stages.people import make_queue
+    from reviewclf.stages.review import make_queue
     from reviewclf.taxonomy import Taxonomy
 
     settings = load_settings()
@@ -245,7 +245,7 @@ def review_import(
 ) -> None:
     """Take people's answers back; they win over every other vote. Exits 1 when there was one that could not be taken."""
     from reviewclf.labeling.answers import read_answers
-    from reviewclf.stages.people import import_answers
+    from reviewclf.stages.review import import_answers
     from reviewclf.taxonomy import Taxonomy
 
     settings = load_settings()
@@ -426,8 +426,8 @@ def _report(tracking_uri: str) -> bool:
     """Print the leaderboard of a running MLflow server; whether there is a champion."""
     from rich.console import Console
 
-    from reviewclf.registry.leaderboard import leaderboard as read
-    from reviewclf.registry.leaderboard import render
+    from reviewclf.promotion.leaderboard import leaderboard as read
+    from reviewclf.promotion.leaderboard import render
     from reviewclf.registry.tracking import Tracker
 
     board = read(Tracker(tracking_uri))

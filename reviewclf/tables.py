@@ -10,6 +10,9 @@ import pyarrow as pa
 
 Checked = Literal["raw", "clean"]
 
+# Who decided a label, and whose vote it is where `annotator` begins with it.
+HUMAN = "human"
+
 _WHEN = pa.timestamp("us", tz="UTC")
 
 # `row_number` counts a file's data rows from 1; `extra` holds the source's other columns as a JSON object.

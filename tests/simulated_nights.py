@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from reviewclf.duplicates import near_duplicate_groups
+from reviewclf.data.duplicates import near_duplicate_groups
 from reviewclf.monitoring.readings import Lens, Readings, phrases_of, words_of
 from reviewclf.monitoring.watch import Night
 from reviewclf.settings import load_settings

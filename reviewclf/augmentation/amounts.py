@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from reviewclf.manifest import Manifest
 from reviewclf.settings import AugmentationSettings
 from reviewclf.training import train_candidate
 from reviewclf.training.candidates import Candidate, LinearCandidate, LinearParams, Ngrams
@@ -354,3 +355,9 @@ def _sampled(real: pd.DataFrame, wanted: set[Any], seed: int) -> pd.DataFrame:
     taken = np.array([int(key, 16) / 2**32 < share for key in order])
     sampled: pd.DataFrame = real[own.to_numpy() | taken]
     return sampled
+
+
+def choices_of(dataset: Manifest) -> list[Choice]:
+    """What was chosen for each thin class of a dataset."""
+    entries: Any = dataset.details.get("augmentation") or []
+    return [Choice.model_validate(entry) for entry in entries]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from reviewclf.augmentation.rules import text_rules
-from reviewclf.duplicates import match_near_duplicates, near_duplicate_pairs
+from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_pairs
 from reviewclf.settings import AugmentationSettings
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import normal_form
@@ -172,3 +172,13 @@ def count_reasons(rules: Sequence[str], reasons: Sequence[str]) -> Mapping[str, 
     counts = Counter(reasons)
     named = {rule: counts.pop(rule, 0) for rule in rules}
     return {**named, **dict(sorted(counts.items()))}
+
+
+def filter_table(reports: Iterable[Any]) -> str:
+    """Candidates written, refused by each rule, and kept, as a table for logs and for MLflow."""
+    lines = ["| class | rule | candidates |", "|---|---|---:|"]
+    for report in reports:
+        lines.append(f"| {report['category']} | written | {report['written']} |")
+        lines.extend(f"| {report['category']} | {rule} | {count} |" for rule, count in report["rules"].items())
+        lines.append(f"| {report['category']} | kept | {report['kept']} |")
+    return "\n".join(lines)

@@ -18,9 +18,9 @@ from reviewclf.augmentation.prompts import WritingPrompt, WritingRequest, load_w
 from reviewclf.errors import AugmentationError
 from reviewclf.labeling.annotators.base import Annotator, Review, Vote
 from reviewclf.labeling.asking import Account, ask_all, paced
-from reviewclf.labeling.budget import Budget
-from reviewclf.labeling.journal import Journal, read_journals
 from reviewclf.labeling.prompts import prepare_review
+from reviewclf.llm.budget import Budget
+from reviewclf.llm.journal import Journal, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Store

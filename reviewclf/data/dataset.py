@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_groups
 from reviewclf.data.gold import prepare_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.data.weights import over_cap, row_weights, suspected_errors
-from reviewclf.duplicates import match_near_duplicates, near_duplicate_groups
 from reviewclf.errors import DatasetError
 from reviewclf.settings import AugmentationSettings, DatasetSettings
 

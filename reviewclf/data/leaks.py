@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from reviewclf.duplicates import jaccard, match_near_duplicates
+from reviewclf.data.duplicates import jaccard, match_near_duplicates
 from reviewclf.errors import LeakError
 from reviewclf.text import comparison_form, text_hash
 

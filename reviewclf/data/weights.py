@@ -69,7 +69,7 @@ def suspected_errors(rows: pd.DataFrame, stems: Mapping[str, list[str]], *, seed
     """
     from cleanlab.filter import find_label_issues
 
-    from reviewclf.labeling.review import out_of_fold
+    from reviewclf.training.out_of_fold import out_of_fold
 
     train = rows[rows["split"] == "train"]
     held_out = out_of_fold(train["text_clean"].tolist(), train["label"].tolist(), stems, seed=seed)

@@ -12,8 +12,9 @@ from datetime import timedelta
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.labeling.annotators.base import Annotator, Paced, Review, Vote, VoteIdentity
-from reviewclf.labeling.budget import Budget, progress
-from reviewclf.labeling.journal import Journal, VoteJournal, forget_all, journaled_votes, read_journals
+from reviewclf.labeling.journal import VoteJournal, journaled_votes
+from reviewclf.llm.budget import Budget, progress
+from reviewclf.llm.journal import Journal, forget_all, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Store

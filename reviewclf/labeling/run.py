@@ -9,7 +9,7 @@ import pandas as pd
 from reviewclf import tables
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Annotator, Paced, Review, Vote
-from reviewclf.labeling.budget import Budget, progress
+from reviewclf.llm.budget import Budget, progress
 from reviewclf.settings import LLMSettings, Settings, load_settings
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash

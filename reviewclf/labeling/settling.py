@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from reviewclf.labeling.annotators.base import Review, Vote
-from reviewclf.labeling.review import HUMAN
+from reviewclf.tables import HUMAN
 from reviewclf.text import clean_text, text_hash
 
 PROMPT = "review@1"
@@ -99,7 +99,7 @@ def settle(answers: pd.DataFrame, reviews: AnsweredReviews, earlier: Mapping[tup
     Parameters
     ----------
     answers : DataFrame
-        See :func:`reviewclf.stages.people.import_answers`.
+        See :func:`reviewclf.stages.review.import_answers`.
     reviews : AnsweredReviews
         Those of the store.
     earlier : mapping of (text hash, annotator) to Vote

@@ -78,7 +78,7 @@ def up(
     home = settings.home.expanduser().resolve()
     console = console or Console()
     dags = dags or _folder_of_clone("dags", holding="reviews_ingest.py")
-    plugins = plugins or _folder_of_clone("plugins", holding="reviewclf_alerts.py")
+    plugins = plugins or _folder_of_clone("plugins", holding="reviewclf_plugin.py")
     with locked(home / "run" / "lock"), _interruptible():
         platform = _Platform(home, dags=dags.resolve(), plugins=plugins.resolve(), console=console)
         answer = 130

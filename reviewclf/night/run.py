@@ -31,10 +31,10 @@ from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import monitor as monitor_stages
-from reviewclf.stages import people as people_stages
 from reviewclf.stages import promotion as promotion_stages
-from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import review as review_stages
 from reviewclf.stages import score as score_stages
+from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Night:
         selected = self.call("select", label_stages.select)
         shards: Any = selected.details["shards"]
         annotated = [self.call(_shard("annotate", shard), label_stages.annotate, selected, shard) for shard in shards]
-        collected = self.call("collect", people_stages.collect, selected, annotated)
+        collected = self.call("collect", review_stages.collect, selected, annotated)
         stopped: Any = collected.details["stopped"]
         self.report.votes = VotesReport(
             reviews_asked=selected.counts["pending"],
@@ -163,18 +163,18 @@ class Night:
             self.call(f"synthesize [{category}]", dataset_stages.synthesize, planned, category=category)
             for category in dataset_stages.thin_classes(planned)
         ]
-        dataset = self.call("build_dataset", retrain_stages.build_dataset, written)
+        dataset = self.call("build_dataset", train_stages.build_dataset, written)
         not_written: Any = dataset.details["not_written"]
         self.report.not_written = not_written
         trained = [
-            self.call(f"{task} [{name}]", retrain_stages.train, dataset, candidate=name)
+            self.call(f"{task} [{name}]", train_stages.train, dataset, candidate=name)
             for task, encoders in (("train", False), ("finetune", True))
-            for name in retrain_stages.candidate_names(settings, encoders=encoders)
+            for name in train_stages.candidate_names(settings, encoders=encoders)
         ]
         self.report.candidates = _candidates(trained)
-        evaluated = self.call("evaluate", retrain_stages.evaluate, dataset, trained)
+        evaluated = self.call("evaluate", train_stages.evaluate, dataset, trained)
         self.report.candidates = _candidates(trained, evaluated)
-        gated = self.call("gate", retrain_stages.gate, evaluated)
+        gated = self.call("gate", train_stages.gate, evaluated)
         self.report.candidates = _candidates(trained, evaluated, gated)
         reason = self._promote(gated)
         self.call("retire", promotion_stages.retire, who=self._who)

@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from reviewclf.errors import GateError, RegistryError, ReviewclfError
+from reviewclf.pages.person import Person
 from reviewclf.pages.render import render, render_error
 from reviewclf.pages.state import State
 from reviewclf.pages.texts import Texts, choose_language
@@ -49,15 +50,6 @@ DOCS_POLICY = (
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Person:
-    """Who is asking, and what they may do."""
-
-    name: str
-    may_promote: bool
-    may_roll_back: bool
 
 
 @dataclass(frozen=True)

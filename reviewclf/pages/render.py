@@ -14,7 +14,7 @@ from reviewclf.pages import view
 from reviewclf.pages.texts import LANGUAGES, Texts
 
 if TYPE_CHECKING:
-    from reviewclf.pages.app import Person
+    from reviewclf.pages.person import Person
     from reviewclf.pages.state import Look
 
 

@@ -1,4 +1,4 @@
-"""What the pages read and change: the registry through :class:`reviewclf.registry.overview.Reader`, gold, the health report."""
+"""What the pages read and change: the registry (:class:`reviewclf.promotion.overview.Reader`), gold, the health report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from reviewclf.monitoring.report import HealthReport
 from reviewclf.settings import Settings
 
 if TYPE_CHECKING:
-    from reviewclf.registry.overview import Comparison, Overview, Reader, Version
-    from reviewclf.registry.promotion import Promotion
+    from reviewclf.promotion.aliases import Promotion
+    from reviewclf.promotion.overview import Comparison, Overview, Reader, Version
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class State:
         """Reads the registry."""
         with self._lock:
             if self._reader is None:
-                from reviewclf.registry.overview import Reader
+                from reviewclf.promotion.overview import Reader
 
                 self._reader = Reader(self._settings.tracking_uri)
             return self._reader
@@ -130,7 +130,7 @@ class State:
         RegistryError
             There is no such version, or MLflow does not answer.
         """
-        from reviewclf.registry import promotion
+        from reviewclf.promotion import aliases as promotion
 
         try:
             return promotion.promote(self.reader.tracker, version, reason=reason, who=who, against=against)
@@ -145,7 +145,7 @@ class State:
         RegistryError
             There is no previous version, or MLflow does not answer.
         """
-        from reviewclf.registry import promotion
+        from reviewclf.promotion import aliases as promotion
 
         try:
             return promotion.rollback(self.reader.tracker, reason=reason, who=who)
@@ -154,14 +154,14 @@ class State:
 
     def gate_report(self, version: str) -> str | None:
         """The gate report of a version as a page; None where there is none."""
-        from reviewclf.registry.overview import find_version
+        from reviewclf.promotion.overview import find_version
 
         found = find_version(self.reader.tracker, version)
         return None if found is None else self.reader.report_page(found)
 
     def run_of_key(self, key: str) -> str | None:
         """Run in MLflow that was made for a manifest's digest."""
-        from reviewclf.registry.overview import run_of_key
+        from reviewclf.promotion.overview import run_of_key
 
         return run_of_key(self.reader.tracker, key)
 

@@ -9,8 +9,8 @@ from typing import Literal
 from reviewclf.evaluation import Evaluation
 from reviewclf.monitoring.report import HealthReport
 from reviewclf.pages.texts import Texts
-from reviewclf.registry.gate import GateReport, RuleResult
-from reviewclf.registry.overview import Answer, Comparison, Figure, Overview, Version
+from reviewclf.promotion.overview import Answer, Comparison, Figure, Overview, Version
+from reviewclf.promotion.rules import GateReport, RuleResult
 
 Kind = Literal["share", "milliseconds", "count", "seconds"]
 Winner = Literal["champion", "other", "neither"]

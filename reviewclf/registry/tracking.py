@@ -128,6 +128,13 @@ class Tracker:
             raise registry_error(error, self.tracking_uri, f"show run {run_id}") from error
         return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED" and RETIRED_TAG not in run.data.tags)
 
+    def finished_run(self, key: str, kind: str) -> str | None:
+        """Id of the finished run of a kind and key; None where there is none any more."""
+        for run in self.find_runs({KEY_TAG: key, KIND_TAG: kind}, newest=1):
+            if self.is_alive(str(run.info.run_id)):
+                return str(run.info.run_id)
+        return None
+
     def retrained_at(self, dataset: str) -> int | None:
         """When the retrain on a dataset began, in milliseconds since 1970; None where its run is gone."""
         for run in self.find_runs({KEY_TAG: dataset, KIND_TAG: "retrain"}, newest=1) if dataset else []:

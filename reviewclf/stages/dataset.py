@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.augmentation.amounts import Choice, cheapest, choose_amounts, curve_table, in_order
+from reviewclf.augmentation.amounts import Choice, cheapest, choices_of, choose_amounts, curve_table, in_order
+from reviewclf.augmentation.filters import filter_table
 from reviewclf.augmentation.generate import JOURNAL, generate_and_filter
 from reviewclf.augmentation.generators import Written, make_generator
 from reviewclf.augmentation.prompts import load_writing_prompts
@@ -34,7 +35,7 @@ from reviewclf.errors import (
 from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
 from reviewclf.labeling.annotators.base import Annotator, Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
-from reviewclf.labeling.journal import forget_journals
+from reviewclf.llm.journal import forget_journals
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Snapshot, StageResult, Store
@@ -299,12 +300,6 @@ def build(settings: Settings, synthesized: Sequence[Manifest] = ()) -> Manifest:
     return manifest
 
 
-def choices_of(dataset: Manifest) -> list[Choice]:
-    """What was chosen for each thin class of a dataset."""
-    entries: Any = dataset.details.get("augmentation") or []
-    return [Choice.model_validate(entry) for entry in entries]
-
-
 def list_datasets(settings: Settings) -> list[tuple[datetime, Manifest]]:
     """The datasets of the store and when each was made, the newest first."""
     return Store(settings.store_uri).manifests("dataset")
@@ -335,16 +330,6 @@ def diff(settings: Settings, old: str, new: str) -> list[str]:
     pair = find_dataset(settings, old), find_dataset(settings, new)
     rows = [store.read_table(manifest.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas() for manifest in pair]
     return diff_datasets(*pair, *rows)
-
-
-def filter_table(reports: Iterable[Any]) -> str:
-    """Candidates written, refused by each rule, and kept, as a table for logs and for MLflow."""
-    lines = ["| class | rule | candidates |", "|---|---|---:|"]
-    for report in reports:
-        lines.append(f"| {report['category']} | written | {report['written']} |")
-        lines.extend(f"| {report['category']} | {rule} | {count} |" for rule, count in report["rules"].items())
-        lines.append(f"| {report['category']} | kept | {report['kept']} |")
-    return "\n".join(lines)
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

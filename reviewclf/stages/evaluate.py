@@ -13,14 +13,13 @@ import pandas as pd
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.augmentation.amounts import cheapest, recall_on
+from reviewclf.augmentation.amounts import cheapest, choices_of, recall_on
+from reviewclf.data.duplicates import match_near_duplicates
 from reviewclf.data.gold import Gold, load_gold
-from reviewclf.duplicates import match_near_duplicates
 from reviewclf.errors import ConflictError, RegistryError, RegistryUnavailableError, StoreError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
+from reviewclf.registry.runs import metrics_of, parent_of, skip_candidate, tracker_of
 from reviewclf.settings import ServingSettings, Settings
-from reviewclf.stages.dataset import choices_of
-from reviewclf.stages.runs import metrics_of, parent_of, skip_candidate, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import train_candidate

@@ -18,12 +18,12 @@ from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
 from reviewclf.labeling.annotators.base import Review, VoteIdentity
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.asking import ask_all
-from reviewclf.labeling.budget import costs_of
-from reviewclf.labeling.review import HUMAN
 from reviewclf.labeling.votes import aggregate_llm_votes
+from reviewclf.llm.budget import costs_of
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,8 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
 
 def _log(settings: Settings, labelled: Manifest) -> None:
     from reviewclf.labeling.prompts import load_prompts
-    from reviewclf.registry.labelling import log_labelling, register_prompts
+    from reviewclf.labeling.summary import log_labelling
+    from reviewclf.registry.prompts import register_prompts
     from reviewclf.registry.tracking import Tracker
 
     tracker = Tracker(settings.tracking_uri)

@@ -24,8 +24,8 @@ from reviewclf.monitoring.readings import Lens
 from reviewclf.monitoring.report import HealthReport, Signal
 from reviewclf.monitoring.watch import Night, Options, look
 from reviewclf.monitoring.words import alarm_text, headline
+from reviewclf.predict import answer
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.serving.batch import answer
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import find_dataset
 from reviewclf.storage import Snapshot, StageResult, Store
@@ -68,7 +68,7 @@ def monitor(settings: Settings, published: Manifest) -> Manifest:
         verdict, alarmed signals, ``alarm`` (text for people, of the new ones), MLflow run. Where only history was scored anew
         ``skipped``, the reason, instead.
     """
-    from reviewclf.registry.health import log_health
+    from reviewclf.monitoring.health import log_health
     from reviewclf.registry.tracking import Tracker
 
     if not published.counts["fresh"]:
@@ -225,7 +225,7 @@ def _why_not(rows: pd.DataFrame, training: _Training | None, remembered: Sequenc
 
 def _training(settings: Settings, store: Store, tracker: Tracker, version: str, classes: Sequence[str]) -> _Training | None:
     """The real reviews of the champion's dataset; its answers to validation rows are made once per version."""
-    from reviewclf.registry.health import dataset_of
+    from reviewclf.monitoring.health import dataset_of
     from reviewclf.registry.model import load_model
 
     digest = dataset_of(tracker, version)

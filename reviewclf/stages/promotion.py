@@ -10,9 +10,9 @@ from pydantic import JsonValue
 
 from reviewclf.errors import StaleVerdictError
 from reviewclf.manifest import Manifest, digest_of
+from reviewclf.registry.runs import tracker_of
 from reviewclf.settings import Settings
-from reviewclf.stages.judge import gate
-from reviewclf.stages.runs import tracker_of
+from reviewclf.stages.gate import gate
 from reviewclf.storage import Store
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "", answer: Mappi
     Parameters
     ----------
     gated : Manifest
-        From :func:`reviewclf.stages.judge.gate`.
+        From :func:`reviewclf.stages.gate.gate`.
     who : str
         Recorded in the history. The same `who` repeating the call (a retried task) gets the same answer again.
     answer : mapping, optional
@@ -77,7 +77,7 @@ def needs_person(settings: Settings, gated: Manifest) -> bool:
 
 def promote_version(settings: Settings, version: str, *, reason: str, who: str, force: bool = False, key: str = "") -> Manifest:
     """Promote a version by hand. Raises GateError when it has not passed the gate and `force` was not given."""
-    from reviewclf.registry.promotion import promote as move
+    from reviewclf.promotion.aliases import promote as move
 
     tracker = tracker_of(settings)
     promotion = move(tracker, version, reason=reason, who=who, force=force, key=key)
@@ -90,14 +90,14 @@ def promote_version(settings: Settings, version: str, *, reason: str, who: str, 
 
 def rollback(settings: Settings, *, reason: str, who: str, key: str = "") -> Manifest:
     """Make `previous` the champion again."""
-    from reviewclf.registry.promotion import rollback as move
+    from reviewclf.promotion.aliases import rollback as move
 
     return _manifest({}, move(tracker_of(settings), reason=reason, who=who, key=key), reason=reason)
 
 
 def retire(settings: Settings, *, who: str = "", dry_run: bool = False) -> Manifest:
     """Remove versions that are older and more than ``REVIEWCLF_REGISTRY__KEEP_*`` allow; those with an alias stay."""
-    from reviewclf.registry.retention import retire as remove
+    from reviewclf.promotion.retention import retire as remove
 
     limits = settings.registry
     gone = remove(
@@ -109,8 +109,8 @@ def retire(settings: Settings, *, who: str = "", dry_run: bool = False) -> Manif
 
 
 def _promoted(settings: Settings, tracker: Tracker, gated: Manifest, *, reason: str, who: str, key: str) -> Manifest:
-    from reviewclf.registry.promotion import barred
-    from reviewclf.registry.promotion import promote as move
+    from reviewclf.promotion.aliases import barred
+    from reviewclf.promotion.aliases import promote as move
 
     for _ in range(_REJUDGED):
         challenger: Any = gated.details["challenger"]
@@ -180,7 +180,7 @@ def _heard(answer: Mapping[str, Any] | None, who: str) -> tuple[bool, str, str]:
 
 
 def _refused(tracker: Tracker, gated: Manifest, version: str, *, by: str, said: str, key: str) -> Manifest:
-    from reviewclf.registry.promotion import refuse
+    from reviewclf.promotion.aliases import refuse
 
     if by:
         refuse(tracker, version, reason=said, who=by, key=key)

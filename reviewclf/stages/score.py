@@ -16,8 +16,8 @@ from reviewclf import tables
 from reviewclf.errors import ConflictError, DataContractError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.monitoring.report import HealthReport
+from reviewclf.predict import answer
 from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
-from reviewclf.serving.batch import answer
 from reviewclf.settings import Settings
 from reviewclf.storage import Snapshot, StageResult, Store
 

@@ -8,7 +8,7 @@ from time import perf_counter
 import emoji
 import pandas as pd
 
-from reviewclf.duplicates import near_duplicate_groups, signatures
+from reviewclf.data.duplicates import near_duplicate_groups, signatures
 from reviewclf.text import clean_texts
 from tests.benchmarks import Measurement, interleaved, load_reviews
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from reviewclf.registry.promotion import Event, history
+from reviewclf.promotion.aliases import Event, history
 from reviewclf.registry.tracking import Tracker
 from reviewclf.storage import Store
 from tests.e2e.asking import Answer, Asking

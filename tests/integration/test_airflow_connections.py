@@ -16,9 +16,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from reviewclf.data.sources.connections import connection_url
 from reviewclf.errors import RegistryUnavailableError, SettingsError
 from reviewclf.manifest import Manifest
+from reviewclf.registry.runs import tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.ingest import ingest
-from reviewclf.stages.runs import tracker_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cr3t/@: word"
@@ -31,7 +31,7 @@ def flow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
     monkeypatch.setenv("REVIEWCLF_HOME", str(tmp_path / "home"))
-    return importlib.import_module("reviews_flow")
+    return importlib.import_module("reviewclf.orchestration.flow")
 
 
 Connect = Callable[..., None]

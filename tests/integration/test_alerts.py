@@ -28,7 +28,7 @@ def alerts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         patch.setenv("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
         patch.setenv("AIRFLOW__API__BASE_URL", "http://airflow.example.com/")
         patch.setenv("NO_PROXY", "127.0.0.1")
-        yield importlib.import_module("reviewclf_alerts")
+        yield importlib.import_module("reviewclf.orchestration.alerts")
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_alert_from_outside_of_tasks_says_what_to_do(alerts: ModuleType, http: H
 def test_refused_candidates_and_promotions_are_told_with_reasons(
     alerts: ModuleType, http: HttpReceiver, connect: Connect
 ) -> None:
-    flow = importlib.import_module("reviews_flow")
+    flow = importlib.import_module("reviewclf.orchestration.flow")
     connect("ops", conn_type="http", host=http.address)
     verdicts = {"logreg": {"verdict": "failed", "reason": "weighted F1 0.61 < 0.74", "version": "3"}}
     flow.alert_if_refused({"details": {"verdicts": verdicts, "challenger": {"version": "3"}}})

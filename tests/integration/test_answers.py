@@ -18,7 +18,7 @@ from reviewclf.cli import app
 from reviewclf.errors import LabelingError
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
-from reviewclf.stages import people as people_stages
+from reviewclf.stages import review as review_stages
 from reviewclf.storage import Store
 from reviewclf.text import text_hash
 from tests.integration.test_labelling import label
@@ -156,11 +156,11 @@ def test_person_who_changes_their_mind_has_one_vote(settings: Settings, run: Cli
     assert answer.exit_code == 0
     assert f"review {row['review_id']}: people disagree (1: посуда, 2: обувь)" in answer.output
     # Evenly divided, they are asked again; a third person decides.
-    assert row["text_hash"] in set(people_stages.make_queue(settings)["text_hash"])
+    assert row["text_hash"] in set(review_stages.make_queue(settings)["text_hash"])
     path.write_text(json.dumps([task(row, 1, "обувь", completed_by=3)], ensure_ascii=False), encoding="utf-8")
     run("import", path)
     assert labels_of(settings) == {row["text_hash"]: "обувь"}
-    assert row["text_hash"] not in set(people_stages.make_queue(settings)["text_hash"])
+    assert row["text_hash"] not in set(review_stages.make_queue(settings)["text_hash"])
 
 
 def test_answer_to_a_text_that_was_edited_since_is_told(settings: Settings, run: Cli, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import yaml
 from typer.testing import CliRunner
 
 from reviewclf import cli
+from reviewclf.augmentation.amounts import choices_of
 from reviewclf.augmentation.generators import base as generators
 from reviewclf.errors import AnnotatorUnavailableError, AugmentationError, DatasetError
 from reviewclf.manifest import Manifest
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
-from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 from tests.integration.test_stages import run_ingest, run_label, tables
 
@@ -65,7 +66,7 @@ def make_settings(tmp_path: Path, fast: Path, labelled: str, monkeypatch: pytest
 def build(settings: Settings) -> tuple[Manifest, list[Manifest], Manifest]:
     planned = dataset_stages.plan_synthesis(settings)
     synthesized = [dataset_stages.synthesize(settings, planned, name) for name in dataset_stages.thin_classes(planned)]
-    return planned, synthesized, retrain_stages.build_dataset(settings, synthesized)
+    return planned, synthesized, train_stages.build_dataset(settings, synthesized)
 
 
 def rows_of(settings: Settings, manifest: Manifest, output: str = "dataset") -> pd.DataFrame:
@@ -88,15 +89,15 @@ def test_sample_goes_the_whole_way(make_settings: Callable[..., Settings]) -> No
 
     # Every row is somewhere, and synthetic ones are in train alone, as many as were chosen.
     rows, left_out = rows_of(settings, dataset), rows_of(settings, dataset, "left_out")
-    (choice,) = dataset_stages.choices_of(dataset)
+    (choice,) = choices_of(dataset)
     synthetic = rows[rows["origin"] == "synthetic"]
     assert len(synthetic) == choice.rows
     assert set(synthetic["split"]) <= {"train"}
     assert (rows["split"] != "test").sum() + len(left_out) == dataset.counts["labelled"] + dataset.counts["synthetic"]
     assert choice.rows + (left_out["origin"] == "synthetic").sum() == counts["kept"]
 
-    trained = retrain_stages.train(settings, dataset, "logreg")
-    evaluated = retrain_stages.evaluate(settings, dataset, [trained])
+    trained = train_stages.train(settings, dataset, "logreg")
+    evaluated = train_stages.evaluate(settings, dataset, [trained])
     effect: Any = evaluated.details["augmentation_on_gold"]
     figures = effect[CATEGORY]
     assert figures["with"] >= figures["without"]
@@ -184,7 +185,7 @@ def test_costly_writer_is_paid_once(make_settings: Callable[..., Settings], monk
     writer.lasts = 100
     synthesized = [dataset_stages.synthesize(settings, planned, CATEGORY)]
     assert sorted(paid) == list(range(len(paid)))
-    retrain_stages.build_dataset(settings, synthesized)
+    train_stages.build_dataset(settings, synthesized)
     assert tables(settings)["synthetic_written"]["number"].tolist() == paid
     # The next night, with another candidate stage digest: everything is known.
     before = list(paid)
@@ -197,8 +198,8 @@ def test_datasets_can_be_listed_shown_and_compared(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(synthetic=None)
-    first = retrain_stages.build_dataset(settings)
-    second = retrain_stages.build_dataset(make_settings(synthetic=None, seed=7))
+    first = train_stages.build_dataset(settings)
+    second = train_stages.build_dataset(make_settings(synthetic=None, seed=7))
     monkeypatch.setattr(cli, "load_settings", lambda: settings)
     run = CliRunner().invoke
     listed = run(cli.app, ["dataset", "list"]).output

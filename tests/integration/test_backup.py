@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from reviewclf.local.mlflow import server_environment
-from reviewclf.registry.leaderboard import leaderboard
+from reviewclf.promotion.leaderboard import leaderboard
 from reviewclf.registry.model import load_alias
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import load_settings

@@ -21,15 +21,15 @@ from reviewclf.errors import RegistryError, StoreError
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.journal import VoteJournal, journaled_votes
 from reviewclf.manifest import Manifest
+from reviewclf.promotion.aliases import history
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.promotion import history
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import monitor as monitor_stages
-from reviewclf.stages import retrain as retrain_stages
 from reviewclf.stages import score as score_stages
+from reviewclf.stages import train as train_stages
 from reviewclf.stages.evaluate import score_champion
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy
@@ -215,13 +215,13 @@ def train(settings: Settings) -> tuple[Manifest, list[Manifest]]:
     categories = dataset_stages.thin_classes(planned)
     assert categories
     synthesized = [dataset_stages.synthesize(settings, planned, category) for category in categories]
-    dataset = retrain_stages.build_dataset(settings, synthesized)
-    return dataset, [retrain_stages.train(settings, dataset, name) for name in retrain_stages.candidate_names(settings)]
+    dataset = train_stages.build_dataset(settings, synthesized)
+    return dataset, [train_stages.train(settings, dataset, name) for name in train_stages.candidate_names(settings)]
 
 
 def retrain(settings: Settings) -> Manifest:
-    evaluated = retrain_stages.evaluate(settings, *train(settings))
-    return retrain_stages.promote(settings, retrain_stages.gate(settings, evaluated), who="night")
+    evaluated = train_stages.evaluate(settings, *train(settings))
+    return train_stages.promote(settings, train_stages.gate(settings, evaluated), who="night")
 
 
 @contextmanager

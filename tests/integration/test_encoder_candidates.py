@@ -17,10 +17,10 @@ import yaml
 
 from reviewclf.errors import TrainingError
 from reviewclf.manifest import Manifest
-from reviewclf.registry.leaderboard import leaderboard, render
+from reviewclf.promotion.leaderboard import leaderboard, render
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
-from reviewclf.stages import retrain as stages
+from reviewclf.stages import train as stages
 from tests.conftest import ROOT
 from tests.integration.test_stages import run_ingest, run_label
 from tests.tiny_encoder import save_tiny_encoder
@@ -156,8 +156,8 @@ _TRAIN = """
 import sys
 from reviewclf.manifest import Manifest
 from reviewclf.settings import load_settings
-from reviewclf.stages import retrain
-retrain.train(load_settings(_env_file=None), Manifest.model_validate_json(open(sys.argv[1]).read()), "tiny")
+from reviewclf.stages import train as train_stages
+train_stages.train(load_settings(_env_file=None), Manifest.model_validate_json(open(sys.argv[1]).read()), "tiny")
 """
 
 

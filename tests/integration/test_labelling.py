@@ -23,7 +23,7 @@ from reviewclf.labeling.run import run_llm
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
-from reviewclf.stages import people as people_stages
+from reviewclf.stages import review as review_stages
 from reviewclf.storage import Store
 from tests.integration.test_stages import run_ingest, write_reviews
 from tests.tiny_llm import save_tiny
@@ -56,7 +56,7 @@ def make_settings(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -
 def label(settings: Settings) -> tuple[Manifest, Manifest]:
     selected = label_stages.select(settings)
     annotated = [label_stages.annotate(settings, selected, shard) for shard in selected.details["shards"]]  # type: ignore[union-attr, arg-type]
-    collected = people_stages.collect(settings, selected, annotated)
+    collected = review_stages.collect(settings, selected, annotated)
     return collected, label_stages.aggregate(settings, selected, annotated)
 
 
@@ -186,7 +186,7 @@ def test_people_win_and_their_answers_are_taken_once(
     queue.loc[0, "answer"] = "обувь"
     queue.to_csv(out, index=False)
     assert "1 answers taken in, 1 labels changed" in runner.invoke(app, ["review", "import", str(out)]).output
-    again = people_stages.make_queue(settings)
+    again = review_stages.make_queue(settings)
     assert not set(again["text_hash"]) & set(queue["text_hash"][:5])
 
 

@@ -15,7 +15,7 @@ from reviewclf import tables
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
-from reviewclf.stages import people as people_stages
+from reviewclf.stages import review as review_stages
 from reviewclf.storage import Store
 from tests.integration.test_stages import run_ingest, write_reviews
 from tests.llm_server import Answer, ChatServer, completion, running, shown
@@ -68,7 +68,7 @@ def night(settings: Settings) -> pd.DataFrame:
     selected = label_stages.select(settings)
     shards: Any = selected.details["shards"]
     annotated = [label_stages.annotate(settings, selected, shard) for shard in shards]
-    people_stages.collect(settings, selected, annotated)
+    review_stages.collect(settings, selected, annotated)
     label_stages.aggregate(settings, selected, annotated)
     return votes_of(settings)
 

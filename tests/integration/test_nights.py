@@ -13,14 +13,14 @@ import pytest
 
 from reviewclf.errors import GateError
 from reviewclf.manifest import Manifest
-from reviewclf.registry.leaderboard import leaderboard, render
+from reviewclf.promotion.aliases import history
+from reviewclf.promotion.leaderboard import leaderboard, render
+from reviewclf.promotion.retention import retire
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.promotion import history
-from reviewclf.registry.retention import retire
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import promotion as promotion_stages
-from reviewclf.stages import retrain as stages
+from reviewclf.stages import train as stages
 from tests.integration.test_stages import run_ingest, run_label
 
 THINGS = {

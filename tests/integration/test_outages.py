@@ -17,7 +17,7 @@ from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.model import log_model, register
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import IngestSettings, Settings, load_settings
-from reviewclf.stages import retrain
+from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 from tests.integration.conftest import S3
 from tests.integration.test_stages import run_ingest, run_label
@@ -138,8 +138,8 @@ def test_retrain_run_left_half_told_is_told_to_the_end(labelled: Settings, monke
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "log_environment", kill)
         with pytest.raises(KilledError):
-            retrain.build_dataset(labelled)
-    dataset: Manifest = retrain.build_dataset(labelled)
+            train_stages.build_dataset(labelled)
+    dataset: Manifest = train_stages.build_dataset(labelled)
     tracker = Tracker(labelled.tracking_uri)
     (run,) = tracker.find_runs({"reviewclf.kind": "retrain"})
     assert run.info.status == "FINISHED"

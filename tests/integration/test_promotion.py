@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from reviewclf.errors import GateError, RegistryError, StaleVerdictError
+from reviewclf.promotion.aliases import barred, challenge, history, promote, refuse, rollback
+from reviewclf.promotion.history import Event, fold
+from reviewclf.promotion.retention import retire
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.registry.ledger import Event, fold
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.promotion import barred, challenge, history, promote, refuse, rollback
-from reviewclf.registry.retention import retire
 from reviewclf.registry.tracking import Tracker
 
 VERSIONS = 6

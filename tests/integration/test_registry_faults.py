@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from reviewclf import cli, doctor
 from reviewclf.errors import RegistryError, RegistryUnavailableError
+from reviewclf.promotion.aliases import history, promote, refuse, rollback
+from reviewclf.promotion.leaderboard import leaderboard
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.registry.leaderboard import leaderboard
 from reviewclf.registry.model import aliases, load_model
-from reviewclf.registry.promotion import history, promote, refuse, rollback
 from reviewclf.registry.tracking import Tracker
 
 

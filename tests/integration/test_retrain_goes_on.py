@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from reviewclf.errors import AnnotatorUnavailableError, AugmentationError, RegistryUnavailableError, TrainingError
-from reviewclf.registry.leaderboard import leaderboard, render
+from reviewclf.promotion.leaderboard import leaderboard, render
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
-from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 from tests.integration.test_augmentation import CATEGORY, fast, labelled, make_settings
 
@@ -49,9 +49,9 @@ def built(candidates: Path, labelled: str, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         settings = load_settings(_env_file=None, home=home, candidates=candidates, synthetic=None)
-        dataset = retrain_stages.build_dataset(settings)
+        dataset = train_stages.build_dataset(settings)
         for name in ("good", "other"):
-            retrain_stages.train(settings, dataset, name)
+            train_stages.train(settings, dataset, name)
     return settings
 
 
@@ -62,11 +62,11 @@ def settings(built: Settings, tmp_path: Path) -> Settings:
 
 
 def test_candidate_that_fails_is_on_the_leaderboard_with_its_reason(settings: Settings) -> None:
-    dataset = retrain_stages.build_dataset(settings)
-    trained = [retrain_stages.train(settings, dataset, name, retry=True) for name in NAMES]
+    dataset = train_stages.build_dataset(settings)
+    trained = [train_stages.train(settings, dataset, name, retry=True) for name in NAMES]
     assert trained[1].details["failed"] is True
     assert "lower min_df" in str(trained[1].details["skipped"])
-    evaluated = retrain_stages.evaluate(settings, dataset, trained)
+    evaluated = train_stages.evaluate(settings, dataset, trained)
     results: Any = evaluated.details["candidates"]
     assert [result["candidate"] for result in results] == ["good", "other"]
     assert list(evaluated.details["left_out"]) == ["broken"]  # type: ignore[arg-type]
@@ -74,21 +74,21 @@ def test_candidate_that_fails_is_on_the_leaderboard_with_its_reason(settings: Se
     assert [row.candidate for row in board.rows if row.candidate in NAMES] == [row.candidate for row in board.rows]
     assert board.skipped["broken"].startswith("failed: TrainingError: ")
     assert [str(cell) for cell in render(board).columns[1]._cells][-1] == "failed"
-    gated = retrain_stages.gate(settings, evaluated)
+    gated = train_stages.gate(settings, evaluated)
     assert set(gated.details["verdicts"]) == {"good", "other"}  # type: ignore[arg-type]
 
 
 def test_candidate_whose_task_was_killed_is_missed_by_name(settings: Settings) -> None:
-    dataset = retrain_stages.build_dataset(settings)
-    evaluated = retrain_stages.evaluate(settings, dataset, [retrain_stages.train(settings, dataset, "good")])
+    dataset = train_stages.build_dataset(settings)
+    evaluated = train_stages.evaluate(settings, dataset, [train_stages.train(settings, dataset, "good")])
     left_out: Any = evaluated.details["left_out"]
     assert set(left_out) == {"broken", "other"}
     assert "its task ended without a word" in left_out["other"]
 
 
 def test_candidate_whose_model_cannot_be_loaded_is_left_out(settings: Settings, tmp_path: Path) -> None:
-    dataset = retrain_stages.build_dataset(settings)
-    trained = [retrain_stages.train(settings, dataset, name) for name in ("good", "other")]
+    dataset = train_stages.build_dataset(settings)
+    trained = [train_stages.train(settings, dataset, name) for name in ("good", "other")]
     tracker = Tracker(settings.tracking_uri)
     model_id = str(trained[1].details["model_uri"]).removeprefix("models:/")
     folder = Path(unquote(urlsplit(tracker.client.get_logged_model(model_id).artifact_location).path))
@@ -99,7 +99,7 @@ def test_candidate_whose_model_cannot_be_loaded_is_left_out(settings: Settings, 
     gold = tmp_path / "gold.csv"
     pd.read_csv(str(settings.gold)).iloc[::2].to_csv(gold, index=False)
     try:
-        evaluated = retrain_stages.evaluate(settings.model_copy(update={"gold": str(gold)}), dataset, trained)
+        evaluated = train_stages.evaluate(settings.model_copy(update={"gold": str(gold)}), dataset, trained)
     finally:
         damaged.write_bytes(whole)
     left_out: Any = evaluated.details["left_out"]
@@ -109,33 +109,33 @@ def test_candidate_whose_model_cannot_be_loaded_is_left_out(settings: Settings, 
 
 
 def test_night_fails_where_no_candidate_is_left(settings: Settings) -> None:
-    dataset = retrain_stages.build_dataset(settings)
-    failed = retrain_stages.train(settings, dataset, "broken")
+    dataset = train_stages.build_dataset(settings)
+    failed = train_stages.train(settings, dataset, "broken")
     with pytest.raises(TrainingError, match=r"no candidate could be trained here \(broken: failed: .*lower min_df"):
-        retrain_stages.evaluate(settings, dataset, [failed])
+        train_stages.evaluate(settings, dataset, [failed])
 
 
 def test_what_another_attempt_may_mend_is_raised_while_there_is_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = retrain_stages.build_dataset(settings.model_copy(update={"seed": 5}))
+    dataset = train_stages.build_dataset(settings.model_copy(update={"seed": 5}))
 
     def fail(error: Exception) -> None:
         def train_candidate(*arguments: object, **options: object) -> None:
             raise error
 
-        monkeypatch.setattr(retrain_stages, "train_candidate", train_candidate)
+        monkeypatch.setattr(train_stages, "train_candidate", train_candidate)
 
     fail(MemoryError("out of memory"))
     with pytest.raises(MemoryError):
-        retrain_stages.train(settings, dataset, "good", retry=True)
-    told = retrain_stages.train(settings, dataset, "good")
+        train_stages.train(settings, dataset, "good", retry=True)
+    told = train_stages.train(settings, dataset, "good")
     assert (told.details["failed"], told.details["skipped"]) == (True, "failed: MemoryError: out of memory")
     # Of a registry or a disk that all candidates need, no candidate dies.
     for error in (RegistryUnavailableError("MLflow is away"), OSError(28, "No space left on device")):
         fail(error)
         with pytest.raises((RegistryUnavailableError, OSError)):
-            retrain_stages.train(settings, dataset, "good")
+            train_stages.train(settings, dataset, "good")
 
 
 class Writer:
@@ -159,12 +159,12 @@ def test_retrain_goes_on_without_a_writer_and_says_so(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     settings = make_settings()
-    plain = retrain_stages.build_dataset(make_settings(synthetic=None))
+    plain = train_stages.build_dataset(make_settings(synthetic=None))
     monkeypatch.setattr(dataset_stages, "make_generator", lambda *arguments: Writer(error))
     planned = dataset_stages.plan_synthesis(settings)
     assert dataset_stages.thin_classes(planned) == [CATEGORY]
     written = dataset_stages.synthesize(settings, planned, CATEGORY)
-    dataset = retrain_stages.build_dataset(settings, [written])
+    dataset = train_stages.build_dataset(settings, [written])
     assert dataset.details["not_written"] == {CATEGORY: f"{type(error).__name__}: {error}"}
     assert dataset.keys("dataset") == plain.keys("dataset")
     (run,) = Tracker(settings.tracking_uri).find_runs({"reviewclf.key": dataset.digest, "reviewclf.kind": "retrain"})
@@ -173,7 +173,7 @@ def test_retrain_goes_on_without_a_writer_and_says_so(
     monkeypatch.undo()
     again = dataset_stages.synthesize(settings, dataset_stages.plan_synthesis(settings), CATEGORY)
     assert again.counts["kept"] > 0
-    assert retrain_stages.build_dataset(settings, [again]).details["not_written"] == {}
+    assert train_stages.build_dataset(settings, [again]).details["not_written"] == {}
 
 
 def test_file_of_synthetic_reviews_that_cannot_be_read_costs_only_them(
@@ -184,4 +184,4 @@ def test_file_of_synthetic_reviews_that_cannot_be_read_costs_only_them(
     assert dataset_stages.thin_classes(planned) == []
     assert planned.details["failed"] is True
     assert "none.csv" in str(planned.details["skipped"])
-    assert Store(settings.store_uri).read_table(retrain_stages.build_dataset(settings).keys("dataset")).num_rows > 0
+    assert Store(settings.store_uri).read_table(train_stages.build_dataset(settings).keys("dataset")).num_rows > 0

@@ -15,7 +15,7 @@ from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
-from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 
 
@@ -35,11 +35,11 @@ def run_label(settings: Settings) -> Manifest:
 
 
 def run_retrain(settings: Settings) -> tuple[Manifest, Manifest, Manifest]:
-    dataset = retrain_stages.build_dataset(settings)
-    trained = [retrain_stages.train(settings, dataset, name) for name in retrain_stages.candidate_names(settings)]
-    evaluated = retrain_stages.evaluate(settings, dataset, trained)
-    gated = retrain_stages.gate(settings, evaluated)
-    return evaluated, gated, retrain_stages.promote(settings, gated)
+    dataset = train_stages.build_dataset(settings)
+    trained = [train_stages.train(settings, dataset, name) for name in train_stages.candidate_names(settings)]
+    evaluated = train_stages.evaluate(settings, dataset, trained)
+    gated = train_stages.gate(settings, evaluated)
+    return evaluated, gated, train_stages.promote(settings, gated)
 
 
 def tables(settings: Settings) -> dict[str, pd.DataFrame]:
@@ -226,7 +226,7 @@ def test_shards_together_give_what_one_shard_gives(make_settings: Callable[..., 
 
 
 def test_sample_ends_with_a_champion_and_a_second_retrain_changes_nothing(make_settings: Callable[..., Settings]) -> None:
-    from reviewclf.registry.leaderboard import leaderboard
+    from reviewclf.promotion.leaderboard import leaderboard
     from reviewclf.registry.model import aliases, load_alias, versions
     from reviewclf.registry.tracking import Tracker
 
@@ -285,8 +285,8 @@ def test_logged_model_holds_no_pickle(make_settings: Callable[..., Settings]) ->
     settings = make_settings()
     run_ingest(settings)
     run_label(settings)
-    dataset = retrain_stages.build_dataset(settings)
-    retrain_stages.train(settings, dataset, retrain_stages.candidate_names(settings)[0])
+    dataset = train_stages.build_dataset(settings)
+    train_stages.train(settings, dataset, train_stages.candidate_names(settings)[0])
     files = [path for path in settings.home.rglob("*") if path.is_file()]
     assert any(path.name == "model.skops" for path in files)
     assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".joblib", ".cloudpickle"}]
@@ -298,12 +298,12 @@ def test_run_deleted_in_mlflow_is_trained_anew(make_settings: Callable[..., Sett
     settings = make_settings()
     run_ingest(settings)
     run_label(settings)
-    dataset = retrain_stages.build_dataset(settings)
-    name = retrain_stages.candidate_names(settings)[0]
-    first = retrain_stages.train(settings, dataset, name)
-    assert retrain_stages.train(settings, dataset, name) == first
+    dataset = train_stages.build_dataset(settings)
+    name = train_stages.candidate_names(settings)[0]
+    first = train_stages.train(settings, dataset, name)
+    assert train_stages.train(settings, dataset, name) == first
     Tracker(settings.tracking_uri).client.delete_run(str(first.details["run_id"]))
-    second = retrain_stages.train(settings, dataset, name)
+    second = train_stages.train(settings, dataset, name)
     assert second.details["run_id"] != first.details["run_id"]
 
 
@@ -314,8 +314,8 @@ def test_killed_training_leaves_one_run(make_settings: Callable[..., Settings], 
     settings = make_settings()
     run_ingest(settings)
     run_label(settings)
-    dataset = retrain_stages.build_dataset(settings)
-    name = retrain_stages.candidate_names(settings)[0]
+    dataset = train_stages.build_dataset(settings)
+    name = train_stages.candidate_names(settings)[0]
 
     def dying(*args: object, **arguments: object) -> str:
         raise Killed
@@ -325,8 +325,8 @@ def test_killed_training_leaves_one_run(make_settings: Callable[..., Settings], 
         # A killed process gets no chance to mark its run as failed.
         patch.setattr(Tracker, "fail", lambda self, run_id: None)
         with pytest.raises(Killed):
-            retrain_stages.train(settings, dataset, name)
-    trained = retrain_stages.train(settings, dataset, name)
+            train_stages.train(settings, dataset, name)
+    trained = train_stages.train(settings, dataset, name)
     runs = Tracker(settings.tracking_uri).find_runs({"reviewclf.kind": "candidate"})
     assert [(run.info.run_id, run.info.status) for run in runs] == [(trained.details["run_id"], "FINISHED")]
 

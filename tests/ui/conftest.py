@@ -31,7 +31,7 @@ from reviewclf.local.processes import Processes, free_port
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
-from reviewclf.stages import retrain as retrain_stages
+from reviewclf.stages import train as train_stages
 from tests.services import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,11 +101,11 @@ def _night(settings: Settings, *, promoted: bool, run: str) -> None:
     selected = label_stages.select(settings)
     shards: Any = selected.details["shards"]
     label_stages.aggregate(settings, selected, [label_stages.annotate(settings, selected, shard) for shard in shards])
-    dataset = retrain_stages.build_dataset(settings)
-    trained = [retrain_stages.train(settings, dataset, name) for name in retrain_stages.candidate_names(settings)]
-    gated = retrain_stages.gate(settings, retrain_stages.evaluate(settings, dataset, trained))
+    dataset = train_stages.build_dataset(settings)
+    trained = [train_stages.train(settings, dataset, name) for name in train_stages.candidate_names(settings)]
+    gated = train_stages.gate(settings, train_stages.evaluate(settings, dataset, trained))
     if promoted:
-        retrain_stages.promote(settings, gated, who=run)
+        train_stages.promote(settings, gated, who=run)
 
 
 @pytest.fixture(scope="package")

@@ -11,8 +11,8 @@ import pytest
 from reviewclf.errors import AnnotatorUnavailableError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.asking import ask_all
-from reviewclf.labeling.budget import Budget, Progress, costs_of
 from reviewclf.labeling.journal import VoteJournal, forget_published, journaled_votes
+from reviewclf.llm.budget import Budget, Progress, costs_of
 from reviewclf.settings import LLMSettings, load_settings
 from reviewclf.storage import Store
 
@@ -169,7 +169,7 @@ def test_costs_are_per_thousand_reviews() -> None:
 
 def test_progress_in_a_log_is_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     clock = [0.0]
-    monkeypatch.setattr("reviewclf.labeling.budget.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("reviewclf.llm.budget.time.monotonic", lambda: clock[0])
     caplog.set_level(logging.INFO)
     shown = Progress(100)
     for _ in range(100):

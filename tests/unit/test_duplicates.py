@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reviewclf.duplicates import (
+from reviewclf.data.duplicates import (
     NearDuplicateIndex,
     match_near_duplicates,
     near_duplicate_groups,
@@ -209,7 +209,7 @@ def test_signatures_do_not_depend_on_process_or_batch() -> None:
     texts = [f"отзыв номер {i} про платье" for i in range(5_000)]
     together = signatures(texts)
     assert (together[4_095:4_098] == signatures(texts[4_095:4_098])).all()
-    code = "from reviewclf.duplicates import signatures; print(signatures(['отзыв номер 7 про платье']).tobytes().hex())"
+    code = "from reviewclf.data.duplicates import signatures; print(signatures(['отзыв номер 7 про платье']).tobytes().hex())"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", code],

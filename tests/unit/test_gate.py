@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from reviewclf.errors import GateError
 from reviewclf.evaluation import Difference
-from reviewclf.registry.card import model_card
-from reviewclf.registry.gate import Evidence, GateReport, Measure, Rule, comparison_measure, judge, rules_of
-from reviewclf.registry.gate_page import report_html
+from reviewclf.promotion.card import model_card
+from reviewclf.promotion.report import report_html
+from reviewclf.promotion.rules import Evidence, GateReport, Measure, Rule, comparison_measure, judge, rules_of
 from reviewclf.settings import GateSettings
 
 CLASSES = {"одежда": 200, "обувь": 20, "посуда": 19}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reviewclf.evaluation import paired_bootstrap
-from reviewclf.registry.gate import Evidence, Measure, comparison_measure, judge, rules_of
+from reviewclf.promotion.rules import Evidence, Measure, comparison_measure, judge, rules_of
 from reviewclf.settings import GateSettings
 
 LABELS = ["одежда", "нет товара", "украшения и аксессуары"]

@@ -22,7 +22,7 @@ from reviewclf.local.airflow import airflow_environment, child_environment, load
 from reviewclf.local.mlflow import server_command, server_environment
 from reviewclf.local.processes import LocalError, Processes, free_port, locked
 from reviewclf.local.progress import log_lines, summary
-from reviewclf_messages import failure_summary
+from reviewclf.orchestration.messages import failure_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 

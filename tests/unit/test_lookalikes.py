@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset, prepare_gold
+from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_groups
 from reviewclf.data.leaks import check_leaks
-from reviewclf.duplicates import match_near_duplicates, near_duplicate_groups
 from reviewclf.errors import LeakError
 from reviewclf.settings import DatasetSettings
 from reviewclf.text import clean_text, comparison_form, normal_form, text_hash

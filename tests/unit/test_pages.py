@@ -14,7 +14,7 @@ import yaml
 from reviewclf.evaluation import Difference, evaluate
 from reviewclf.pages import links, view
 from reviewclf.pages.texts import Texts, choose_language
-from reviewclf.registry.overview import Answer, Comparison, Figure, Overview, Version
+from reviewclf.promotion.overview import Answer, Comparison, Figure, Overview, Version
 
 EN, RU = Texts("en"), Texts("ru")
 

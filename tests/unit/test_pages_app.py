@@ -9,7 +9,8 @@ import pytest
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
-from reviewclf.pages.app import Change, Person, create_app
+from reviewclf.pages.app import Change, create_app
+from reviewclf.pages.person import Person
 from reviewclf.pages.state import State
 from reviewclf.settings import load_settings
 

@@ -18,8 +18,8 @@ from reviewclf.errors import AnnotatorUnavailableError, StoreError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 from reviewclf.labeling.asking import Account, ask_all, paced
-from reviewclf.labeling.budget import Budget
 from reviewclf.labeling.journal import VoteJournal, forget_published, journaled_votes
+from reviewclf.llm.budget import Budget
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy

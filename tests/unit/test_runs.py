@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reviewclf.stages.runs import candidate_name, describe_retrain
+from reviewclf.registry.runs import candidate_name, describe_retrain
 
 COUNTS = {
     "clean": 612,

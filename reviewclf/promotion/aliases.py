@@ -1,4 +1,4 @@
-"""Where the aliases move: `challenger`, `champion`, `previous`. The one place; see :mod:`reviewclf.registry.ledger` for how."""
+"""Where the aliases move: `challenger`, `champion`, `previous`. See :mod:`reviewclf.promotion.history`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from reviewclf.errors import GateError, RegistryError, RegistryUnavailableError, StaleVerdictError
+from reviewclf.promotion.history import Event, Ledger, State
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
 from reviewclf.registry.faults import registry_error
-from reviewclf.registry.ledger import Event, Ledger, State
 from reviewclf.registry.model import aliases
 from reviewclf.registry.tracking import Tracker
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from reviewclf.promotion.history import Event, Ledger
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.registry.ledger import Event, Ledger
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import RETIRED_TAG, Tracker
 

@@ -1,7 +1,7 @@
 """Buttons on a task instance: to its run in MLflow, its data docs, the gate's report and the promotion page.
 
 The API server asks for them when somebody opens the task; they come from the manifest that the task handed on (XCom), so a task
-needs nothing for it, and lead through the pages of ``reviewclf_page``, which stand behind Airflow's login.
+needs nothing for it, and lead through the pages of :mod:`reviewclf.orchestration.page`, which stand behind Airflow's login.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
-from airflow.plugins_manager import AirflowPlugin
 from airflow.providers.standard.decorators.python import _PythonDecoratedOperator
 from airflow.sdk import BaseOperatorLink
 
+from reviewclf.orchestration.page import PREFIX, root_path
 from reviewclf.pages.links import DATA_DOCS, GATE_REPORT, MLFLOW_RUN, PROMOTION, links_of
 
 if TYPE_CHECKING:
     from airflow.models.taskinstancekey import TaskInstanceKey
-
-PREFIX = "/reviewclf"
 
 log = logging.getLogger("reviewclf.links")
 
@@ -31,12 +28,12 @@ class _ResultLink(BaseOperatorLink):
     # Airflow knows operators of plugins' links by their class; every @task is of this one.
     operators: ClassVar[list[Any]] = [_PythonDecoratedOperator]
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # type: ignore[override]
         """Address of the link; empty where there is none."""
         if not str(ti_key.dag_id).startswith("reviews_"):
             return ""
         path = links_of(_result(ti_key)).get(self.name)
-        return f"{_root()}{PREFIX}{path}" if path else ""
+        return f"{root_path()}{PREFIX}{path}" if path else ""
 
 
 class RunLink(_ResultLink):
@@ -84,14 +81,4 @@ def _result(ti_key: TaskInstanceKey) -> Any:
         return None
 
 
-def _root() -> str:
-    from airflow.configuration import conf
-
-    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-
-
-class ReviewclfLinks(AirflowPlugin):
-    """Registers the links."""
-
-    name = "reviewclf_links"
-    operator_extra_links: ClassVar[list[Any]] = [RunLink(), DocsLink(), GateLink(), PromotionLink()]
+LINKS: list[BaseOperatorLink] = [RunLink(), DocsLink(), GateLink(), PromotionLink()]

@@ -7,11 +7,9 @@ missing pools are created when a component of Airflow starts. Pools that exist k
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.listeners import hookimpl
-from airflow.plugins_manager import AirflowPlugin
 
 POOLS = {
     "annotation": (4, "Shards that are labelled at once; size it to what the LLM server takes."),
@@ -47,10 +45,3 @@ def create_missing_pools() -> list[str]:
             log.info("Created pool %s with %d slots", name, slots)
             created.append(name)
     return created
-
-
-class ReviewclfPools(AirflowPlugin):
-    """Registers this module as a listener."""
-
-    name = "reviewclf_pools"
-    listeners: ClassVar[list[Any]] = [sys.modules[__name__]]

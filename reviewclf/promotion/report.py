@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from reviewclf.registry.gate import GateReport, RuleResult
+from reviewclf.promotion.rules import GateReport, RuleResult
 
 
 def report_html(reports: Sequence[GateReport], *, title: str, links: Mapping[str, str] | None = None) -> str:

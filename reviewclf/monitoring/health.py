@@ -8,7 +8,7 @@ from typing import Any
 from reviewclf.monitoring.report import HealthReport
 from reviewclf.monitoring.words import headline, report_text
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.registry.tracking import KEY_TAG, KIND_TAG, Tracker
+from reviewclf.registry.tracking import Tracker
 
 _KIND = "scoring"
 
@@ -45,9 +45,8 @@ def log_health(
     str
         Id of the run.
     """
-    for known in tracker.find_runs({KEY_TAG: key, KIND_TAG: _KIND}, newest=1):
-        if tracker.is_alive(str(known.info.run_id)):
-            return str(known.info.run_id)
+    if known := tracker.finished_run(key, _KIND):
+        return known
     run_id = tracker.open_run(key, kind=_KIND, name=f"scoring-{key[:8]}", description=headline(report))
     tags = {"reviewclf.verdict": report.verdict, "reviewclf.champion": report.model_version}
     params = {"champion": report.model_version, "challenger": report.challenger or "none"}

@@ -14,12 +14,12 @@ from reviewclf import tables
 from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
+from reviewclf.registry.runs import candidate_name, log_dataset, metrics_of, retrain_run, skip_candidate, tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import build
 from reviewclf.stages.evaluate import evaluate
-from reviewclf.stages.judge import gate
+from reviewclf.stages.gate import gate
 from reviewclf.stages.promotion import promote
-from reviewclf.stages.runs import candidate_name, log_dataset, metrics_of, retrain_run, skip_candidate, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training import check_available, train_candidate

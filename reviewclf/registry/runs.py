@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reviewclf import tables
-from reviewclf.augmentation.amounts import curve_table
+from reviewclf.augmentation.amounts import choices_of, curve_table
+from reviewclf.augmentation.filters import filter_table
 from reviewclf.data.card import card_markdown
 from reviewclf.errors import RegistryError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.stages.dataset import choices_of, filter_table
 from reviewclf.storage import Store
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from reviewclf.data.gold import Gold, load_gold
 from reviewclf.errors import GateError
 from reviewclf.manifest import Manifest
-from reviewclf.registry.gate import Evidence, GateReport, Measure, comparison_measure, judge, rules_of
+from reviewclf.promotion.rules import Evidence, GateReport, Measure, comparison_measure, judge, rules_of
+from reviewclf.registry.runs import log_summary, parent_of, tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.evaluate import Scored, score_champion, seen_rows
-from reviewclf.stages.runs import log_summary, parent_of, tracker_of
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 
@@ -43,7 +43,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     GateError
         A rule of the settings cannot be used, or the gold that was scored is not the gold there is now.
     """
-    from reviewclf.registry.promotion import barred, challenge
+    from reviewclf.promotion.aliases import barred, challenge
 
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
@@ -204,8 +204,8 @@ def _publish(
     parent: str,
 ) -> dict[str, Any]:
     """Register every candidate with its verdict, report and card; what is there already is left as it is."""
-    from reviewclf.registry.card import model_card
-    from reviewclf.registry.gate_page import report_html
+    from reviewclf.promotion.card import model_card
+    from reviewclf.promotion.report import report_html
     from reviewclf.registry.model import register
 
     dataset = store.manifest("dataset", str(evaluated.details["dataset"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from reviewclf.registry.gate import GateReport
+from reviewclf.promotion.rules import GateReport
 
 _THIN = 20
 _SPACE = "\u00a0" * 3

@@ -19,11 +19,11 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
+from reviewclf.promotion.aliases import Event, history
+from reviewclf.promotion.rules import GateReport
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
 from reviewclf.registry.faults import registry_error
-from reviewclf.registry.gate import GateReport
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.promotion import Event, history
 from reviewclf.registry.tracking import CANDIDATE_TAG, KEY_TAG, KIND_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
 
 logger = logging.getLogger(__name__)

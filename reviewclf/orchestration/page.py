@@ -10,10 +10,8 @@ import json
 import logging
 import os
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
-
-from airflow.plugins_manager import AirflowPlugin
 
 PREFIX = "/reviewclf"
 ASSET = "review_classifier"
@@ -30,7 +28,8 @@ def _application() -> Any:
     from airflow.configuration import conf
     from fastapi import HTTPException, Request
 
-    from reviewclf.pages.app import Person, create_app
+    from reviewclf.pages.app import create_app
+    from reviewclf.pages.person import Person
     from reviewclf.pages.state import State
     from reviewclf.settings import load_settings
 
@@ -81,7 +80,7 @@ def _announce(change: Any) -> None:
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
-    from reviewclf_alerts import send_alert
+    from reviewclf.orchestration.alerts import send_alert
 
     extra = {"action": change.action, "champion": change.champion, "previous": change.previous, "reason": change.reason}
     try:
@@ -117,26 +116,8 @@ class LazyPages:
         await self._app(scope, receive, send)
 
 
-def _root() -> str:
+def root_path() -> str:
     """Path in front of everything that Airflow serves, from ``[api] base_url``; empty in most places."""
     from airflow.configuration import conf
 
     return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-
-
-class ReviewclfPage(AirflowPlugin):
-    """Registers the page and its menu entry."""
-
-    name = "reviewclf_page"
-    fastapi_apps: ClassVar[list[Any]] = [{"name": "reviewclf", "url_prefix": PREFIX, "app": LazyPages()}]
-    external_views: ClassVar[list[Any]] = [
-        {
-            "name": "Promotion",
-            "href": f"{_root()}{PREFIX}/promotion",
-            "url_route": "promotion",
-            "destination": "nav",
-            "nav_top_level": True,
-            "icon": f"{_root()}{PREFIX}/static/icon.svg",
-            "icon_dark_mode": f"{_root()}{PREFIX}/static/icon-dark.svg",
-        }
-    ]

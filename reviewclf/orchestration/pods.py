@@ -1,7 +1,4 @@
-"""What a task asks of its pod where Airflow runs tasks as pods (KubernetesExecutor); nothing at all elsewhere.
-
-Not a DAG file itself (``.airflowignore`` keeps it from being parsed as one).
-"""
+"""What a task asks of its pod where Airflow runs tasks as pods (KubernetesExecutor); nothing at all elsewhere."""
 
 from __future__ import annotations
 

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reviewclf.labeling.annotators.base import Vote
 from reviewclf.settings import LLMSettings
+
+if TYPE_CHECKING:
+    from reviewclf.labeling.annotators.base import Vote
 
 logger = logging.getLogger(__name__)
 

@@ -1,25 +1,23 @@
 """Alerts: what people are told when they are not looking, over the channels that Airflow's connections name.
 
 A kind of alert goes to every connection of `REVIEWCLF_ALERTS__CONNECTIONS`; the type of a connection says how
-(:mod:`reviewclf_channels`). What cannot be delivered is logged and never fails a task. Airflow puts this folder on the
-import path of every component, as its callbacks run in several: those of tasks in the worker, those of runs in the DAG
-processor, those of deadlines in the triggerer.
+(:mod:`reviewclf.orchestration.channels`). What cannot be delivered is logged and never fails a task. Airflow calls this in
+several of its components: the callbacks of tasks in the worker, those of runs in the DAG processor, those of deadlines in the
+triggerer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.listeners import hookimpl
-from airflow.plugins_manager import AirflowPlugin
 
-import reviewclf_messages as messages
+import reviewclf.orchestration.messages as messages
 
 log = logging.getLogger("reviewclf.alerts")
 
@@ -92,7 +90,7 @@ def deliver(kind: str, subject: str, body: str) -> dict[str, str]:
 
 
 def _send_to_all(connections: Sequence[str], limit: float, *, kind: str, subject: str, body: str) -> dict[str, str]:
-    from reviewclf_channels import send
+    from reviewclf.orchestration.channels import send
 
     most = limit + _PREPARATION_SECONDS
     undelivered = dict.fromkeys(connections, f"not done within {most:g} s")
@@ -165,10 +163,3 @@ def on_new_dag_import_error(filename: str, stacktrace: str) -> None:
     # Called in the DAG processor's own loop and transaction, which must go on.
     alert = messages.import_error(filename, stacktrace)
     threading.Thread(target=_tell, args=("failure", *alert), name="alert-import-error", daemon=True).start()
-
-
-class ReviewclfAlerts(AirflowPlugin):
-    """Registers this module as a listener."""
-
-    name = "reviewclf_alerts"
-    listeners: ClassVar[list[Any]] = [sys.modules[__name__]]

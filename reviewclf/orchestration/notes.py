@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.listeners import hookimpl
-from airflow.plugins_manager import AirflowPlugin
 
 from reviewclf.monitoring.night import summarize
 
@@ -91,7 +89,7 @@ def _night(run: DagRun) -> list[DagRun]:
     from sqlalchemy import select
     from sqlalchemy.orm import object_session
 
-    session = object_session(run)
+    session: Any = object_session(run)
     night, wave = [run], [run]
     for _ in NIGHTLY:
         sources = {(event.source_dag_id, event.source_run_id) for each in wave for event in each.consumed_asset_events}
@@ -110,10 +108,3 @@ def _json(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return None
-
-
-class ReviewclfNotes(AirflowPlugin):
-    """Registers this module as a listener."""
-
-    name = "reviewclf_notes"
-    listeners: ClassVar[list[Any]] = [sys.modules[__name__]]

@@ -14,12 +14,13 @@ from reviewclf.errors import ConflictError
 from reviewclf.labeling.annotators import Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.journal import forget_published
-from reviewclf.labeling.review import HUMAN, review_queue
+from reviewclf.labeling.review import review_queue
 from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.label import aggregate, all_reviews, decide_labels, total_costs, usable_votes, vote_identities
 from reviewclf.storage import StageResult, Store
+from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 
 

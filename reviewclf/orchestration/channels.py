@@ -45,13 +45,13 @@ def send(connection_id: str, *, kind: str, subject: str, body: str, timeout: flo
     try:
         connection = BaseHook.get_connection(connection_id)
         secrets = _secrets_of(connection)
-        make = CHANNELS.get(connection.conn_type)
+        make = CHANNELS.get(connection.conn_type or "")
         if make is None:
             return f"its type is {connection.conn_type!r}; alerts go over {', '.join(CHANNELS)}"
         text = body if len(body) <= _MAX_TEXT else f"{body[:_MAX_TEXT]} …"
         # Not called as Airflow calls a notifier: that renders the texts as Jinja templates, and what a marketplace's customers
         # or an error message put between braces must never be run.
-        make(connection, kind, " ".join(subject.split()), text, timeout).notify({})  # type: ignore[typeddict-item]
+        make(connection, kind, " ".join(subject.split()), text, timeout).notify({})
     except ModuleNotFoundError as error:
         return f"{error}: install the project with its extra `team`"
     except Exception as error:
@@ -96,13 +96,13 @@ def _email(connection: Any, _kind: str, subject: str, body: str, timeout: float)
         smtp_conn_id=connection.conn_id,
     )
     notifier.hook = Bounded(smtp_conn_id=connection.conn_id)
-    return notifier  # type: ignore[no-any-return]
+    return notifier
 
 
 def _slack_webhook(connection: Any, _kind: str, subject: str, body: str, timeout: float) -> BaseNotifier:
     from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
-    return SlackWebhookNotifier(  # type: ignore[no-any-return]
+    return SlackWebhookNotifier(
         slack_webhook_conn_id=connection.conn_id,
         text=_slack_text(subject, body),
         unfurl_links=False,
@@ -116,7 +116,7 @@ def _slack(connection: Any, _kind: str, subject: str, body: str, timeout: float)
     channel = connection.extra_dejson.get("channel")
     if not channel:
         raise ValueError('the connection\'s extra names no channel: add "channel": "#reviews"')
-    return SlackNotifier(  # type: ignore[no-any-return]
+    return SlackNotifier(
         slack_conn_id=connection.conn_id,
         channel=channel,
         text=_slack_text(subject, body),
@@ -159,8 +159,8 @@ class TelegramNotifier(BaseNotifier):
 
         hook = TelegramHook(telegram_conn_id=self._connection.conn_id)
         extra = self._connection.extra_dejson
-        seconds = dict.fromkeys(("read_timeout", "write_timeout", "connect_timeout"), self._timeout)
-        server = {"base_url": f"{extra['base_url'].rstrip('/')}/bot"} if extra.get("base_url") else {}
+        seconds: dict[str, Any] = dict.fromkeys(("read_timeout", "write_timeout", "connect_timeout"), self._timeout)
+        server: dict[str, Any] = {"base_url": f"{extra['base_url'].rstrip('/')}/bot"} if extra.get("base_url") else {}
         hook.connection = telegram.Bot(hook.token, request=HTTPXRequest(**seconds, proxy=extra.get("proxy")), **server)
         bounded = TelegramHook.send_message.retry_with(stop=tenacity.stop_after_attempt(_TELEGRAM_ATTEMPTS), reraise=True)
         # The hook takes texts for HTML unless told otherwise.
@@ -176,7 +176,7 @@ def _webhook(connection: Any, kind: str, subject: str, body: str, timeout: float
 
     # `text` is what Mattermost and its like show.
     payload = {"source": "reviewclf", "kind": kind, "subject": subject, "body": body, "text": f"{subject}\n{body}"}
-    return HttpNotifier(http_conn_id=connection.conn_id, json=payload, extra_options={"timeout": timeout})  # type: ignore[no-any-return]
+    return HttpNotifier(http_conn_id=connection.conn_id, json=payload, extra_options={"timeout": timeout})
 
 
 CHANNELS: dict[str, Callable[[Any, str, str, str, float], BaseNotifier]] = {

@@ -1,7 +1,4 @@
-"""What the DAGs of reviews share: the assets between them, their task defaults and how a task calls a stage.
-
-Not a DAG file itself (``.airflowignore`` keeps it from being parsed as one).
-"""
+"""What the DAGs of reviews share: the assets between them, their task defaults and how a task calls a stage."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import (
+# Airflow's type stubs (3.3) lack these three.
+from airflow.sdk import (  # type: ignore[attr-defined]
     Asset,
     AsyncCallback,
     BaseHook,
@@ -25,9 +23,9 @@ from pydantic import JsonValue
 from reviewclf.errors import PASSING_ERRORS, ReviewclfError, SettingsError
 from reviewclf.logs import quieten_libraries
 from reviewclf.manifest import Manifest
+from reviewclf.orchestration.alerts import report_deadline, report_failure, send_alert
+from reviewclf.orchestration.messages import listed
 from reviewclf.settings import Settings, load_settings
-from reviewclf_alerts import report_deadline, report_failure, send_alert
-from reviewclf_messages import listed
 
 REVIEWS_CLEAN = Asset("reviews_clean")
 REVIEWS_LABELLED = Asset("reviews_labelled")
