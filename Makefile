@@ -53,7 +53,7 @@ audit: $(READY)  ## look up known vulnerabilities of the packages here and in th
 	"$(BIN)/python" -m uv tool run --quiet pip-audit --strict --disable-pip --no-deps --requirement requirements.txt
 	"$(BIN)/python" -m uv tool run --quiet pip-audit --strict --disable-pip --requirement infra/requirements-image.txt
 
-# -- the platform of a team: see infra/README.md. The profiles `monitoring` and `gpu` may be left out or added. --
+# -- the platform of a team: see docs/operations/team-platform.md. The profiles `monitoring` and `gpu` may be left out or added. --
 PROFILES ?= monitoring
 WORKERS ?= 1
 WORKER_CONCURRENCY ?= 4

@@ -3,7 +3,7 @@
     hand-triggered → send
 
 Trigger it after a change of connections or of the network: the alert takes the way that real ones take, from a worker with
-its settings. The task fails and names the channels that did not take it; how each is configured stands in the README.
+its settings. The task fails and names the channels that did not take it; docs/guides/alerts.md says how each is configured.
 """
 
 from __future__ import annotations

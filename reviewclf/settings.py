@@ -454,7 +454,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """Variable, default and meaning of every setting, in order; what the README's table shows."""
+    """Variable, default and meaning of every setting, in order; what the reference shows."""
     return list(_describe(Settings, Settings.model_config["env_prefix"]))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reviewclf.errors import SettingsError
-from reviewclf.settings import describe_settings, load_settings
+from reviewclf.settings import load_settings
 
 
 def test_defaults_point_to_the_bundled_sample() -> None:
@@ -50,14 +50,6 @@ def test_tracking_uri_is_mlflows_own_variable(monkeypatch: pytest.MonkeyPatch, t
     assert load_settings(_env_file=None, home=tmp_path).tracking_uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert load_settings(_env_file=None).tracking_uri == "http://127.0.0.1:5000"
-
-
-def test_readme_documents_every_setting_with_its_default() -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    for variable, default, meaning in describe_settings():
-        assert meaning, f"{variable} has no description"
-        shown = f"`{default}`" if default else ""
-        assert f"| `{variable}` | {shown} | {meaning} |".replace("|  |", "| |") in readme
 
 
 def test_misspelt_variable_is_pointed_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
