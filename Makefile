@@ -8,7 +8,7 @@ ONCE ?=
 JOBS ?= 2
 comma := ,
 
-.PHONY: run test faults lint format bench lock audit sbom up down logs clean help
+.PHONY: run test faults lint format docs bench lock audit sbom up down logs clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 10
@@ -30,14 +30,18 @@ test: $(READY)  ## run all tests (JOBS=1: one after another)
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
 	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"
 
-lint: $(READY)  ## check style, imports and types
+lint: $(READY)  ## check style, types, and which room imports which
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy
+	"$(BIN)/lint-imports"
 
 format: $(READY)  ## put the code into its format
 	"$(BIN)/python" -m ruff check --fix .
 	"$(BIN)/python" -m ruff format .
+
+docs: $(READY)  ## build the documentation into ./site, strictly and without network
+	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict
 
 bench: $(READY)  ## measure speed against the notebook's way, one table
 	@"$(BIN)/python" -m tests.benchmarks
@@ -81,5 +85,5 @@ sbom:  ## list what the image holds, packages of Python and of Debian, as Cyclon
 	docker run --rm --interactive --network none --read-only $(IMAGE) python - < infra/sbom.py > sbom.json
 
 clean:  ## remove the environment, caches and everything that runs left in ./var
-	rm -rf "$(VENV)" var build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov *.egg-info
+	rm -rf "$(VENV)" var site build dist .*_cache .hypothesis .coverage htmlcov *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
