@@ -397,13 +397,18 @@ def serve(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what is missing here, and how to get it. Exits 1 when something needed is."""
+def doctor(
+    details: Annotated[bool, typer.Option("--details", help="Print long findings whole.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """Say what is missing here, and how to get it, in a line each. Exits 1 when something needed is."""
     from reviewclf.doctor import examine
 
     findings = examine()
-    for finding in findings:
-        typer.echo(f"{finding.mark:7} {finding.subject}: {finding.text}")
+    if as_json:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        typer.echo("\n".join(finding.whole if details else finding.line for finding in findings))
     raise typer.Exit(int(any(finding.mark == "missing" for finding in findings)))
 
 

@@ -178,7 +178,8 @@ def test_doctor_finds_nothing_missing_after_a_night(command: Command, home: Path
     done = command("doctor", home=home)
     assert done.returncode == 0, done.stdout
     assert "missing" not in done.stdout
-    for subject in ("python", "taxonomy", "source", "gold", "votes", "candidates", "store", "registry", "serving"):
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    for subject in ("python", "packages", "taxonomy", "source", "gold", "votes", "candidates", "store", "registry", "serving"):
         assert f"{subject}: " in done.stdout
 
 
