@@ -6,17 +6,28 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONCE ?=
 JOBS ?= 2
+# Where PyTorch comes from on Linux without an NVIDIA GPU: its ordinary build brings gigabytes of CUDA. An index that you name is
+# used with a GPU too; an empty one, or one that does not answer, leaves the choice to the package index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+NO_GPU = [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi > /dev/null
+ANSWERS = timeout 10 "$(BIN)/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=4)' \
+	"$(TORCH_INDEX)/torch/" 2> /dev/null
 comma := ,
 
-.PHONY: run test faults lint format docs bench lock audit sbom up down logs clean help
+.PHONY: run test test-quick faults lint format docs bench lock audit sbom up down logs clean help
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 12
 
 # The pinned set is installed once and again whenever it changes. A half-finished environment has no .ready and is made anew.
 $(READY): requirements.txt pyproject.toml
 	"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"reviewclf needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	"$(PYTHON)" -m venv "$(VENV)"
+	@if [ -n "$(TORCH_INDEX)" ] && { [ "$(origin TORCH_INDEX)" != file ] || { $(NO_GPU); }; } && $(ANSWERS); then \
+		echo "PyTorch's build for the processor comes from $(TORCH_INDEX)"; \
+		"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" \
+			"$$(grep '^torch==' requirements.txt)"; \
+	fi
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch "$(READY)"
@@ -26,6 +37,9 @@ run: $(READY)  ## start Airflow and MLflow, drive the DAGs to a champion, keep s
 
 test: $(READY)  ## run all tests (JOBS=1: one after another)
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+
+test-quick: $(READY)  ## run the unit tests but the slow ones: no service, under three minutes on two cores
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest tests/unit -m "not slow" --numprocesses $(JOBS) --dist loadscope
 
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
 	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"

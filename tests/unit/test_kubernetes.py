@@ -123,14 +123,6 @@ def test_containers_have_probes_and_limits(document: dict[str, Any]) -> None:
                 assert container[probe]["httpGet"]["port"] in ports, probe
 
 
-@named(of_kind("Deployment"))
-def test_volumes_are_bounded_and_hold_nothing_that_matters(document: dict[str, Any]) -> None:
-    pod = document["spec"]["template"]["spec"]
-    assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"])
-    for container, _ in containers(document):
-        assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
-
-
 def test_serving_is_replaced_without_a_gap_and_grows() -> None:
     serving = next(document for document in of_kind("Deployment") if document["metadata"]["name"] == "serving")
     assert serving["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
@@ -232,11 +224,3 @@ def test_kustomization_lists_every_manifest() -> None:
     component = yaml.safe_load((FOLDER / "gpu" / "kustomization.yaml").read_text())
     listed = [*kustomization["resources"], *(f"gpu/{name}" for name in component["resources"])]
     assert sorted(listed) == sorted(MANIFESTS)
-
-
-def test_celery_workers_serve_both_queues() -> None:
-    celery = yaml.safe_load((FOLDER / "airflow-values-celery.yaml").read_text())["workers"]["celery"]
-    assert celery["queue"] == "default"
-    (gpu,) = celery["sets"]
-    assert gpu["queue"] == "gpu"
-    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == "1"
