@@ -148,9 +148,14 @@ def _labelling_model(settings: Settings) -> str:
     if llm.backend == "openai":
         from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 
-        annotator = OpenAIAnnotator(llm, Taxonomy.load(settings.taxonomy))
-        annotator.check()
-        return f"{llm.model} at {annotator.server}"
+        client = OpenAIAnnotator(llm, Taxonomy.load(settings.taxonomy)).client
+        client.check()
+        return f"{llm.model} at {client.server}"
+    if llm.backend != "transformers":
+        from reviewclf.labeling.annotators import make_annotators
+
+        version = make_annotators(settings, Taxonomy.load(settings.taxonomy))[0].version
+        return f"annotator {version} of an installed package"
     import torch
     from transformers import AutoConfig
 

@@ -15,10 +15,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from reviewclf.errors import SettingsError
+from reviewclf.extensions import ANNOTATORS, extensions, is_ours
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +47,13 @@ def _bundled_beside(validated: dict[str, Any], name: str) -> str | None:
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _known_annotator(name: str) -> str:
+    if not is_ours(ANNOTATORS, name) and name not in (known := extensions(ANNOTATORS)):
+        more = f"an installed package adds one as an entry point of the group {ANNOTATORS}"
+        raise ValueError(f"there is no such annotator, only {', '.join(sorted(known))}; {more}")
+    return name
 
 
 class IngestSettings(_Group):
@@ -89,10 +107,10 @@ class QualitySettings(_Group):
 class LLMSettings(_Group):
     """Who labels."""
 
-    backend: Literal["recorded", "openai", "transformers"] = Field(
+    backend: Annotated[str, AfterValidator(_known_annotator)] = Field(
         "recorded",
         description="`recorded`: votes are read from REVIEWCLF_VOTES; `openai`: an OpenAI-compatible server; `transformers`: "
-        "a model in this process",
+        "a model in this process; or an annotator that an installed package brings",
     )
     model: str = Field("Qwen/Qwen2-7B-Instruct", description="name on the server or the hub, or a local folder")
     revision: str = Field("main", description="of the model; enters the votes, so another one asks again")
@@ -134,6 +152,11 @@ class LLMSettings(_Group):
     price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens read")
     price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens written")
     shard_rows: PositiveInt = Field(5_000, description="reviews per mapped annotation task")
+
+    @property
+    def model_name(self) -> str:
+        """Under which its answers are kept: ``model@revision``."""
+        return f"{self.model}@{self.revision}"
 
     @property
     def room_for_thoughts(self) -> int:

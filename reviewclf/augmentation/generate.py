@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from pydantic import JsonValue
 
+from reviewclf import tables
 from reviewclf.augmentation.diversity import Diversity, diversity, too_alike
 from reviewclf.augmentation.filters import DraftFilter, Verdict, count_reasons, passes_llm_check
-from reviewclf.augmentation.generators.base import Generator, Written
+from reviewclf.augmentation.generators.base import Generator, Written, WrittenIdentity
 from reviewclf.augmentation.prompts import WritingPrompt, WritingRequest, load_writing_prompts, told_words
 from reviewclf.errors import AugmentationError
 from reviewclf.labeling.annotators.base import Annotator, Review, Vote
-from reviewclf.labeling.asking import Account, ask_all, paced
+from reviewclf.labeling.asking import ask_all
 from reviewclf.labeling.prompts import prepare_review
-from reviewclf.llm.budget import Budget
+from reviewclf.llm.budget import Budget, Paced
 from reviewclf.llm.journal import Journal, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
@@ -34,11 +36,6 @@ JOURNAL = "journal/written"
 # How many of the candidates pass is not known before the first have been judged.
 _FIRST_GUESS = 0.5
 _LEAST_GUESS = 0.1
-
-_COLUMNS = [
-    "review_id", "text", "text_clean", "text_hash", "label", "generator", "prompt", "seed", "request", "place", "examples",
-    "votes", "share", "reason", "detail",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,8 @@ def generate_and_filter(
     for written in read_journals(store, JOURNAL, Written):
         if written.identity not in answers and written.category == category:
             # An earlier attempt has paid for it.
-            budget.count(written.tokens_in, written.tokens_out)
+            budget.spend(written.tokens_in, written.tokens_out)
         answers.setdefault(written.identity, written)
-    account = Account(store, budget, digest_of(["synthesis", category, generator.version, settings.seed]))
     filters = DraftFilter(category, taxonomy, real, told=series.told, options=options)
     votes = {vote.identity: vote for vote in known_votes}
     drafts: list[dict[str, Any]] = []
@@ -137,27 +133,31 @@ def generate_and_filter(
     stopped: str | None = None
     most = series.most(n)
     done = 0
-    with account.opened():
+    with budget.opened(store, digest_of(["synthesis", category, generator.version, settings.seed])):
         while done < most and stopped is None:
             passed = sum(draft["reason"] is None for draft in drafts)
             if passed >= n:
                 break
             rate = max(passed / len(drafts), _LEAST_GUESS) if drafts else _FIRST_GUESS
-            more = min(most - done, max(1, -(-int(n - passed) // max(1, int(options.batch_size * rate)))))
+            more = min(most - done, max(1, math.ceil((n - passed) / max(1, int(options.batch_size * rate)))))
             requests = [series.request(number) for number in range(done, done + more)]
             done += more
-            stopped = _write(store, generator, requests, answers, account)
-            written_now = [answers[key] for request in requests if (key := series.identity(request)) in answers]
+            stopped = _write(store, generator, requests, answers, budget)
+            written_now = [answers[key] for request in requests if (key := request.identity(generator.version)) in answers]
             used.extend(written_now)
             fresh = [draft for written in written_now for draft in _drafts(written)]
             verdicts = filters.judge(*([draft[name] for draft in fresh] for name in ("text", "text_clean", "review_id")))
             for draft, verdict in zip(fresh, verdicts, strict=True):
                 _refuse(draft, verdict)
-            stopped = _vote(store, annotator, fresh, votes, settings, shards, account) or stopped
+            if annotator is not None:
+                reviews = [_review(draft) for draft in fresh if draft["reason"] is None]
+                given, unvoted = ask_all(store, [annotator], reviews, settings, known=set(votes), shards=shards, budget=budget)
+                votes.update((vote.identity, vote) for vote in given)
+                stopped = unvoted or stopped
             _check_votes(fresh, votes, category, options.min_vote_share)
             drafts.extend(fresh)
     figures = _check_diversity(drafts, real, category, options.min_diversity, settings.seed)
-    frame = pd.DataFrame(drafts, columns=_COLUMNS)
+    frame = pd.DataFrame(drafts, columns=tables.SYNTHETIC_SCHEMA.names)
     is_kept = frame["reason"].isna()
     report: dict[str, JsonValue] = {
         "category": category,
@@ -221,97 +221,69 @@ class _Series:
         examples = {key: self._examples[key] for key in shown}
         return prompt.fill(self._category, size, number=number, seed=self._seed, examples=examples)
 
-    def identity(self, request: WritingRequest) -> tuple[str, str, str, int, int]:
-        """Under which the answer to a request is kept."""
-        return (request.category, self._generator.version, request.prompt, request.seed, request.number)
-
 
 def _write(
     store: Store,
     generator: Generator,
     requests: Sequence[WritingRequest],
-    answers: dict[tuple[str, str, str, int, int], Written],
-    account: Account,
+    answers: dict[WrittenIdentity, Written],
+    budget: Budget,
 ) -> str | None:
     """Ask for what is not answered yet; why it ended early, if it did."""
-    open_requests = [
-        request
-        for request in requests
-        if (request.category, generator.version, request.prompt, request.seed, request.number) not in answers
-    ]
-    if not open_requests:
-        return None
+    open_requests = [request for request in requests if request.identity(generator.version) not in answers]
     if not generator.is_costly:
         answers.update((written.identity, written) for written in generator.write(open_requests))
         return None
-    if (reached := account.budget.reached()) is None:
-        with Journal(store, JOURNAL) as journal, paced(generator, account) as is_paced:
+    if not open_requests:
+        return None
+    if (reached := budget.reached()) is None:
+        if isinstance(generator, Paced):
+            generator.budget = budget
+        with Journal(store, JOURNAL) as journal:
             for written in generator.write(open_requests):
                 journal.add(written)
                 answers[written.identity] = written
-                account.budget.count(written.tokens_in, written.tokens_out)
-                if not is_paced and account.budget.reached() is not None:
+                budget.spend(written.tokens_in, written.tokens_out)
+                if not isinstance(generator, Paced) and budget.reached() is not None:
                     break
-        reached = account.budget.reached(1)
+        reached = budget.reached(1)
     if reached is not None:
         logger.warning("%s: writing stops", reached)
     return reached
 
 
-def _drafts(written: Written) -> list[dict[str, Any]]:
-    texts: Sequence[str] = written.texts
-    unreadable = not texts and written.raw is not None
-    drafts = []
-    for place, text in enumerate([written.raw or ""] if unreadable else texts):
+def _drafts(written: Written) -> Iterator[dict[str, Any]]:
+    """Candidates in the columns of ``tables.SYNTHETIC_SCHEMA``, one for each text of an answer, or for one without any."""
+    unreadable = not written.texts and written.raw is not None
+    of_request = written.model_dump(include={"generator", "prompt", "seed"})
+    for place, text in enumerate([written.raw or ""] if unreadable else written.texts):
         clean = clean_text(text)
         key = text_hash(clean)
-        drafts.append(
-            {
-                # The request is in the name: one text may be written twice.
-                "review_id": f"synthetic-{key[:12]}-{written.number}-{place}",
-                "text": text,
-                "text_clean": clean,
-                "text_hash": key,
-                "label": written.category,
-                "generator": written.generator,
-                "prompt": written.prompt,
-                "seed": written.seed,
-                "request": written.number,
-                "place": place,
-                "examples": list(written.examples),
-                "votes": 0,
-                "share": 0.0,
-                "reason": "unreadable_answer" if unreadable else None,
-                "detail": None,
-            }
-        )
-    return drafts
+        yield {
+            # The request is in the name: one text may be written twice.
+            "review_id": f"synthetic-{key[:12]}-{written.number}-{place}",
+            "text": text,
+            "text_clean": clean,
+            "text_hash": key,
+            "label": written.category,
+            **of_request,
+            "request": written.number,
+            "place": place,
+            "examples": list(written.examples),
+            "votes": 0,
+            "share": 0.0,
+            "reason": "unreadable_answer" if unreadable else None,
+            "detail": None,
+        }
+
+
+def _review(draft: dict[str, Any]) -> Review:
+    return Review(text_hash=draft["text_hash"], text=draft["text_clean"], review_ids=(draft["review_id"],))
 
 
 def _refuse(draft: dict[str, Any], verdict: Verdict | None) -> None:
     if verdict is not None and draft["reason"] is None:
         draft["reason"], draft["detail"] = verdict
-
-
-def _vote(
-    store: Store,
-    annotator: Annotator | None,
-    drafts: Sequence[dict[str, Any]],
-    votes: dict[Any, Vote],
-    settings: Settings,
-    shards: int,
-    account: Account,
-) -> str | None:
-    if annotator is None:
-        return None
-    reviews = [
-        Review(text_hash=draft["text_hash"], text=draft["text_clean"], review_ids=(draft["review_id"],))
-        for draft in drafts
-        if draft["reason"] is None
-    ]
-    given, stopped = ask_all(store, [annotator], reviews, settings, known=set(votes), shards=shards, account=account)
-    votes.update((vote.identity, vote) for vote in given)
-    return stopped
 
 
 def _check_votes(drafts: Sequence[dict[str, Any]], votes: dict[Any, Vote], category: str, min_share: float) -> None:

@@ -9,14 +9,13 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reviewclf.errors import AugmentationError
+from reviewclf.llm.prompts import PromptFile, read_prompts
 from reviewclf.llm.replies import strip_thoughts
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Category
@@ -28,7 +27,7 @@ _PLACE = re.compile(r"\{([a-z]+)\}")
 NonEmptyList = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class WritingPrompt(BaseModel):
+class WritingPrompt(PromptFile):
     """One way to ask for reviews; a YAML file.
 
     Attributes
@@ -46,13 +45,7 @@ class WritingPrompt(BaseModel):
         What is chosen from for a request.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
-    version: Annotated[int, Field(ge=1)]
     products: Annotated[int, Field(ge=1)] = 3
-    system: str
-    user: str
     examples: str
     mood: NonEmptyList
     length: NonEmptyList
@@ -140,6 +133,15 @@ class WritingRequest(BaseModel):
     user: str = ""
     examples: tuple[str, ...] = ()
 
+    def identity(self, generator: str) -> tuple[str, str, str, int, int]:
+        """Under which the answer of a generator is kept; see :class:`reviewclf.augmentation.generators.Written`."""
+        return (self.category, generator, self.prompt, self.seed, self.number)
+
+    @property
+    def own_seed(self) -> int:
+        """A seed for the model: another one for each request of a series."""
+        return self.seed * 1_000_003 % 2**31 + self.number
+
 
 def products_of(category: Category) -> list[str]:
     """Products that the description of a category lists; the whole description where it lists none."""
@@ -149,7 +151,7 @@ def products_of(category: Category) -> list[str]:
     return [part.strip() for part in listed.split(",") if part.strip()] or [text]
 
 
-def load_writing_prompts(folder: str | Path | None = None) -> list[WritingPrompt]:
+def load_writing_prompts(folder: Path | None = None) -> list[WritingPrompt]:
     """Read every ``*.yaml`` of a folder, sorted by name; those of the package by default.
 
     Raises
@@ -157,22 +159,8 @@ def load_writing_prompts(folder: str | Path | None = None) -> list[WritingPrompt
     AugmentationError
         There is none, two share an id, or one breaks its contract; the message names file and field.
     """
-    root = Path(str(resources.files("reviewclf").joinpath("augmentation/prompt_files"))) if folder is None else Path(folder)
-    prompts: list[WritingPrompt] = []
-    for path in sorted(root.glob("*.yaml")):
-        try:
-            prompt = WritingPrompt.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise AugmentationError(f"{path}: is no readable UTF-8 YAML file: {error}") from error
-        except ValidationError as error:
-            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-            raise AugmentationError(f"{path}: {places}") from error
-        if prompt.id in {known.id for known in prompts}:
-            raise AugmentationError(f"{path}: id: another prompt is called {prompt.id!r} already")
-        prompts.append(prompt)
-    if not prompts:
-        raise AugmentationError(f"{root}: no prompt (*.yaml) here; check REVIEWCLF_AUGMENTATION__PROMPTS")
-    return prompts
+    bundled, setting = "augmentation/prompt_files", "REVIEWCLF_AUGMENTATION__PROMPTS"
+    return read_prompts(WritingPrompt, folder, bundled=bundled, setting=setting, error_type=AugmentationError)
 
 
 # -- an answer, read --------------------------------------------------------------------------------------------------

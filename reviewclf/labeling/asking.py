@@ -3,109 +3,79 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Container, Iterator, Sequence
+from contextlib import nullcontext
 
-from pydantic import BaseModel, ConfigDict
+import pandas as pd
 
-from reviewclf.labeling.annotators.base import Annotator, Paced, Review, Vote, VoteIdentity
-from reviewclf.labeling.journal import VoteJournal, journaled_votes
-from reviewclf.llm.budget import Budget, progress
-from reviewclf.llm.journal import Journal, forget_all, read_journals
+from reviewclf import tables
+from reviewclf.errors import LabelingError
+from reviewclf.labeling.annotators import Annotator, Review, Vote, VoteIdentity, make_annotators
+from reviewclf.labeling.journal import journaled_votes, vote_journal
+from reviewclf.llm.budget import Budget, Paced, progress
 from reviewclf.manifest import digest_of
-from reviewclf.settings import Settings
+from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
+from reviewclf.taxonomy import Taxonomy
+from reviewclf.text import text_hash
 
 logger = logging.getLogger(__name__)
 
-_SPENT = "journal/spent"
-# Attempts of one run follow each other within minutes, while its server is away within a few hours.
-_ANOTHER_RUN = timedelta(hours=10)
 
-
-class Spent(BaseModel):
-    """What was paid for and is no vote: a question that no review is part of, an answer that was cut, time."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tokens_in: int = 0
-    tokens_out: int = 0
-    seconds: float = 0.0
-
-
-class Account:
-    """The budget of one run, over all its attempts.
+def run_llm(
+    texts: Sequence[str],
+    n_votes: int | None = None,
+    *,
+    settings: Settings | None = None,
+    annotator: Annotator | None = None,
+) -> pd.DataFrame:
+    """Votes of the configured language model on texts, without store or DAG: for a notebook or a quick look.
 
     Parameters
     ----------
-    store : Store
-        What is no vote is kept there until the run has come to its end.
-    budget : Budget
-        Counts.
-    run : str
-        Names the run: what earlier attempts of the same name have spent counts.
+    texts : sequence of str
+        Reviews; equal ones (up to case and punctuation) are asked about once.
+    n_votes : int, optional
+        Votes per review; default: ``REVIEWCLF_LLM__VOTES``.
+    settings : Settings, optional
+        Default: environment and ``.env``.
+    annotator : Annotator, optional
+        Who votes; default: the one that ``REVIEWCLF_LLM__BACKEND`` names.
+
+    Returns
+    -------
+    DataFrame
+        The votes table: one row a vote, ``label`` null (and ``reason`` set) where an answer could not be read. A budget
+        (``REVIEWCLF_LLM__MAX_*``) may end it early.
+
+    Raises
+    ------
+    LabelingError, AnnotatorUnavailableError
+        The model cannot be asked any more; the error's attribute ``votes`` holds the table of what it had answered by then.
     """
-
-    def __init__(self, store: Store, budget: Budget, run: str) -> None:
-        self.budget = budget
-        self._store, self._folder = store, f"{_SPENT}/{run}"
-        self._journal = Journal(store, self._folder)
-        # Told of what is spent from several threads.
-        self._lock = threading.Lock()
-
-    def spend(self, vote: Vote) -> None:
-        """Count a vote; what is not kept as one is kept here."""
-        if vote.is_kept:
-            with self._lock:
-                self.budget.spend(vote)
-        else:
-            self.count(vote.tokens_in, vote.tokens_out)
-
-    def count(self, tokens_in: int, tokens_out: int) -> None:
-        """Count tokens that no vote carries."""
-        with self._lock:
-            self.budget.count(tokens_in, tokens_out)
-            self._journal.add(Spent(tokens_in=tokens_in, tokens_out=tokens_out))
-
-    def may_ask(self, in_flight: int) -> bool:
-        """Whether there is room for one more question beside those in flight."""
-        return self.budget.reached(in_flight + 1) is None
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Count what earlier attempts have spent; at the end forget it, unless an error ends this attempt too."""
-        forget_all(self._store, _SPENT, idle=_ANOTHER_RUN)
-        for spent in read_journals(self._store, self._folder, Spent):
-            self.budget.count(spent.tokens_in, spent.tokens_out, spent.seconds)
-        before = self.budget.seconds
-        try:
-            yield
-        except BaseException:
-            seconds = self.budget.seconds - before
-            with self._lock:
-                # A server that is looked for every minute is no reason to write a file a minute.
-                if seconds >= 1.0:
-                    self._journal.add(Spent(seconds=seconds))
-                self._journal.flush()
-            raise
-        forget_all(self._store, self._folder)
-
-
-@contextmanager
-def paced(asked: object, account: Account) -> Iterator[bool]:
-    """Let an account say how much is asked, where whoever asks can be told; whether that is so."""
-    if not isinstance(asked, Paced):
-        yield False
-        return
-    before = asked.may_ask, asked.on_cost
-    asked.may_ask, asked.on_cost = account.may_ask, account.count
+    settings = settings or load_settings()
+    if n_votes is not None:
+        settings = settings.model_copy(update={"llm": settings.llm.model_copy(update={"votes": n_votes})})
+    if annotator is None:
+        annotator = make_annotators(settings, Taxonomy.load(settings.taxonomy))[0]
+    reviews = list({key: Review(text_hash=key, text=text) for text in texts for key in (text_hash(text),)}.values())
+    budget = Budget(settings.llm)
+    votes: list[Vote] = []
     try:
-        yield True
-    finally:
-        asked.may_ask, asked.on_cost = before
+        votes.extend(_votes_within(budget, annotator, reviews[: budget.room_for_reviews()]))
+    except LabelingError as error:
+        # They were paid for.
+        error.votes = _table(votes)
+        if votes:
+            error.add_note(f"{len(votes)} votes were given before; this error holds them as its attribute votes")
+        raise
+    return _table(votes)
+
+
+def _table(votes: Sequence[Vote]) -> pd.DataFrame:
+    rows = [vote.model_dump() for vote in sorted(votes, key=lambda vote: vote.identity)]
+    return pd.DataFrame(rows, columns=tables.VOTE_SCHEMA.names)
 
 
 def ask_all(
@@ -117,7 +87,7 @@ def ask_all(
     known: set[VoteIdentity],
     shards: int,
     shard: int = 0,
-    account: Account | None = None,
+    budget: Budget | None = None,
 ) -> tuple[list[Vote], str | None]:
     """Votes on `reviews` that are not `known`, sorted; and why the asking stopped early, if it did.
 
@@ -125,8 +95,8 @@ def ask_all(
     ----------
     shards, shard : int
         How many tasks share the budget, and which of them this is.
-    account : Account, optional
-        Where the asking is part of a larger run: counts what that has spent, and is opened and closed there.
+    budget : Budget, optional
+        Where the asking is part of a larger run: counts what that has spent, and is opened there.
     """
     stopped = None
     votes: dict[VoteIdentity, Vote] = {}
@@ -134,66 +104,65 @@ def ask_all(
         if not annotator.is_costly:
             votes.update((vote.identity, vote) for vote in annotator.annotate(reviews, known=known))
             continue
-        # What a killed attempt was answered is not asked again.
-        wanted = {(review.text_hash, *vote) for review in reviews for vote in annotator.expected(review)} - known
-        kept = {identity: vote for identity, vote in journaled_votes(store).items() if identity in wanted}
-        if kept:
-            logger.info("%d votes of an earlier attempt are kept", len(kept))
-        arguments = (annotator, reviews, settings, known, wanted, kept)
-        if account is not None:
-            stopped = _ask_one(store, account, *arguments)
-        else:
-            run = digest_of([annotator.version, [review.text_hash for review in reviews]])
-            of_run = Account(store, Budget(settings.llm, shards=shards, shard=shard), run)
-            with of_run.opened():
-                stopped = _ask_one(store, of_run, *arguments)
-        votes.update(kept)
+        run = digest_of([annotator.version, [review.text_hash for review in reviews]])
+        own = Budget(settings.llm, shards=shards, shard=shard)
+        with own.opened(store, run) if budget is None else nullcontext():
+            given, stopped = _ask_costly(store, budget or own, annotator, reviews, known)
+        votes.update(given)
     return [votes[identity] for identity in sorted(votes)], stopped
 
 
-def _ask_one(
-    store: Store,
-    account: Account,
-    annotator: Annotator,
-    reviews: Sequence[Review],
-    settings: Settings,
-    known: set[VoteIdentity],
-    wanted: set[VoteIdentity],
-    votes: dict[VoteIdentity, Vote],
-) -> str | None:
-    """Ask for what is wanted and not among `votes`, which grow; why it ended early, if it did."""
-    budget = account.budget
+def _ask_costly(
+    store: Store, budget: Budget, annotator: Annotator, reviews: Sequence[Review], known: set[VoteIdentity]
+) -> tuple[dict[VoteIdentity, Vote], str | None]:
+    wanted = {(review.text_hash, *vote) for review in reviews for vote in annotator.expected(review)} - known
+    # What a killed attempt was answered is not asked again.
+    votes = {identity: vote for identity, vote in journaled_votes(store).items() if identity in wanted}
+    if votes:
+        logger.info("%d votes of an earlier attempt are kept", len(votes))
     for vote in votes.values():
         if vote.tokens_in or vote.tokens_out:
-            budget.spend(vote)
-    missing = wanted - set(votes)
-    open_reviews = [
-        review for review in reviews if any((review.text_hash, *vote) in missing for vote in annotator.expected(review))
-    ]
-    room = budget.room_for_reviews()
-    chosen = open_reviews if room is None else open_reviews[: max(0, room - budget.reviews)]
+            budget.spend(vote.tokens_in, vote.tokens_out, review=vote.text_hash)
+    missing = {identity[0] for identity in wanted - set(votes)}
+    open_reviews = [review for review in reviews if review.text_hash in missing]
+    chosen = open_reviews[: budget.room_for_reviews()]
     stopped = budget.reached()
-    if stopped is None and len(chosen) < len(open_reviews):
-        stopped = f"REVIEWCLF_LLM__MAX_REVIEWS={settings.llm.max_reviews} is reached"
     not_kept: Counter[str] = Counter()
-    if chosen and budget.reached() is None:
-        with VoteJournal(store) as journal, progress(len(missing)) as shown, paced(annotator, account) as is_paced:
-            for vote in annotator.annotate(chosen, known=known | set(votes)):
+    if chosen and stopped is None:
+        with vote_journal(store) as journal:
+            for vote in _votes_within(budget, annotator, chosen, known=known | set(votes)):
                 if vote.is_kept:
                     journal.add(vote)
                     votes[vote.identity] = vote
                 else:
                     not_kept[str(vote.reason)] += 1
-                account.spend(vote)
-                shown.step()
-                if not is_paced and budget.reached() is not None:
-                    break
     for reason, count in not_kept.most_common(5):
         logger.warning("%d answer(s) are no votes and will be asked for again: %s", count, reason)
-    left = len(wanted - set(votes)) - not_kept.total()
+    if stopped is None and len(chosen) < len(open_reviews):
+        stopped = f"REVIEWCLF_LLM__MAX_REVIEWS={budget.max_reviews} is reached"
     stopped = stopped or budget.reached(1)
+    left = len(wanted - set(votes)) - not_kept.total()
     if stopped is None or left <= 0:
-        return None
+        return votes, None
     stopped = f"{stopped}: {budget.votes} votes on {budget.reviews} reviews, {left} votes left for the next run"
     logger.warning("%s", stopped)
-    return stopped
+    return votes, stopped
+
+
+def _votes_within(
+    budget: Budget, annotator: Annotator, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()
+) -> Iterator[Vote]:
+    """Votes as they come, each counted, until the budget ends it."""
+    if isinstance(annotator, Paced):
+        annotator.budget = budget
+    expected = ((review.text_hash, *vote) for review in reviews for vote in annotator.expected(review))
+    with progress(sum(identity not in known for identity in expected)) as step:
+        for vote in annotator.annotate(reviews, known=known):
+            if vote.is_kept:
+                budget.spend(vote.tokens_in, vote.tokens_out, review=vote.text_hash)
+            else:
+                budget.waste(vote.tokens_in, vote.tokens_out)
+            yield vote
+            step()
+            if not isinstance(annotator, Paced) and budget.reached() is not None:
+                return

@@ -11,11 +11,9 @@ from reviewclf.storage import Store
 _FOLDER = "journal/votes"
 
 
-class VoteJournal(Journal):
-    """The journal of votes."""
-
-    def __init__(self, store: Store, *, flush_seconds: float = 1.0) -> None:
-        super().__init__(store, _FOLDER, flush_seconds=flush_seconds)
+def vote_journal(store: Store) -> Journal:
+    """A journal for one writer of votes."""
+    return Journal(store, _FOLDER)
 
 
 def journaled_votes(store: Store) -> dict[VoteIdentity, Vote]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.injection import MASKED, hide_orders
+from reviewclf.llm.prompts import PromptFile, read_prompts
 from reviewclf.llm.replies import storable
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Taxonomy
@@ -28,7 +27,7 @@ _CODES = "123456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 CONTENT_FREE = ("[отзыв]", "…", "N/A")
 
 
-class Prompt(BaseModel):
+class Prompt(PromptFile):
     """One phrasing of the question; a YAML file.
 
     Attributes
@@ -41,13 +40,7 @@ class Prompt(BaseModel):
         The messages. In the first ``{categories}`` (with descriptions) or ``{names}``, in the second ``{text}`` is filled in.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
-    version: Annotated[int, Field(ge=1)]
     order: Literal["taxonomy", "reversed", "shuffled"] = "taxonomy"
-    system: str
-    user: str
 
     @field_validator("system")
     @classmethod
@@ -67,20 +60,21 @@ class Prompt(BaseModel):
         """The question about one taxonomy; `draw` 1, 2, ... lists the categories in other orders."""
         categories = list(taxonomy.categories)
         if len(categories) > len(_CODES):
-            raise LabelingError(
-                f"a language model can be asked about {len(_CODES)} categories at most, found {len(categories)}"
-            )
+            most = f"a language model can be asked about {len(_CODES)} categories at most"
+            raise LabelingError(f"{most}, found {len(categories)}")
         if draw > 0 or self.order == "shuffled":
             random.Random(f"{self.id}:{draw}").shuffle(categories)  # noqa: S311 - an order, not a secret
         elif self.order == "reversed":
             categories.reverse()
-        described = "\n".join(f"{code}. {c.name}: {c.description}" for code, c in zip(_CODES, categories, strict=False))
-        named = "\n".join(f"{code}. {c.name}" for code, c in zip(_CODES, categories, strict=False))
+        coded = dict(zip(_CODES, categories, strict=False))
+        described = "\n".join(f"{code}. {category.name}: {category.description}" for code, category in coded.items())
+        named = "\n".join(f"{code}. {category.name}" for code, category in coded.items())
         before, after = self.user.strip().split("{text}")
+        asked = [self.model_dump(), [[category.name, category.description] for category in taxonomy.categories]]
         return Question(
-            name=f"{self.id}@{self.version}+{digest_of([self.model_dump(), _asked(taxonomy)])[:8]}",
+            name=f"{self.id}@{self.version}+{digest_of(asked)[:8]}",
             draw=draw,
-            labels=dict(zip(_CODES, (category.name for category in categories), strict=False)),
+            labels={code: category.name for code, category in coded.items()},
             system=self.system.strip().replace("{categories}", described).replace("{names}", named),
             before=before,
             after=after,
@@ -117,11 +111,7 @@ class Question(BaseModel):
         return f"{self.before}{text}{self.after}"
 
 
-def _asked(taxonomy: Taxonomy) -> list[list[str]]:
-    return [[category.name, category.description] for category in taxonomy.categories]
-
-
-def load_prompts(folder: str | Path | None = None) -> list[Prompt]:
+def load_prompts(folder: Path | None = None) -> list[Prompt]:
     """Read every ``*.yaml`` of a folder, sorted by name; those of the package by default.
 
     Raises
@@ -129,22 +119,8 @@ def load_prompts(folder: str | Path | None = None) -> list[Prompt]:
     LabelingError
         There is none, two share an id, or one breaks its contract; the message names file and field.
     """
-    root = Path(str(resources.files("reviewclf").joinpath("labeling/prompt_files"))) if folder is None else Path(folder)
-    prompts: list[Prompt] = []
-    for path in sorted(root.glob("*.yaml")):
-        try:
-            prompt = Prompt.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise LabelingError(f"{path}: is no readable UTF-8 YAML file: {error}") from error
-        except ValidationError as error:
-            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-            raise LabelingError(f"{path}: {places}") from error
-        if prompt.id in {known.id for known in prompts}:
-            raise LabelingError(f"{path}: id: another prompt is called {prompt.id!r} already")
-        prompts.append(prompt)
-    if not prompts:
-        raise LabelingError(f"{root}: no prompt (*.yaml) here; check REVIEWCLF_LLM__PROMPTS")
-    return prompts
+    bundled, setting = "labeling/prompt_files", "REVIEWCLF_LLM__PROMPTS"
+    return read_prompts(Prompt, folder, bundled=bundled, setting=setting, error_type=LabelingError)
 
 
 # -- a review, made safe ---------------------------------------------------------------------------------------------

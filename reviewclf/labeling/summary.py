@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 _KIND = "labelling"
 
 
-def log_labelling(tracker: Tracker, labelled: Manifest, *, backend: str, model: str) -> str:
+def log_labelling(tracker: Tracker, labelled: Manifest, *, backend: str, model: str | None) -> str:
     """The run of one labelling, made at the first call.
 
     Parameters
     ----------
     labelled : Manifest
         From :func:`reviewclf.stages.label.aggregate`.
-    backend, model : str
-        Who was asked.
+    backend : str
+        ``REVIEWCLF_LLM__BACKEND``.
+    model : str or None
+        The language model that was asked, if one was.
     """
     if known := tracker.finished_run(labelled.digest, _KIND):
         return known
@@ -48,7 +50,7 @@ def log_labelling(tracker: Tracker, labelled: Manifest, *, backend: str, model: 
         tracker.log_json(run_id, calibration.model_dump(mode="json"), "labels/reliability.json")
         figure = plot_reliability(calibration, "Labels against people, on gold reviews that were voted on")
         tracker.log_figure(run_id, figure, "labels/reliability.png")
-    tracker.log(run_id, params={"backend": backend, **({} if backend == "recorded" else {"model": model})}, metrics=metrics)
+    tracker.log(run_id, params={"backend": backend, **({} if model is None else {"model": model})}, metrics=metrics)
     tracker.log_json(run_id, labelled.model_dump(mode="json"), "labels.json")
     tracker.finish(run_id)
     return run_id

@@ -23,13 +23,9 @@ def problem_of_error(error: Exception, options: LLMSettings) -> ChatProblem:
     if isinstance(error, openai.APIStatusError):
         return problem_of(error.status_code, _body(error), retry_after=_retry_after(error.response.headers))
     if isinstance(error, openai.APITimeoutError):
-        problem = ChatProblem(
-            Kind.AWAY,
-            f"no answer within {options.timeout_seconds:g} s; a server that works but is slow needs a higher "
-            "REVIEWCLF_LLM__TIMEOUT_SECONDS or a lower REVIEWCLF_LLM__CONCURRENCY",
-        )
-        problem.is_timeout = True
-        return problem
+        hint = "a higher REVIEWCLF_LLM__TIMEOUT_SECONDS or a lower REVIEWCLF_LLM__CONCURRENCY"
+        said = f"no answer within {options.timeout_seconds:g} s; a server that works but is slow needs {hint}"
+        return ChatProblem(Kind.AWAY, said, is_timeout=True)
     reasons = _chain(error)
     said = next((str(reason) for reason in reversed(reasons) if str(reason)), type(error).__name__)
     if not isinstance(error, openai.APIConnectionError):
@@ -39,11 +35,8 @@ def problem_of_error(error: Exception, options: LLMSettings) -> ChatProblem:
         if isinstance(reason, ssl.SSLError) or type(reason).__name__ in ("UnsupportedProtocol", "TooManyRedirects"):
             return ChatProblem(Kind.ADDRESS, said)
         # Names without a dot are those of services beside this one, which have none while they are away.
-        if (
-            isinstance(reason, socket.gaierror)
-            and reason.errno in _NO_NAME
-            and "." in (urlsplit(str(options.base_url)).hostname or "")
-        ):
+        is_public = "." in (urlsplit(str(options.base_url)).hostname or "")
+        if is_public and isinstance(reason, socket.gaierror) and reason.errno in _NO_NAME:
             return ChatProblem(Kind.ADDRESS, said)
     return ChatProblem(Kind.AWAY, said)
 
@@ -83,29 +76,22 @@ def explained(problem: ChatProblem, options: LLMSettings, server: str) -> Labeli
     """What a problem means to people, and the way out."""
     said = f"({problem.message})"
     address = "check REVIEWCLF_LLM__BASE_URL (it mostly ends in /v1)"
-    if problem.kind in (Kind.AWAY, Kind.FAILED):
+    more = f"raise REVIEWCLF_LLM__THINKING_TOKENS (now {options.thinking_tokens})"
+    kind = Kind.MODEL if problem.kind is Kind.ADDRESS and problem.status == 404 else problem.kind
+    if kind in (Kind.AWAY, Kind.FAILED):
         return AnnotatorUnavailableError(
             f"the server {server} cannot be reached or is overloaded {said}; "
             "votes so far are kept, run the task again when it is back (REVIEWCLF_LLM__BASE_URL)"
         )
-    if problem.kind is Kind.CREDIT:
-        return LabelingError(
-            f"the server {server} wants to be paid {said}; top up the account or raise its limit, then run the task again: "
-            "votes so far are kept"
-        )
-    if problem.kind is Kind.KEY:
-        return LabelingError(f"the server {server} refuses the key {said}; set OPENAI_API_KEY")
-    if problem.kind is Kind.MODEL or (problem.kind is Kind.ADDRESS and problem.status == 404):
-        return LabelingError(
-            f"the server {server} does not know the model {options.model!r} or is no OpenAI-compatible server {said}; "
-            f"set REVIEWCLF_LLM__MODEL, or {address}"
-        )
-    if problem.kind is Kind.ADDRESS:
-        return LabelingError(f"the server {server} is no OpenAI-compatible server {said}; {address}")
-    if problem.kind is Kind.CUT:
-        more = f"raise REVIEWCLF_LLM__THINKING_TOKENS (now {options.thinking_tokens})"
-        return LabelingError(
-            f"the model {options.model} thinks before it answers {said}: "
-            + (more if options.thinking == "off" else f"set REVIEWCLF_LLM__THINKING=off, or {more}")
-        )
-    return LabelingError(f"the server {server} refused the question: {problem.message}")
+    if kind is Kind.CUT:
+        way_out = more if options.thinking == "off" else f"set REVIEWCLF_LLM__THINKING=off, or {more}"
+        return LabelingError(f"the model {options.model} thinks before it answers {said}: {way_out}")
+    what = {
+        Kind.CREDIT: f"wants to be paid {said}; top up the account or raise its limit, then run the task again: "
+        "votes so far are kept",
+        Kind.KEY: f"refuses the key {said}; set OPENAI_API_KEY",
+        Kind.MODEL: f"does not know the model {options.model!r} or is no OpenAI-compatible server {said}; "
+        f"set REVIEWCLF_LLM__MODEL, or {address}",
+        Kind.ADDRESS: f"is no OpenAI-compatible server {said}; {address}",
+    }
+    return LabelingError(f"the server {server} {what.get(kind, f'refused the question: {problem.message}')}")

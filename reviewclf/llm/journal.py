@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -42,7 +41,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.flush()
 
     def add(self, row: BaseModel) -> None:
@@ -67,12 +66,7 @@ def read_journals(store: Store, folder: str, kind: type[Row]) -> Iterator[Row]:
 
 
 def forget_journals(
-    store: Store,
-    folder: str,
-    kind: type[Row],
-    is_published: Callable[[Row], bool],
-    *,
-    now: datetime | None = None,
+    store: Store, folder: str, kind: type[Row], is_published: Callable[[Row], bool], *, now: datetime | None = None
 ) -> int:
     """Remove journals whose rows are all published and that nobody has written to for an hour; how many.
 

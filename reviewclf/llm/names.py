@@ -29,13 +29,12 @@ def matching(wanted: str, names: Sequence[str]) -> list[str]:
 
     A name without a tag means the one model of that name, whatever its tag; where there are several, none.
     """
-    same = [name for name in names if _is_end(_untagged(wanted), _untagged(name)) and _tags_agree(wanted, name)]
-    if same:
-        return same
-    if _tag(wanted):
-        return []
-    tagged = [name for name in names if _is_end(wanted.casefold(), name.casefold().rpartition(":")[0])]
-    return tagged if len(tagged) == 1 else []
+    base, tag = _base_and_tag(wanted)
+    alike = [(name, other) for name in names for start, other in (_base_and_tag(name),) if _is_end(base, start)]
+    same = [name for name, other in alike if (other or "latest") == (tag or "latest")]
+    if not same and not tag and len(alike) == 1:
+        return [alike[0][0]]
+    return same
 
 
 def _is_end(one: str, other: str) -> bool:
@@ -43,15 +42,6 @@ def _is_end(one: str, other: str) -> bool:
     return bool(one and other) and (one == other or one.endswith(f"/{other}") or other.endswith(f"/{one}"))
 
 
-def _tag(name: str) -> str:
-    tag = name.casefold().rpartition(":")[2] if ":" in name else ""
-    return "" if "/" in tag else tag
-
-
-def _untagged(name: str) -> str:
-    tag = _tag(name)
-    return name.casefold().removesuffix(f":{tag}") if tag else name.casefold()
-
-
-def _tags_agree(one: str, other: str) -> bool:
-    return (_tag(one) or "latest") == (_tag(other) or "latest")
+def _base_and_tag(name: str) -> tuple[str, str]:
+    base, _, tag = name.casefold().rpartition(":")
+    return (name.casefold(), "") if not base or "/" in tag else (base, tag)

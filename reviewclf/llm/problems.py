@@ -54,6 +54,7 @@ class ChatProblem(Exception):  # noqa: N818 - some are no errors but answers of 
         code: str = "",
         status: int | None = None,
         retry_after: float | None = None,
+        is_timeout: bool = False,
     ) -> None:
         self.kind = kind
         self.message = " ".join(message.split())[:300]
@@ -61,7 +62,7 @@ class ChatProblem(Exception):  # noqa: N818 - some are no errors but answers of 
         self.about = f"{param} {code} {message}".casefold()
         self.status = status
         self.retry_after = retry_after
-        self.is_timeout = False
+        self.is_timeout = is_timeout
         super().__init__(self.message)
 
 

@@ -37,7 +37,9 @@ class Reply(NamedTuple):
     has_thought : bool
         The model thought before it answered, there or in a field of its own.
     refusal : str or None
-        Why there is no answer though the model is done: it refused, a filter took it, it called a tool.
+        Why there is no answer: the model or its server refused, a filter took it, it called a tool.
+    is_final : bool
+        False where asking again may bring an answer: the server failed on this question.
     tokens : list of dict
         The answer's tokens with their probabilities, as servers list them; empty where they do not.
     tokens_in, tokens_out : int
@@ -50,6 +52,7 @@ class Reply(NamedTuple):
     is_cut: bool = False
     has_thought: bool = False
     refusal: str | None = None
+    is_final: bool = True
     tokens: list[dict[str, Any]] = []  # noqa: RUF012 - never changed
     tokens_in: int = 0
     tokens_out: int = 0

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from reviewclf.llm.problems import ChatProblem
 
@@ -33,8 +33,8 @@ _FEWER = 5
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A question, before it is known how the server wants to be asked.
+class ChatRequest:
+    """What a server is asked, before it is known in which way it wants to be asked.
 
     Attributes
     ----------
@@ -42,8 +42,8 @@ class Wanted:
         The messages.
     form : str
         Name of the answer's form.
-    schema : dict
-        JSON schema of the answer.
+    properties : dict
+        JSON schemas of the fields of the answer, all of which it must have.
     tokens : callable
         Room for the answer by the way it is held to its form, and whether probabilities come with it.
     temperature : float
@@ -57,11 +57,17 @@ class Wanted:
     system: str
     user: str
     form: str
-    schema: Mapping[str, Any]
+    properties: Mapping[str, Any]
     tokens: Callable[[str, bool], int]
     temperature: float = 0.0
     choices: Sequence[str] = ()
     seed: int | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the answer."""
+        required = list(self.properties)
+        return {"type": "object", "properties": self.properties, "required": required, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -99,59 +105,58 @@ class Ways:
     quiet: str | None = None
     room: int = 0
 
-    def arguments(self, wanted: Wanted) -> dict[str, Any]:
+    def arguments(self, request: ChatRequest) -> dict[str, Any]:
         """Arguments of the client's ``chat.completions.create``."""
-        user = f"{wanted.user}\n/no_think" if self.quiet == "/no_think" else wanted.user
+        user = f"{request.user}\n/no_think" if self.quiet == "/no_think" else request.user
         if self.has_system:
-            messages = [{"role": "system", "content": wanted.system}, {"role": "user", "content": user}]
+            messages = [{"role": "system", "content": request.system}, {"role": "user", "content": user}]
         else:
-            messages = [{"role": "user", "content": f"{wanted.system}\n\n{user}"}]
+            messages = [{"role": "user", "content": f"{request.system}\n\n{user}"}]
         arguments: dict[str, Any] = {"model": self.models[0], "messages": messages, "stream": False}
         extra: dict[str, Any] = dict(QUIET[self.quiet]) if self.quiet else {}
-        form = self.form(wanted)
+        form = self.form(request)
         if form == "choice":
-            extra["structured_outputs"] = {"choice": list(wanted.choices)}
+            extra["structured_outputs"] = {"choice": list(request.choices)}
         elif form == "json_schema":
-            schema = {"name": wanted.form, "strict": True, "schema": wanted.schema}
+            schema = {"name": request.form, "strict": True, "schema": request.schema}
             arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif form == "json_object":
             # llama.cpp holds the answer to the schema, others to JSON at least.
-            extra["response_format"] = {"type": "json_object", "schema": wanted.schema}
+            extra["response_format"] = {"type": "json_object", "schema": request.schema}
         if self.has_temperature:
-            arguments["temperature"] = wanted.temperature
-        if self.has_seed and wanted.seed is not None:
-            arguments["seed"] = wanted.seed
+            arguments["temperature"] = request.temperature
+        if self.has_seed and request.seed is not None:
+            arguments["seed"] = request.seed
         if self.probabilities:
             arguments.update(logprobs=True, top_logprobs=self.probabilities)
         if self.limit is not None:
-            arguments[self.limit] = max(self.least_tokens, wanted.tokens(form, bool(self.probabilities)) + self.room)
+            arguments[self.limit] = max(self.least_tokens, request.tokens(form, bool(self.probabilities)) + self.room)
         if extra:
             arguments["extra_body"] = extra
         return arguments
 
-    def form(self, wanted: Wanted) -> str:
+    def form(self, request: ChatRequest) -> str:
         """The form that this question is held to."""
-        return next(form for form in self.forms if wanted.choices or form != "choice")
+        return next(form for form in self.forms if request.choices or form != "choice")
 
 
 def simpler(ways: Ways, problem: ChatProblem) -> Ways | None:
     """The next way to ask where a server names what it refuses; None where it names nothing that could be left out."""
     for about in (problem.param, problem.about):
         for names, step in _STEPS:
-            if names.search(about) and (other := step(ways, problem.about)) is not None:
+            if names.search(about) and (other := _changed(ways, step, problem.about)) is not None:
                 return other
     return None
 
 
 def alternatives(ways: Ways) -> Iterator[Ways]:
     """Ways to try where a server refuses without saying what: each thing left out by itself, then all of them."""
-    steps = [step for _, step in _STEPS]
-    for step in steps:
-        other = step(ways, "")
+    for _, step in _STEPS:
+        other = _changed(ways, step, "")
         while other is not None:
             yield other
             # Of the forms every one is tried, of the rest the first other way.
-            other = step(other, "") if step is _looser else None
+            other = _changed(other, step, "") if step is _looser else None
     yield plainest(ways)
     yield dataclasses.replace(plainest(ways), limit=None)
 
@@ -163,75 +168,60 @@ def plainest(ways: Ways) -> Ways:
     )
 
 
-def _fewer(ways: Ways, about: str) -> Ways | None:
-    if not ways.probabilities:
-        return None
+def is_misunderstanding(problem: ChatProblem) -> bool:
+    """Whether a server that answers 500 rather means that it does not know what the request asks for."""
+    return any(names.search(problem.about) for names, _ in _STEPS) or "validation error" in problem.about
+
+
+_Step: TypeAlias = Callable[[Ways, str], dict[str, Any]] | dict[str, Any]
+
+
+def _changed(ways: Ways, step: _Step, about: str) -> Ways | None:
+    """The ways after a step; None where it changes nothing."""
+    other = dataclasses.replace(ways, **(step(ways, about) if callable(step) else step))
+    return None if other == ways else other
+
+
+def _fewer(ways: Ways, about: str) -> dict[str, Any]:
     allowed = [int(number) for number in re.findall(r"(?<![\d.])\d{1,2}(?![\d.])", about)]
-    fewer = max((number for number in allowed if 0 < number < ways.probabilities), default=0)
-    if not fewer and ways.probabilities > _FEWER:
-        fewer = _FEWER
-    return dataclasses.replace(ways, probabilities=fewer)
+    usual = _FEWER if ways.probabilities > _FEWER else 0
+    return {"probabilities": max((number for number in allowed if 0 < number < ways.probabilities), default=usual)}
 
 
-def _without_probabilities(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, probabilities=0) if ways.probabilities else None
-
-
-def _other_limit(ways: Ways, about: str) -> Ways | None:
+def _other_limit(ways: Ways, about: str) -> dict[str, Any]:
     """Another name for the limit, or a higher one where it is too low."""
     if found := re.search(r"(?:at least|minimum|greater than or equal to|>=)\D{0,30}(\d{1,4})\b", about):
-        least = int(found[1])
-        return dataclasses.replace(ways, least_tokens=least) if least > ways.least_tokens else None
-    if ways.limit == "max_tokens":
-        return dataclasses.replace(ways, limit="max_completion_tokens")
-    return dataclasses.replace(ways, limit=None) if ways.limit is not None else None
+        return {"least_tokens": max(int(found[1]), ways.least_tokens)}
+    return {"limit": "max_completion_tokens" if ways.limit == "max_tokens" else None}
 
 
-def _without_temperature(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, has_temperature=False) if ways.has_temperature else None
+def _looser(ways: Ways, _about: str) -> dict[str, Any]:
+    return {"forms": ways.forms[1:] or ways.forms}
 
 
-def _looser(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, forms=ways.forms[1:]) if len(ways.forms) > 1 else None
-
-
-def _without_seed(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, has_seed=False) if ways.has_seed else None
-
-
-def _quieter(ways: Ways, about: str) -> Ways | None:
+def _quieter(_ways: Ways, about: str) -> dict[str, Any]:
     """DashScope's models think by default, and must be told not to where an answer is not streamed."""
-    return dataclasses.replace(ways, quiet="enable_thinking") if about and ways.quiet != "enable_thinking" else None
+    return {"quiet": "enable_thinking"} if about else {}
 
 
-def _louder(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, quiet=None) if ways.quiet else None
-
-
-def _one_message(ways: Ways, _about: str) -> Ways | None:
-    return dataclasses.replace(ways, has_system=False) if ways.has_system else None
-
-
-# In the order in which they are looked for: the longer name before the shorter one that it holds.
-_STEPS: tuple[tuple[re.Pattern[str], Callable[[Ways, str], Ways | None]], ...] = (
+# What a refusal names, and what is then asked otherwise. The longer name stands before the shorter one that it holds.
+_STEPS: tuple[tuple[re.Pattern[str], _Step], ...] = (
     (re.compile(r"top_?logprobs"), _fewer),
-    (re.compile(r"logprob|probabilities"), _without_probabilities),
+    (re.compile(r"logprob|probabilities"), {"probabilities": 0}),
     (re.compile(r"max_(?:completion_|output_)?tokens|maxoutputtokens"), _other_limit),
-    (re.compile(r"temperature"), _without_temperature),
+    (re.compile(r"temperature"), {"has_temperature": False}),
     (
         re.compile(r"response_?format|structured.?outputs?|guided|grammar|json.?(?:schema|object|mode)|\bschema\b|\bstrict\b"),
         _looser,
     ),
-    (re.compile(r"\bseed\b"), _without_seed),
+    (re.compile(r"\bseed\b"), {"has_seed": False}),
     (re.compile(r"enable_thinking\W{0,3}(?:must|should|has to|needs? to).{0,20}false"), _quieter),
-    (re.compile(r"chat_template_kwargs|enable_thinking|reasoning|\bthink(?:ing)?\b|extra.?(?:body|fields?|inputs?)"), _louder),
+    (
+        re.compile(r"chat_template_kwargs|enable_thinking|reasoning|\bthink(?:ing)?\b|extra.?(?:body|fields?|inputs?)"),
+        {"quiet": None},
+    ),
     (
         re.compile(r"system.{0,20}(?:role|message|prompt)|role.{0,20}system|developer instruction|roles must alternate"),
-        _one_message,
+        {"has_system": False},
     ),
 )
-
-
-def is_misunderstanding(problem: ChatProblem) -> bool:
-    """Whether a server that answers 500 rather means that it does not know what the request asks for."""
-    return any(names.search(problem.about) for names, _ in _STEPS) or "validation error" in problem.about

@@ -14,12 +14,11 @@ from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import ConflictError, LabelingError
 from reviewclf.evaluation import reliability
-from reviewclf.labeling.annotators import RecordedAnnotator, make_annotators
-from reviewclf.labeling.annotators.base import Review, VoteIdentity
+from reviewclf.labeling.annotators import RecordedAnnotator, Review, VoteIdentity, make_annotators
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.asking import ask_all
 from reviewclf.labeling.votes import aggregate_llm_votes
-from reviewclf.llm.budget import costs_of
+from reviewclf.llm.budget import costs_of, total_costs
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.storage import Snapshot, StageResult, Store
@@ -205,20 +204,23 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
         break
     else:
         raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
-    _log(settings, manifest)
+    _log(settings, manifest, taxonomy)
     return manifest
 
 
-def _log(settings: Settings, labelled: Manifest) -> None:
-    from reviewclf.labeling.prompts import load_prompts
+def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
+    from reviewclf.labeling.annotators.prompted import PromptedAnnotator
     from reviewclf.labeling.summary import log_labelling
     from reviewclf.registry.prompts import register_prompts
     from reviewclf.registry.tracking import Tracker
 
     tracker = Tracker(settings.tracking_uri)
-    if settings.llm.backend != "recorded":
-        register_prompts(tracker, load_prompts(settings.llm.prompts))
-    log_labelling(tracker, labelled, backend=settings.llm.backend, model=f"{settings.llm.model}@{settings.llm.revision}")
+    voter = make_annotators(settings, taxonomy)[0]
+    model = None
+    if isinstance(voter, PromptedAnnotator):
+        register_prompts(tracker, voter.prompts)
+        model = voter.annotator
+    log_labelling(tracker, labelled, backend=settings.llm.backend, model=model)
 
 
 def _aggregate_once(
@@ -255,7 +257,7 @@ def _aggregate_once(
         details: dict[str, Any] = {
             "labels_by_class": labels["label"].value_counts().to_dict(),
             "decisions": labels["decision"].value_counts().to_dict(),
-            "costs": total_costs(annotated),
+            "costs": costs_of_shards(annotated),
         }
         if gold is not None:
             details.update(_against_gold(gold.frame, labels, votes, taxonomy.names))
@@ -375,14 +377,7 @@ def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame,
     }
 
 
-def total_costs(annotated: Sequence[Manifest]) -> dict[str, float]:
+def costs_of_shards(annotated: Sequence[Manifest]) -> dict[str, float]:
     """What all shards cost together; empty when nothing did."""
-    total: dict[str, float] = {}
-    for manifest in annotated:
-        costs: Any = manifest.details.get("costs") or {}
-        for name, value in costs.items():
-            total[name] = total.get(name, 0.0) + float(value)
-    if total.get("reviews"):
-        total["cost_per_1000_reviews"] = 1000 * total["cost"] / total["reviews"]
-        total["tokens_per_review"] = (total["tokens_in"] + total["tokens_out"]) / total["reviews"]
-    return total
+    parts: Any = [manifest.details.get("costs") or {} for manifest in annotated]
+    return total_costs(parts)

@@ -18,7 +18,7 @@ from reviewclf.labeling.review import review_queue
 from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.stages.label import aggregate, all_reviews, decide_labels, total_costs, usable_votes, vote_identities
+from reviewclf.stages.label import aggregate, all_reviews, costs_of_shards, decide_labels, usable_votes, vote_identities
 from reviewclf.storage import StageResult, Store
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
@@ -59,7 +59,7 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
         "options": settings.aggregation,
         "new": [manifest.digest for manifest in annotated],
     }
-    total = total_costs(annotated)
+    total = costs_of_shards(annotated)
     return store.run_stage(
         "collect",
         1,

@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from reviewclf import cli
+from reviewclf.augmentation import generators
 from reviewclf.augmentation.amounts import choices_of
-from reviewclf.augmentation.generators import base as generators
 from reviewclf.errors import AnnotatorUnavailableError, AugmentationError, DatasetError
 from reviewclf.manifest import Manifest
 from reviewclf.registry.tracking import Tracker

@@ -19,7 +19,7 @@ import pytest
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import RegistryError, StoreError
 from reviewclf.labeling.annotators.base import Vote
-from reviewclf.labeling.journal import VoteJournal, journaled_votes
+from reviewclf.labeling.journal import journaled_votes, vote_journal
 from reviewclf.manifest import Manifest
 from reviewclf.promotion.aliases import history
 from reviewclf.registry.model import aliases, versions
@@ -150,7 +150,7 @@ def test_write_beyond_a_limit_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_vote_that_did_not_fit_is_told_and_those_before_it_are_kept(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     votes = [Vote(text_hash=f"{number:032x}", annotator="a@1", prompt="p@1", draw=0, label="одежда") for number in range(20)]
-    journal = VoteJournal(store)
+    journal = vote_journal(store)
     kept = 0
 
     def keep_all() -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from reviewclf.augmentation import generate_and_filter
-from reviewclf.augmentation.generators.openai import OpenAIGenerator
+from reviewclf.augmentation.generators.prompted import OpenAIGenerator
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
@@ -205,7 +205,7 @@ def test_real_model_writes_to_a_schema_and_every_candidate_is_accounted_for(serv
     )
     arguments = {"annotator": None, "taxonomy": taxonomy, "real": real, "store": store, "settings": settings}
     # A request for three reviews, of which none can be kept: nobody votes.
-    made = generate_and_filter(category, 3, generator=OpenAIGenerator(settings.llm, writing, taxonomy), **arguments)
+    made = generate_and_filter(category, 3, generator=OpenAIGenerator(settings.llm, writing), **arguments)
     (answer,) = made.written
     assert len(answer.texts) == 3 or answer.raw is not None
     assert answer.tokens_in > 100
@@ -215,6 +215,6 @@ def test_real_model_writes_to_a_schema_and_every_candidate_is_accounted_for(serv
     assert set(answer.examples) == {"a", "b"}
     # What was written is in the journal: asked again, the server need not even be there.
     nowhere = settings.llm.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
-    again = generate_and_filter(category, 3, generator=OpenAIGenerator(nowhere, writing, taxonomy), **arguments)
+    again = generate_and_filter(category, 3, generator=OpenAIGenerator(nowhere, writing), **arguments)
     assert again.written == made.written
     assert again.rejected.equals(made.rejected)

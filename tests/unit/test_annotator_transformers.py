@@ -9,6 +9,7 @@ from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review
 from reviewclf.labeling.annotators.prompted import calibrated
 from reviewclf.labeling.annotators.transformers import TransformersAnnotator
+from reviewclf.labeling.prompts import CONTENT_FREE
 from reviewclf.settings import LLMSettings, load_settings
 from reviewclf.taxonomy import Taxonomy
 from tests.tiny_llm import save_tiny, tiny
@@ -94,7 +95,7 @@ def test_known_votes_are_not_asked_for_again() -> None:
 def test_calibration_takes_the_prior_out() -> None:
     voter = annotator(votes=1)
     question = voter.questions[0]
-    prior = voter._prior(question)
+    prior = voter.shares(question, CONTENT_FREE).mean(axis=0)
     # A review on which the model answers exactly its prior is no evidence for any category.
     np.testing.assert_allclose(calibrated(prior / prior.sum(), prior), np.full(9, 1 / 9), atol=1e-9)
     raw = {v.text_hash: v for v in annotator(votes=1, calibrate=False).annotate(reviews(TEXTS))}

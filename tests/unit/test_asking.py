@@ -11,8 +11,8 @@ import pytest
 from reviewclf.errors import AnnotatorUnavailableError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.asking import ask_all
-from reviewclf.labeling.journal import VoteJournal, forget_published, journaled_votes
-from reviewclf.llm.budget import Budget, Progress, costs_of
+from reviewclf.labeling.journal import forget_published, journaled_votes, vote_journal
+from reviewclf.llm.budget import Budget, costs_of, progress
 from reviewclf.settings import LLMSettings, load_settings
 from reviewclf.storage import Store
 
@@ -97,14 +97,14 @@ def test_a_torn_last_line_is_no_vote(store: Store, tmp_path: Path) -> None:
 
 
 def test_every_vote_is_in_the_file_when_it_was_added(store: Store) -> None:
-    journal = VoteJournal(store)
+    journal = vote_journal(store)
     for i in range(3):
         journal.add(Vote(text_hash=str(i), annotator="a", prompt="p"))
         assert len(journaled_votes(store)) == i + 1
 
 
 def test_journals_go_when_all_their_votes_are_published_and_nobody_writes(store: Store) -> None:
-    with VoteJournal(store) as journal:
+    with vote_journal(store) as journal:
         for i in range(3):
             journal.add(Vote(text_hash=str(i), annotator="a", prompt="p"))
     published = set(journaled_votes(store))
@@ -171,8 +171,9 @@ def test_progress_in_a_log_is_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, c
     clock = [0.0]
     monkeypatch.setattr("reviewclf.llm.budget.time.monotonic", lambda: clock[0])
     caplog.set_level(logging.INFO)
-    shown = Progress(100)
-    for _ in range(100):
-        clock[0] += 2.0
-        shown.step()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with progress(100) as step:
+        for _ in range(100):
+            clock[0] += 2.0
+            step()
     assert [record.message for record in caplog.records] == [f"{n} of 100 votes" for n in (30, 60, 90)]

@@ -11,8 +11,7 @@ import pytest
 
 from reviewclf.augmentation import Synthesis, generate_and_filter
 from reviewclf.augmentation.generators import Generator, RecordedGenerator, Written, make_generator
-from reviewclf.augmentation.generators.openai import OpenAIGenerator
-from reviewclf.augmentation.generators.transformers import TransformersGenerator
+from reviewclf.augmentation.generators.prompted import OpenAIGenerator, TransformersGenerator
 from reviewclf.augmentation.prompts import WritingRequest, load_writing_prompts, parse_reviews, products_of
 from reviewclf.errors import AnnotatorUnavailableError, AugmentationError
 from reviewclf.labeling.annotators.base import Vote
@@ -267,7 +266,7 @@ def test_openai_asks_for_a_json_list_and_steps_down_where_it_is_refused(server: 
 
     server.script = script
     settings = openai_settings(server.url)
-    generator = OpenAIGenerator(settings.llm, settings.augmentation, TAXONOMY)
+    generator = OpenAIGenerator(settings.llm, settings.augmentation)
     written = sorted(generator.write([request_for(n) for n in range(3)]), key=lambda answer: answer.number)
     assert [answer.texts for answer in written] == [("Серьги хорошие", "Кольцо мало")] * 3
     assert [answer.number for answer in written] == [0, 1, 2]
@@ -281,7 +280,7 @@ def test_openai_asks_for_a_json_list_and_steps_down_where_it_is_refused(server: 
 def test_openai_answer_that_cannot_be_read_is_kept_as_it_came(server: Server, tmp_path: Path) -> None:  # noqa: F811
     server.script = lambda request: (200, completion('{"reviews": []}'))
     settings = openai_settings(server.url, home=tmp_path, augmentation={"max_candidates": 1.0, "batch_size": 2})
-    result = synthesize(settings, OpenAIGenerator(settings.llm, settings.augmentation, TAXONOMY), n=2)
+    result = synthesize(settings, OpenAIGenerator(settings.llm, settings.augmentation), n=2)
     assert result.rejected["reason"].tolist() == ["unreadable_answer"]
     assert result.rejected["text"].tolist() == ['{"reviews": []}']
 
@@ -290,7 +289,7 @@ def test_openai_server_that_is_away_can_be_asked_later(server: Server) -> None: 
     server.script = lambda request: (503, {"error": {"message": "busy"}})
     settings = openai_settings(server.url)
     with pytest.raises(AnnotatorUnavailableError):
-        list(OpenAIGenerator(settings.llm, settings.augmentation, TAXONOMY).write([request_for()]))
+        list(OpenAIGenerator(settings.llm, settings.augmentation).write([request_for()]))
 
 
 def test_transformers_writes_the_same_for_the_same_seed() -> None:

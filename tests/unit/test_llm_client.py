@@ -13,12 +13,12 @@ import httpx
 import openai
 import pytest
 
-from reviewclf.augmentation.generators.openai import OpenAIGenerator
+from reviewclf.augmentation.generators.prompted import OpenAIGenerator
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
-from reviewclf.labeling.run import run_llm
+from reviewclf.labeling.asking import run_llm
 from reviewclf.llm.errors import problem_of_error
 from reviewclf.llm.problems import Kind
 from reviewclf.settings import AugmentationSettings, LLMSettings, load_settings
@@ -503,7 +503,7 @@ def writer(server: ChatServer, **options: object) -> OpenAIGenerator:
         "timeout_seconds": 5,
         "concurrency": 1,
     }
-    return OpenAIGenerator(LLMSettings.model_validate({**usual, **options}), AugmentationSettings(), TAXONOMY)
+    return OpenAIGenerator(LLMSettings.model_validate({**usual, **options}), AugmentationSettings())
 
 
 def requests(n: int) -> list[WritingRequest]:

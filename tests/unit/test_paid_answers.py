@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reviewclf.augmentation.generators.openai import OpenAIGenerator
+from reviewclf.augmentation.generators.prompted import OpenAIGenerator
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.errors import AnnotatorUnavailableError, StoreError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
-from reviewclf.labeling.asking import Account, ask_all, paced
-from reviewclf.labeling.journal import VoteJournal, forget_published, journaled_votes
+from reviewclf.labeling.asking import ask_all
+from reviewclf.labeling.journal import forget_published, journaled_votes, vote_journal
 from reviewclf.llm.budget import Budget
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
@@ -120,23 +120,24 @@ def test_questions_that_no_review_is_part_of_count(store: Store, server: ChatSer
 
 
 def test_budget_that_is_spent_asks_nothing_more(store: Store, server: ChatServer) -> None:
-    account = Account(store, Budget(make_settings(server).llm), "run")
+    budget = Budget(make_settings(server).llm)
 
     def attempt() -> None:
-        with account.opened():
-            account.count(900, 200)
+        with budget.opened(store, "run"):
+            budget.waste(900, 200)
             raise AnnotatorUnavailableError("away")
 
     with pytest.raises(AnnotatorUnavailableError):
         attempt()
     options = make_settings(server, max_tokens=1000)
-    again = Account(store, Budget(options.llm), "run")
-    with again.opened(), paced(annotator := OpenAIAnnotator(options.llm, TAXONOMY), again):
+    annotator = OpenAIAnnotator(options.llm, TAXONOMY)
+    annotator.budget = Budget(options.llm)
+    with annotator.budget.opened(store, "run"):
         assert list(annotator.annotate([Review(text_hash="0", text="Платье")])) == []
     assert server.asked == []
-    anew = Account(store, Budget(options.llm), "run")
-    with anew.opened():
-        assert anew.budget.tokens_in == 0
+    anew = Budget(options.llm)
+    with anew.opened(store, "run"):
+        assert anew.tokens_in == 0
 
 
 def test_server_that_does_not_count_is_not_free(store: Store, server: ChatServer) -> None:
@@ -149,14 +150,14 @@ def test_server_that_does_not_count_is_not_free(store: Store, server: ChatServer
 def test_writer_holds_to_the_budget_and_loses_nothing(store: Store, server: ChatServer) -> None:
     server.script = lambda request: (200, completion('{"reviews": ["Сапоги хорошие"]}'))
     options = make_settings(server, max_tokens=1020)
-    generator = OpenAIGenerator(options.llm, options.augmentation, TAXONOMY)
+    generator = OpenAIGenerator(options.llm, options.augmentation)
     requests = [WritingRequest(category="обувь", number=i, seed=1, n=1, system="пиши", user=str(i)) for i in range(50)]
-    account = Account(store, Budget(options.llm), "run")
-    with account.opened(), paced(generator, account):
+    generator.budget = Budget(options.llm)
+    with generator.budget.opened(store, "run"):
         written = []
         for answer in generator.write(requests):
             written.append(answer)
-            account.budget.count(answer.tokens_in, answer.tokens_out)
+            generator.budget.spend(answer.tokens_in, answer.tokens_out)
     assert len(written) == len(server.asked)
     assert spent(server) <= 1020
 
@@ -167,7 +168,7 @@ ODD = "\u2028 \u2029 \u0085 \x0b \x0c \x1c \x1d \x1e \r \ud800 \ud83d\ude00 \ufe
 
 
 def test_vote_with_any_characters_is_kept(store: Store) -> None:
-    with VoteJournal(store) as journal:
+    with vote_journal(store) as journal:
         for i, raw in enumerate([ODD, "3"]):
             journal.add(Vote(text_hash=str(i), annotator="a", prompt="p", label="обувь", raw=raw, reason=raw))
     kept = {vote.text_hash: vote.raw for vote in journaled_votes(store).values()}
@@ -179,7 +180,7 @@ def test_vote_with_any_characters_is_kept(store: Store) -> None:
 def test_any_answers_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, answers: list[str]) -> None:
     store = Store(str(tmp_path_factory.mktemp("store")))
     votes = [Vote(text_hash=str(i), annotator="a", prompt="p", raw=raw) for i, raw in enumerate(answers)]
-    with VoteJournal(store) as journal:
+    with vote_journal(store) as journal:
         for vote in votes:
             journal.add(vote)
     assert list(journaled_votes(store).values()) == votes
@@ -195,7 +196,7 @@ def test_odd_characters_of_a_model_end_in_the_votes(store: Store, server: ChatSe
 
 
 def test_line_after_a_torn_one_is_kept(store: Store, tmp_path: Path) -> None:
-    journal = VoteJournal(store)
+    journal = vote_journal(store)
     journal.add(Vote(text_hash="0", annotator="a", prompt="p"))
     (path,) = (tmp_path / "store" / "journal" / "votes").iterdir()
     with path.open("ab") as file:
@@ -207,7 +208,7 @@ def test_line_after_a_torn_one_is_kept(store: Store, tmp_path: Path) -> None:
 def test_lines_that_cannot_be_read_are_moved_aside_and_told(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = VoteJournal(store)
+    journal = vote_journal(store)
     journal.add(Vote(text_hash="0", annotator="a", prompt="p"))
     folder = tmp_path / "store" / "journal"
     (path,) = (folder / "votes").iterdir()
@@ -224,7 +225,7 @@ def test_lines_that_cannot_be_read_are_moved_aside_and_told(
 
 
 def test_damaged_byte_does_not_cost_a_vote(store: Store, tmp_path: Path) -> None:
-    journal = VoteJournal(store)
+    journal = vote_journal(store)
     journal.add(Vote(text_hash="0", annotator="a", prompt="p", label="обувь", raw="abc"))
     (path,) = (tmp_path / "store" / "journal" / "votes").iterdir()
     path.write_bytes(path.read_bytes().replace(b"abc", b"a\xffc"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.llm.replies import StorableText
-from reviewclf.settings import Settings
-from reviewclf.taxonomy import Taxonomy
+
+WrittenIdentity: TypeAlias = tuple[str, str, str, int, int]
 
 
 class Written(BaseModel):
@@ -45,7 +45,7 @@ class Written(BaseModel):
     seconds: float = 0.0
 
     @property
-    def identity(self) -> tuple[str, str, str, int, int]:
+    def identity(self) -> WrittenIdentity:
         """Under which an answer is kept once: category, generator, prompt, seed, number."""
         return (self.category, self.generator, self.prompt, self.seed, self.number)
 
@@ -66,23 +66,3 @@ class Generator(Protocol):
 
     def write(self, requests: Sequence[WritingRequest]) -> Iterator[Written]:
         """One answer a request, in any order. Whoever stops iterating stops the writing."""
-
-
-def make_generator(settings: Settings, taxonomy: Taxonomy) -> Generator | None:
-    """The writer that the settings ask for; None where they ask for none, or name no recorded candidates."""
-    backend = settings.augmentation.backend
-    if backend == "auto":
-        backend = settings.llm.backend
-    if backend == "none":
-        return None
-    if backend == "recorded":
-        from reviewclf.augmentation.generators.recorded import RecordedGenerator
-
-        return None if settings.synthetic is None else RecordedGenerator.load(settings.synthetic, taxonomy.names)
-    if backend == "openai":
-        from reviewclf.augmentation.generators.openai import OpenAIGenerator
-
-        return OpenAIGenerator(settings.llm, settings.augmentation, taxonomy)
-    from reviewclf.augmentation.generators.transformers import TransformersGenerator
-
-    return TransformersGenerator(settings.llm, settings.augmentation)

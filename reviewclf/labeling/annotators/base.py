@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Container, Iterable, Sequence
+from typing import Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reviewclf.llm.replies import StorableText
-from reviewclf.settings import Settings
-from reviewclf.taxonomy import Taxonomy
 
 VoteIdentity: TypeAlias = tuple[str, str, str, int]
 
@@ -88,40 +86,3 @@ class Annotator(Protocol):
 
     def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
         """Vote on `reviews`, not again where `known` holds the vote; any order. Whoever stops iterating stops the asking."""
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """Who asks several questions at a time, and lets others say how many.
-
-    Attributes
-    ----------
-    may_ask : callable
-        Told how many questions are in flight, says whether one more may be asked.
-    on_cost : callable
-        Told of tokens, in and out, that no answer carries: questions that no review is part of.
-    """
-
-    may_ask: Callable[[int], bool]
-    on_cost: Callable[[int, int], None]
-
-
-def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:
-    """The annotators that the settings ask for: the language model's votes, and the keyword annotator beside them."""
-    from reviewclf.labeling.annotators.keywords import KeywordAnnotator
-    from reviewclf.labeling.annotators.recorded import RecordedAnnotator
-
-    annotators: list[Annotator] = []
-    if settings.llm.backend == "recorded":
-        if settings.votes is not None:
-            annotators.append(RecordedAnnotator.load(settings.votes, taxonomy.names))
-    elif settings.llm.backend == "openai":
-        from reviewclf.labeling.annotators.openai import OpenAIAnnotator
-
-        annotators.append(OpenAIAnnotator(settings.llm, taxonomy))
-    else:
-        from reviewclf.labeling.annotators.transformers import TransformersAnnotator
-
-        annotators.append(TransformersAnnotator(settings.llm, taxonomy, seed=settings.seed))
-    annotators.append(KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence))
-    return annotators

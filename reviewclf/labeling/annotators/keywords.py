@@ -1,4 +1,4 @@
-"""Votes by word stems of the taxonomy."""
+"""Votes by word stems of the taxonomy: the cheapest there are, and a hint where no model has voted."""
 
 from __future__ import annotations
 
@@ -16,36 +16,24 @@ PROMPT = "stems@1"
 class KeywordAnnotator:
     """Votes by :func:`reviewclf.labeling.keyword_label`; says nothing where the stems do not decide."""
 
+    is_costly = False
+
     def __init__(self, taxonomy: Taxonomy, *, confidence: float) -> None:
         self._taxonomy = taxonomy
         self._confidence = confidence
-        self._annotator = f"{ANNOTATOR}@{digest_of([taxonomy.keyword_stems, confidence])[:8]}"
-
-    @property
-    def version(self) -> str:
-        """Digest of the stems and the confidence."""
-        return self._annotator
-
-    @property
-    def is_costly(self) -> bool:
-        """No: asking again costs nothing."""
-        return False
+        self.version = f"{ANNOTATOR}@{digest_of([taxonomy.keyword_stems, confidence])[:8]}"
 
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """One vote a review."""
-        return [(self._annotator, PROMPT, 0)]
+        return [(self.version, PROMPT, 0)]
 
     def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
         """One vote a review, without a label where the stems do not decide."""
         for review in reviews:
-            if (review.text_hash, self._annotator, PROMPT, 0) in known:
+            if (review.text_hash, self.version, PROMPT, 0) in known:
                 continue
-            label = keyword_label(review.text, self._taxonomy)
-            yield Vote(
-                text_hash=review.text_hash,
-                annotator=self._annotator,
-                prompt=PROMPT,
-                label=label,
-                confidence=self._confidence if label is not None else 0.0,
-                reason=None if label is not None else "stems of no category, or of several",
-            )
+            vote = Vote(text_hash=review.text_hash, annotator=self.version, prompt=PROMPT)
+            if (label := keyword_label(review.text, self._taxonomy)) is None:
+                yield vote.model_copy(update={"reason": "stems of no category, or of several"})
+            else:
+                yield vote.model_copy(update={"label": label, "confidence": self._confidence})

@@ -14,11 +14,9 @@ from reviewclf.labeling.annotators.prompted import Floats, PromptedAnnotator, Re
 from reviewclf.labeling.parsing import parse_answer
 from reviewclf.labeling.prompts import CONTENT_FREE, Question
 from reviewclf.llm.client import ChatClient
-from reviewclf.llm.parallel import ask_many
-from reviewclf.llm.problems import ChatProblem, Kind
 from reviewclf.llm.replies import Reply
-from reviewclf.llm.ways import Wanted
-from reviewclf.settings import LLMSettings
+from reviewclf.llm.ways import ChatRequest
+from reviewclf.settings import LLMSettings, Settings
 from reviewclf.taxonomy import Taxonomy
 
 _STRIPPED = " \t\n\"'«»`*.:()"
@@ -55,72 +53,40 @@ class OpenAIAnnotator(PromptedAnnotator):
 
     def __init__(self, options: LLMSettings, taxonomy: Taxonomy) -> None:
         super().__init__(options, taxonomy)
-        self.client = ChatClient(options, has_probabilities=options.answer == "probabilities")
-        self.client.on_cost = lambda tokens_in, tokens_out: self.on_cost(tokens_in, tokens_out)
-        self.server = self.client.server
+        self.client = ChatClient(options, self, has_probabilities=options.answer == "probabilities")
         self._priors: dict[tuple[str, int], Floats | None] = {}
-
-    def check(self) -> None:
-        """Ask the server which models it has; see :meth:`ChatClient.check`."""
-        self.client.check()
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Vote]:
         """Votes as they come back."""
-        if not self.may_ask(0):
+        if not self.budget.may_ask(0):
             return
-        self.client.given_up.clear()
-        self.check()
-        reply = self.client.settle(self._wanted(requests[0].question, CONTENT_FREE[0]))
-        self.on_cost(reply.tokens_in, reply.tokens_out)
+        reply = self.client.settle(self._chat_request(requests[0].question, CONTENT_FREE[0]))
+        self.budget.waste(reply.tokens_in, reply.tokens_out)
         for question in {(r.question.name, r.question.draw): r.question for r in requests}.values():
             self._prior(question)
-        in_vain: int | None = 0
-        for vote in ask_many(
-            self._vote,
-            requests,
-            concurrency=self.options.concurrency,
-            may_ask=lambda in_flight: self.may_ask(in_flight),
-            given_up=self.client.given_up,
-        ):
+        is_hopeless = True
+        answers = self.client.answers((r, self._chat_request(r.question, r.text)) for r in requests)
+        for count, (request, reply) in enumerate(answers, start=1):
+            vote = self._vote(request, reply)
             yield vote
-            in_vain = None if vote.is_kept or in_vain is None else in_vain + 1
-            if in_vain is not None and in_vain >= _HOPELESS:
-                raise LabelingError(f"none of the first {in_vain} answers of {self.annotator} can be used: {vote.reason}")
+            is_hopeless = is_hopeless and not vote.is_kept
+            if is_hopeless and count >= _HOPELESS:
+                raise LabelingError(f"none of the first {count} answers of {self.annotator} can be used: {vote.reason}")
 
-    # -- one request ---------------------------------------------------------------------------------------------------
-
-    def _vote(self, request: Request) -> Vote:
-        question = request.question
-        try:
-            reply = self.client.answer(self._wanted(question, request.text))
-        except ChatProblem as problem:
-            if problem.kind in (Kind.CUT, Kind.FAILED, Kind.KEY):
-                return self.vote(request, reason=f"the server fails on it: {problem}", is_kept=False)
-            said = "a content filter refused it" if problem.kind is Kind.FILTERED else "the server refused it"
-            return self.vote(request, reason=f"{said}: {problem}")
-        costs: dict[str, Any] = {
-            "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out, "seconds": reply.seconds,
-        }  # fmt: skip
-        if reply.refusal is not None:
-            return self.vote(request, reason=reply.refusal, raw=reply.content[:2000] or None, **costs)
-        shares = code_shares(reply, question)
+    def _vote(self, request: Request, reply: Reply) -> Vote:
+        shares = None if reply.refusal else code_shares(reply, request.question)
         if shares and (sum(shares.values()) > _MIN_MASS or not (reply.is_cut or reply.has_thought)):
-            return self.vote_by_probabilities(request, shares, self._prior(question), min_mass=_MIN_MASS, **costs)
-        return self.vote_by_text(request, reply.content, is_cut=reply.is_cut, has_thought=reply.has_thought, **costs)
+            return self.vote_by_probabilities(request, reply, shares, self._prior(request.question), min_mass=_MIN_MASS)
+        return self.vote_by_text(request, reply)
 
-    def _wanted(self, question: Question, text: str) -> Wanted:
+    def _chat_request(self, question: Question, text: str) -> ChatRequest:
         codes = list(question.labels)
         is_short = self.options.answer == "probabilities"
-        return Wanted(
+        return ChatRequest(
             system=question.system,
             user=question.user(text),
             form="category",
-            schema={
-                "type": "object",
-                "properties": {"label": {"type": "string", "enum": codes}},
-                "required": ["label"],
-                "additionalProperties": False,
-            },
+            properties={"label": {"type": "string", "enum": codes}},
             tokens=lambda form, has_probabilities: (
                 _TOKENS[form] if form != "none" or (is_short and has_probabilities) else _WRITTEN_TOKENS
             ),
@@ -136,15 +102,17 @@ class OpenAIAnnotator(PromptedAnnotator):
         if key not in self._priors:
             shares = []
             for text in CONTENT_FREE:
-                try:
-                    reply = self.client.answer(self._wanted(question, text))
-                except ChatProblem as problem:
-                    raise self.client.explained(problem) from problem
-                self.on_cost(reply.tokens_in, reply.tokens_out)
+                reply = self.client.answer(self._chat_request(question, text))
+                self.budget.waste(reply.tokens_in, reply.tokens_out)
                 if of_codes := code_shares(reply, question):
                     shares.append([of_codes.get(code, 0.0) for code in question.labels])
             self._priors[key] = np.array(shares).mean(axis=0) if shares and np.sum(shares) > 0 else None
         return self._priors[key]
+
+
+def from_settings(settings: Settings, taxonomy: Taxonomy) -> OpenAIAnnotator:
+    """The annotator of ``REVIEWCLF_LLM__BACKEND=openai``."""
+    return OpenAIAnnotator(settings.llm, taxonomy)
 
 
 def code_shares(reply: Reply, question: Question) -> dict[str, float] | None:
@@ -166,17 +134,13 @@ def code_shares(reply: Reply, question: Question) -> dict[str, float] | None:
     ]
     if not listed:
         return None
-    shares = dict.fromkeys(question.labels, 0.0)
-    for found, share in listed:
-        if found in shares:
-            shares[found] += share
+    shares = {code: sum(share for found, share in listed if found == code) for code in question.labels}
     # A code that is not listed is less likely than all that are, and shares what is left with the other unlisted ones: without
     # this the only listed code would count as certain.
     missing = [code for code, share in shares.items() if share == 0.0]
     left = max(0.0, 1.0 - sum(share for _, share in listed))
-    for code in missing:
-        shares[code] = min(min(share for _, share in listed), left / len(missing))
-    return shares
+    least = min(share for _, share in listed)
+    return {**shares, **{code: min(least, left / len(missing)) for code in missing}}
 
 
 def _bare(token: Any) -> str:

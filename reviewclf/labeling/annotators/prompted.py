@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.parsing import parse_answer
 from reviewclf.labeling.prompts import Question, load_prompts, prepare_review
+from reviewclf.llm.budget import Paced
+from reviewclf.llm.replies import Reply
 from reviewclf.manifest import digest_of
 from reviewclf.settings import LLMSettings
 from reviewclf.taxonomy import Taxonomy
 
 Floats = NDArray[np.float64]
+
+_NOTHING = Reply("")
 
 
 class Request(NamedTuple):
@@ -27,7 +31,7 @@ class Request(NamedTuple):
     question: Question
 
 
-class PromptedAnnotator(ABC):
+class PromptedAnnotator(Paced):
     """Votes of one language model.
 
     Vote k of a review is asked with prompt k modulo the number of prompts; every further round lists the categories in another
@@ -41,31 +45,24 @@ class PromptedAnnotator(ABC):
         The categories to choose from.
     """
 
+    is_costly = True
+
     def __init__(self, options: LLMSettings, taxonomy: Taxonomy) -> None:
+        super().__init__()
         self.options = options
         self.names = taxonomy.names
-        prompts = load_prompts(options.prompts)
-        self.questions = [prompts[k % len(prompts)].fill(taxonomy, k // len(prompts)) for k in range(options.votes)]
+        self.prompts = load_prompts(options.prompts)
         # What changes an answer beside model and prompt is part of the prompt's name, so that it asks again.
         way: list[object] = [options.answer, options.calibrate, options.max_characters]
+        usual: list[object] = [LLMSettings.model_fields[name].default for name in ("answer", "calibrate", "max_characters")]
         if options.thinking == "on":
             way.append(options.thinking)
-        suffix = "" if way == _usual_way() else f".{digest_of(way)[:4]}"
-        self.questions = [question.model_copy(update={"name": question.name + suffix}) for question in self.questions]
-        self.annotator = f"{options.model}@{options.revision}"
-        # Whoever holds the asking to a budget says here when it has to end, and is told what no vote carries.
-        self.may_ask: Callable[[int], bool] = lambda in_flight: True
-        self.on_cost: Callable[[int, int], None] = lambda tokens_in, tokens_out: None
-
-    @property
-    def version(self) -> str:
-        """Model and questions."""
-        return f"{self.annotator}:{digest_of([[question.name, question.draw] for question in self.questions])[:16]}"
-
-    @property
-    def is_costly(self) -> bool:
-        """Yes."""
-        return True
+        suffix = "" if way == usual else f".{digest_of(way)[:4]}"
+        count = len(self.prompts)
+        filled = [self.prompts[k % count].fill(taxonomy, k // count) for k in range(options.votes)]
+        self.questions = [question.model_copy(update={"name": question.name + suffix}) for question in filled]
+        self.annotator = options.model_name
+        self.version = f"{self.annotator}:{digest_of([[question.name, question.draw] for question in self.questions])[:16]}"
 
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """One vote a question."""
@@ -79,11 +76,11 @@ class PromptedAnnotator(ABC):
             if not missing:
                 continue
             text = prepare_review(review.text, self.names, max_characters=self.options.max_characters)
-            for question in missing:
-                if any(char.isalnum() for char in text):
-                    requests.append(Request(review.text_hash, text, question))
-                else:
-                    yield self.vote(Request(review.text_hash, text, question), reason="no word is left in the text")
+            about = [Request(review.text_hash, text, question) for question in missing]
+            if any(char.isalnum() for char in text):
+                requests += about
+            else:
+                yield from (self.vote(request, reason="no word is left in the text") for request in about)
         if requests:
             yield from self.ask(requests)
 
@@ -96,39 +93,39 @@ class PromptedAnnotator(ABC):
     def vote(
         self,
         request: Request,
+        reply: Reply = _NOTHING,
         *,
         label: str | None = None,
         confidence: float = 0.0,
         raw: str | None = None,
         reason: str | None = None,
-        tokens_in: int = 0,
-        tokens_out: int = 0,
-        seconds: float = 0.0,
         is_kept: bool = True,
     ) -> Vote:
-        """A vote on a request's review."""
+        """A vote on a request's review, which cost what `reply` did."""
         return Vote(
             text_hash=request.text_hash,
             annotator=self.annotator,
             prompt=request.question.name,
             draw=request.question.draw,
             label=label,
-            confidence=min(max(confidence, 0.0), 1.0) if label is not None else 0.0,
+            confidence=min(confidence, 1.0) if label is not None else 0.0,
             raw=raw,
             reason=reason if label is None else None,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            seconds=seconds,
+            tokens_in=reply.tokens_in,
+            tokens_out=reply.tokens_out,
+            seconds=reply.seconds,
             is_kept=is_kept or label is not None,
         )
 
     def vote_by_probabilities(
-        self, request: Request, shares: Mapping[str, float], prior: Floats | None, *, min_mass: float = 0.0, **costs: float
+        self, request: Request, reply: Reply, shares: Mapping[str, float], prior: Floats | None, *, min_mass: float = 0.0
     ) -> Vote:
         """A vote from the probabilities of the codes.
 
         Parameters
         ----------
+        reply : Reply
+            What it cost.
         shares : mapping of str to float
             Probability of each code as the answer's first token; what is missing counts as 0.
         prior : array, shape (k,), optional
@@ -138,36 +135,31 @@ class PromptedAnnotator(ABC):
             Up to this sum of probabilities the vote has no label: where a server lists only the likeliest tokens, codes among
             the rest cannot be told apart.
         """
-        codes = list(request.question.labels)
-        seen = np.array([shares.get(code, 0.0) for code in codes], dtype=np.float64)
-        raw = " ".join(f"{code}:{share:.4g}" for code, share in zip(codes, seen, strict=True) if share >= 0.0001)
+        labels = request.question.labels
+        seen = np.array([shares.get(code, 0.0) for code in labels], dtype=np.float64)
+        raw = " ".join(f"{code}:{share:.4g}" for code, share in zip(labels, seen, strict=True) if share >= 0.0001)
         if seen.sum() <= min_mass:
             reason = f"the model wants to say something else: all categories together have probability {seen.sum():.2g}"
-            return self.vote(request, raw=raw, reason=reason, **costs)  # type: ignore[arg-type]
+            return self.vote(request, reply, raw=raw, reason=reason)
         scores = calibrated(seen / seen.sum(), prior)
         best = int(scores.argmax())
-        return self.vote(
-            request,
-            label=request.question.labels[codes[best]],
-            confidence=float(scores[best]),
-            raw=raw,
-            **costs,  # type: ignore[arg-type]
-        )
+        return self.vote(request, reply, label=list(labels.values())[best], confidence=float(scores[best]), raw=raw)
 
-    def vote_by_text(
-        self, request: Request, answer: str, *, is_cut: bool = False, has_thought: bool = False, **costs: float
-    ) -> Vote:
+    def vote_by_text(self, request: Request, reply: Reply) -> Vote:
         """A vote from a written answer; one that was cut before it said anything is not kept. See :func:`parse_answer`."""
-        said = parse_answer(answer, request.question, is_cut=is_cut, has_thought=has_thought)
+        if reply.refusal is not None:
+            raw = reply.content[:2000] or None
+            return self.vote(request, reply, raw=raw, reason=reply.refusal, is_kept=reply.is_final)
+        said = parse_answer(reply.content, request.question, is_cut=reply.is_cut, has_thought=reply.has_thought)
         stated = self.options.stated_confidence if said.confidence is None else said.confidence
         return self.vote(
             request,
+            reply,
             label=said.label,
             confidence=stated,
-            raw=answer[:2000],
+            raw=reply.content[:2000],
             reason=said.reason,
             is_kept=not said.is_unfinished,
-            **costs,  # type: ignore[arg-type]
         )
 
 
@@ -175,11 +167,5 @@ def calibrated(shares: Floats, prior: Floats | None) -> Floats:
     """Probabilities, shape (k,), with the model's prior divided out; its entries count as 1% of an even share at least."""
     if prior is None:
         return shares
-    floor = 0.01 / len(prior)
-    scores: Floats = shares / np.maximum(prior / prior.sum(), floor)
-    scores /= scores.sum()
-    return scores
-
-
-def _usual_way() -> list[object]:
-    return [LLMSettings.model_fields[name].default for name in ("answer", "calibrate", "max_characters")]
+    scores: Floats = shares / np.maximum(prior / prior.sum(), 0.01 / len(prior))
+    return np.asarray(scores / scores.sum())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,23 +14,13 @@ from reviewclf.data.sources.ids import read_id
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.manifest import digest_of
-from reviewclf.taxonomy import match_name
+from reviewclf.settings import Settings
+from reviewclf.taxonomy import Taxonomy, match_name
 
 # A vote or two may be spoilt, or be for a category that is gone; beyond this the file is not what it should be.
 _MOST_REFUSED = 0.5
 _NAMED = 5
-_REQUIRED = ("annotator", "label")
-_OPTIONAL: dict[str, Any] = {
-    "prompt": "recorded@1",
-    "draw": 0,
-    "confidence": 1.0,
-    "raw": None,
-    "reason": None,
-    "tokens_in": 0,
-    "tokens_out": 0,
-    "seconds": 0.0,
-}
-_NUMBERS = ("confidence", "draw", "tokens_in", "tokens_out", "seconds")
+_NUMBERS = ("draw", "tokens_in", "tokens_out", "seconds")
 
 
 class RefusedVote(BaseModel):
@@ -49,18 +40,16 @@ class RecordedAnnotator:
         Rows that break the votes contract: unknown label, confidence outside [0, 1], no id, the same vote twice.
     """
 
-    def __init__(
-        self, votes: pd.DataFrame, *, by: str, version: str, refused: Sequence[RefusedVote] = (), uri: str = "votes"
-    ) -> None:
+    is_costly = False
+
+    def __init__(self, votes: Sequence[Vote], *, by: str, refused: Sequence[RefusedVote] = (), uri: str = "votes") -> None:
         self._by = by
         self._uri = uri
-        self._version = version
+        self.version = digest_of([vote.model_dump(mode="json") for vote in votes])
         self.refused = list(refused)
         self._votes: dict[str, list[Vote]] = {}
-        for row in votes.to_dict("records"):
-            key = str(row.pop(by))
-            fields = {str(name): row[name] for name in Vote.model_fields if name in row}
-            self._votes.setdefault(key, []).append(Vote.model_validate({**fields, "text_hash": key}))
+        for vote in votes:
+            self._votes.setdefault(vote.text_hash, []).append(vote)
 
     @classmethod
     def load(cls, uri: str, categories: Sequence[str]) -> RecordedAnnotator:
@@ -74,34 +63,32 @@ class RecordedAnnotator:
         frame = read_frame(uri, setting="REVIEWCLF_VOTES")
         named = [name for name in ("text_hash", "review_id") if name in frame.columns]
         by = next((name for name in named if frame[name].notna().any()), next(iter(named), None))
-        missing = [name for name in _REQUIRED if name not in frame.columns]
+        missing = [name for name in ("annotator", "label") if name not in frame.columns]
         if by is None or missing:
             lacking = [*missing, *([] if by else ["text_hash (or review_id)"])]
             raise LabelingError(
                 f"{uri}: a votes file needs the column(s) {', '.join(lacking)}; found {', '.join(map(str, frame.columns))}"
             )
-        frame = frame.assign(**{name: default for name, default in _OPTIONAL.items() if name not in frame.columns})
-        votes, refused = _check_rows(frame, by, categories)
-        if len(frame) and not len(votes):
+        votes: dict[VoteIdentity, Vote] = {}
+        refused: list[RefusedVote] = []
+        for number, row in enumerate(frame.to_dict("records"), start=1):
+            try:
+                vote = _read_vote(row, by, categories)
+                if vote.identity in votes:
+                    raise ValueError("the same vote stands in an earlier row")  # noqa: TRY301 - one more reason
+                votes[vote.identity] = vote
+            except ValueError as error:
+                payload = pd.Series(row).to_json(force_ascii=False)
+                refused.append(RefusedVote(row_number=number, reason=str(error), payload=payload))
+        if len(frame) and not votes:
             raise LabelingError(f"{uri}: none of its {len(frame)} rows is a vote; the first: {refused[0].reason}")
         if len(refused) > _MOST_REFUSED * len(frame):
             rows = "; ".join(f"row {row.row_number}: {row.reason}" for row in refused[:_NAMED])
             raise LabelingError(f"{uri}: {len(refused)} of its {len(frame)} rows are no votes: {rows}")
-        version = digest_of(votes.astype(object).where(votes.notna(), None).to_dict("records"))
-        return cls(votes, by=by, version=version, refused=refused, uri=uri)
-
-    @property
-    def version(self) -> str:
-        """Digest of the votes."""
-        return self._version
+        return cls(list(votes.values()), by=by, refused=refused, uri=uri)
 
     def __len__(self) -> int:
         return sum(map(len, self._votes.values()))
-
-    @property
-    def is_costly(self) -> bool:
-        """No: asking again costs nothing."""
-        return False
 
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """The recorded votes on this review."""
@@ -150,40 +137,46 @@ class RecordedAnnotator:
         return list(votes.values())
 
 
-def _check_rows(frame: pd.DataFrame, by: str, categories: Sequence[str]) -> tuple[pd.DataFrame, list[RefusedVote]]:
-    frame = frame.copy()
-    payload = frame.apply(lambda row: row.to_json(force_ascii=False), axis=1) if len(frame) else pd.Series([], dtype=object)
-    written = ["" if pd.isna(value) else str(value).strip() for value in frame["label"]]
-    labels = [match_name(value, categories) for value in written]
-    frame["label"] = pd.Series(labels, index=frame.index, dtype=object)
-    frame[by] = pd.Series([read_id(value) for value in frame[by]], index=frame.index, dtype=object)
-    for name, default in _OPTIONAL.items():
-        if default is not None and name != "confidence":
-            frame[name] = [default if is_missing(value) else value for value in frame[name]]
-    numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in _NUMBERS}
-    reasons = pd.Series("", index=frame.index, dtype=object)
-    identity = [frame[by].astype(str), frame["annotator"].astype(str), frame["prompt"].astype(str), numbers["draw"]]
+def from_settings(settings: Settings, taxonomy: Taxonomy) -> RecordedAnnotator | None:
+    """The annotator of ``REVIEWCLF_LLM__BACKEND=recorded``; none where ``REVIEWCLF_VOTES`` is empty."""
+    return None if settings.votes is None else RecordedAnnotator.load(settings.votes, taxonomy.names)
+
+
+def _read_vote(row: Mapping[Any, Any], by: str, categories: Sequence[str]) -> Vote:
+    """The vote in a row, its ``text_hash`` being what stands in the column `by`.
+
+    Raises
+    ------
+    ValueError
+        It is none; says why.
+    """
+    numbers = {name: 0.0 if is_missing(row.get(name)) else _number(row[name]) for name in _NUMBERS}
+    confidence = _number(row["confidence"]) if "confidence" in row else 1.0
+    written = "" if is_missing(row["label"]) else str(row["label"]).strip()
+    annotator = "" if is_missing(row["annotator"]) else str(row["annotator"])
     problems = {
-        "the same vote stands in an earlier row": pd.concat(identity, axis=1).duplicated(),
-        "confidence is no number between 0 and 1": ~numbers["confidence"].between(0.0, 1.0),
-        "draw is no whole number": numbers["draw"].isna() | (numbers["draw"] % 1 != 0),
-        "tokens are no whole number": ~((numbers["tokens_in"] % 1 == 0) & (numbers["tokens_out"] % 1 == 0)),
-        "seconds are no number": numbers["seconds"].isna(),
-        "annotator is empty": frame["annotator"].isna() | (frame["annotator"].astype(str).str.strip() == ""),
-        f"{by} is empty": frame[by].isna(),
+        f"label {written!r} is not in the taxonomy": written and match_name(written, categories) is None,
+        f"{by} is empty": read_id(row[by]) is None,
+        "annotator is empty": not annotator.strip(),
+        "seconds are no number": math.isnan(numbers["seconds"]),
+        "tokens are no whole number": not (numbers["tokens_in"].is_integer() and numbers["tokens_out"].is_integer()),
+        "draw is no whole number": not numbers["draw"].is_integer(),
+        "confidence is no number between 0 and 1": not 0.0 <= confidence <= 1.0,
     }
-    for reason, mask in problems.items():
-        reasons[mask.to_numpy()] = reason
-    for position, value, label in zip(frame.index, written, labels, strict=True):
-        if value and label is None:
-            reasons[position] = f"label {value!r} is not in the taxonomy"
-    refused = [
-        RefusedVote(row_number=int(position) + 1, reason=str(reasons[position]), payload=str(payload[position]))
-        for position in frame.index[reasons != ""]
-    ]
-    for name in ("confidence", "draw"):
-        frame[name] = numbers[name]
-    votes = frame[reasons == ""]
-    votes = votes.astype({"draw": "int64", "confidence": "float64", by: "str", "annotator": "str", "prompt": "str"})
-    columns = [by, *(name for name in Vote.model_fields if name in votes.columns and name != "text_hash")]
-    return votes[columns].astype(object).where(votes[columns].notna(), None), refused
+    if problem := next((reason for reason, is_so in problems.items() if is_so), None):
+        raise ValueError(problem)
+    texts = {name: str(row[name]) for name in ("prompt", "raw", "reason") if not is_missing(row.get(name))}
+    return Vote(
+        text_hash=str(read_id(row[by])),
+        annotator=annotator,
+        label=match_name(written, categories),
+        confidence=confidence,
+        **{"prompt": "recorded@1", **texts, **numbers},
+    )
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,21 @@
+"""The writer that the settings ask for."""
+
+from __future__ import annotations
+
+from reviewclf.augmentation.generators.base import Generator
+from reviewclf.augmentation.generators.prompted import OpenAIGenerator, TransformersGenerator
+from reviewclf.augmentation.generators.recorded import RecordedGenerator
+from reviewclf.settings import Settings
+from reviewclf.taxonomy import Taxonomy
+
+
+def make_generator(settings: Settings, taxonomy: Taxonomy) -> Generator | None:
+    """The writer that the settings ask for; None where they ask for none, or for an annotator that only votes."""
+    backend = settings.llm.backend if settings.augmentation.backend == "auto" else settings.augmentation.backend
+    if backend == "recorded" and settings.synthetic is not None:
+        return RecordedGenerator.load(settings.synthetic, taxonomy.names)
+    if backend == "openai":
+        return OpenAIGenerator(settings.llm, settings.augmentation)
+    if backend == "transformers":
+        return TransformersGenerator(settings.llm, settings.augmentation)
+    return None
