@@ -18,6 +18,8 @@ from reviewclf.errors import ReviewclfError
 from reviewclf.settings import load_settings
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from reviewclf.registry.tracking import Tracker
 
 Quoting = Literal["auto", "standard", "backslash", "none"]
@@ -77,7 +79,7 @@ def night(
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(render(report))
+        _print(render(report))
     raise typer.Exit(int(report.failed))
 
 
@@ -129,8 +131,6 @@ def leaderboard(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the candidates of the newest retrain: weighted F1 with interval, seconds, gate verdict, version, alias."""
-    from rich.console import Console
-
     from reviewclf.promotion.leaderboard import leaderboard as read
     from reviewclf.promotion.leaderboard import render
 
@@ -138,7 +138,7 @@ def leaderboard(
     if as_json:
         typer.echo(board.model_dump_json(indent=2))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(render(board))
+        _print(render(board))
 
 
 @app.command()
@@ -175,8 +175,6 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what happened to the champion: promotions, rollbacks, rejections, by whom and why, newest first."""
-    from rich.console import Console
-
     from reviewclf.promotion.aliases import history as read
     from reviewclf.promotion.aliases import render
 
@@ -184,7 +182,7 @@ def history(
     if as_json:
         typer.echo(json.dumps([event.model_dump(mode="json") for event in events], ensure_ascii=False, indent=2))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(render(events))
+        _print(render(events))
 
 
 @app.command()
@@ -316,8 +314,6 @@ def quarantine_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows whole, as JSON.")] = False,
 ) -> None:
     """Show what was refused, by source and reason, and the newest rows of it."""
-    from rich.console import Console
-
     from reviewclf.stages.quarantine import overview, refused_rows
 
     found = refused_rows(load_settings(), reason=reason, source=source)
@@ -326,7 +322,7 @@ def quarantine_list(
     elif not found:
         typer.echo("nothing is in quarantine" + (" like that" if reason or source else ""))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(overview(found, rows))
+        _print(overview(found, rows))
 
 
 @quarantine.command("replay")
@@ -421,6 +417,13 @@ def _user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
+def _print(table: RenderableType) -> None:
+    """Print a table; wide enough for all of it where nobody looks at a terminal."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 def _tracker() -> Tracker:
     from reviewclf.registry.tracking import Tracker
 
@@ -429,14 +432,12 @@ def _tracker() -> Tracker:
 
 def _report(tracking_uri: str) -> bool:
     """Print the leaderboard of a running MLflow server; whether there is a champion."""
-    from rich.console import Console
-
     from reviewclf.promotion.leaderboard import leaderboard as read
     from reviewclf.promotion.leaderboard import render
     from reviewclf.registry.tracking import Tracker
 
     board = read(Tracker(tracking_uri))
-    Console(width=None if sys.stdout.isatty() else 160).print(render(board))
+    _print(render(board))
     return board.champion is not None
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,7 +46,17 @@ def _bundled_beside(validated: dict[str, Any], name: str) -> str | None:
     return _bundled(name) if validated.get("source") == _bundled("sample/reviews.csv") else None
 
 
-class _Group(BaseModel):
+class _EmptyMeansNone(BaseModel):
+    """In the environment nothing else can be written for None."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        may_be_none = type(None) in get_args(cls.model_fields[str(info.field_name)].annotation)
+        return None if value == "" and may_be_none else value
+
+
+class _Group(_EmptyMeansNone):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -276,11 +287,6 @@ class GateSettings(_Group):
         [], description='more rules, as JSON: `[{"measure": "macro_f1", "comparison": ">=", "limit": 0.6}]`'
     )
 
-    @field_validator("min_class_recall", "max_ece", "max_model_mib", "max_gold_age_days", mode="before")
-    @classmethod
-    def _empty_means_off(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
-
 
 class RegistrySettings(_Group):
     """What becomes of versions."""
@@ -337,11 +343,6 @@ class AlertSettings(_Group):
     label_hours: PositiveFloat | None = Field(12.0, description="the same for reviews_label")
     retrain_hours: PositiveFloat | None = Field(12.0, description="the same for reviews_retrain")
 
-    @field_validator("ingest_hours", "label_hours", "retrain_hours", mode="before")
-    @classmethod
-    def _empty_means_none(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
-
 
 class ServingSettings(_Group):
     """The server of online answers."""
@@ -370,13 +371,8 @@ class ServingSettings(_Group):
     shadow_share: Share = Field(0.0, description="share of requests that `challenger` answers too, unseen, to be compared")
     shadow_log_seconds: PositiveFloat = Field(60.0, description="between lines in the log about how often the two disagree")
 
-    @field_validator("api_keys", "threads", mode="before")
-    @classmethod
-    def _empty_means_none(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
 
-
-class Settings(BaseSettings):
+class Settings(_EmptyMeansNone, BaseSettings):
     """Everything a run depends on. Paths may be relative to the working directory.
 
     Raises
@@ -434,11 +430,6 @@ class Settings(BaseSettings):
     alerts: AlertSettings = AlertSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
-
-    @field_validator("gold", "votes", "synthetic", "synthetic_votes", "store", "encoders", "mlflow_url", mode="before")
-    @classmethod
-    def _empty_means_none(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def store_uri(self) -> str:

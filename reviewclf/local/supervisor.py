@@ -115,13 +115,13 @@ class _Platform:
         self._dags = dags
         self._plugins = plugins
         self._console = console
-        self._processes = Processes(record=home / "run" / "children.json", logs=home / "logs")
+        self._processes = Processes(home=home, logs=home / "logs")
         self._api: AirflowApi | None = None
         self.tracking_uri = ""
 
     def start(self, *, airflow_port: int, mlflow_port: int, triggerer: bool) -> Driver:
         """Start all servers and wait until they answer; return what drives the DAGs."""
-        if left := self._processes.end_leftovers():
+        if left := self._processes.end_all():
             self._console.print(f"Ended {left} processes that an earlier, killed run had left behind.")
         airflow_home = self._home / "airflow"
         mlflow_home = self._home / "mlflow"

@@ -119,7 +119,7 @@ def airflow(
         "AIRFLOW_CONN_MAIL": json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": mail.port, "extra": plain}),
         "REVIEWCLF_ALERTS__CONNECTIONS": '["ops", "mail"]',
     }
-    processes = Processes(record=folder / "children.json", logs=folder / "logs")
+    processes = Processes(home=folder, logs=folder / "logs")
     api = AirflowApi(f"http://127.0.0.1:{port}", password=keys["password"])
     try:
         migrate = processes.start("db-migrate", airflow_command("db", "migrate"), env=env)

@@ -137,7 +137,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterato
         env["HF_HUB_OFFLINE"] = "1"
         # The DAGs find the whole sample, and a store that the registry was not filled from.
         env["REVIEWCLF_STORE"] = str(home / "store of the dags")
-        processes = Processes(record=home / "children.json", logs=home / "logs")
+        processes = Processes(home=home, logs=home / "logs")
 
         def start(component: str) -> None:
             arguments = ["--skip-serve-logs"] if component == "scheduler" else []

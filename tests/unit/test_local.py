@@ -36,7 +36,7 @@ time.sleep(600)
 
 
 def processes_in(folder: Path) -> Processes:
-    return Processes(record=folder / "run" / "children.json", logs=folder / "logs")
+    return Processes(home=folder, logs=folder / "logs")
 
 
 def until(path: Path) -> str:
@@ -76,7 +76,6 @@ def test_stop_ends_what_the_children_started_too(tmp_path: Path) -> None:
 
     assert child.process.returncode is not None
     assert gone(worker)
-    assert not (tmp_path / "run" / "children.json").exists()
 
 
 def test_child_that_ignores_sigterm_is_ended_by_force(tmp_path: Path) -> None:
@@ -97,7 +96,7 @@ def supervisor_killed_in(folder: Path) -> tuple[int, int]:
 import os, sys, time
 from pathlib import Path
 from reviewclf.local.processes import Processes
-processes = Processes(record=Path(sys.argv[1]) / "run" / "children.json", logs=Path(sys.argv[1]) / "logs")
+processes = Processes(home=Path(sys.argv[1]), logs=Path(sys.argv[1]) / "logs")
 child = processes.start("server", [sys.executable, "-c", {SERVER!r}, sys.argv[1] + "/worker"], env=os.environ)
 Path(sys.argv[1], "server").write_text(str(child.process.pid))
 time.sleep(600)
@@ -114,41 +113,37 @@ time.sleep(600)
 
 def test_next_start_ends_what_a_killed_supervisor_left_behind(tmp_path: Path) -> None:
     server, worker = supervisor_killed_in(tmp_path)
-    assert processes_in(tmp_path).end_leftovers(grace=2) == 2
+    assert processes_in(tmp_path).end_all(grace=2) == 2
     assert gone(server)
     assert gone(worker)
-    assert processes_in(tmp_path).end_leftovers() == 0
+    assert processes_in(tmp_path).end_all() == 0
 
 
 def test_orphaned_worker_is_ended_although_its_server_is_gone(tmp_path: Path) -> None:
     server, worker = supervisor_killed_in(tmp_path)
     os.kill(server, signal.SIGKILL)
     assert gone(server)
-    assert processes_in(tmp_path).end_leftovers(grace=2) == 1
+    assert processes_in(tmp_path).end_all(grace=2) == 1
     assert gone(worker)
 
 
-def test_process_that_was_given_a_recorded_number_later_is_left_alone(tmp_path: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+def test_servers_of_another_home_are_left_alone(tmp_path: Path) -> None:
+    other = processes_in(tmp_path / "other")
+    child = other.start("server", [sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ)
     try:
-        record = tmp_path / "run" / "children.json"
-        record.parent.mkdir()
-        started = psutil.Process(stranger.pid).create_time() - 3600
-        record.write_text(json.dumps([{"name": "scheduler", "pid": stranger.pid, "started": started}]))
-        assert processes_in(tmp_path).end_leftovers(grace=0.2) == 0
-        assert stranger.poll() is None
+        assert processes_in(tmp_path).end_all(grace=0.2) == 0
+        assert child.process.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        other.stop(grace=2)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[{}]", '[{"pid": "x", "started": 1}]', "[1]"])
-def test_damaged_record_of_children_does_no_harm(tmp_path: Path, text: str) -> None:
-    record = tmp_path / "run" / "children.json"
-    record.parent.mkdir()
-    record.write_text(text)
-    assert processes_in(tmp_path).end_leftovers() == 0
-    assert not record.exists()
+def test_process_that_gives_itself_a_title_is_ended_too(tmp_path: Path) -> None:
+    titled = "import pathlib, setproctitle, sys, time; setproctitle.setproctitle('airflow scheduler' * 50); "
+    titled += "pathlib.Path(sys.argv[1]).write_text('1'); time.sleep(600)"
+    processes = processes_in(tmp_path)
+    processes.start("titled", [sys.executable, "-c", titled, str(tmp_path / "up")], env=os.environ)
+    until(tmp_path / "up")
+    assert processes_in(tmp_path).end_all(grace=2) == 1
 
 
 def test_death_of_a_child_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
