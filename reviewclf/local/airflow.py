@@ -127,30 +127,26 @@ def load_keys(home: Path) -> tuple[dict[str, str], bool]:
     tuple of (dict, bool)
         ``fernet_key``, ``api_secret``, ``jwt_secret``, ``password``; and whether they are new.
     """
+    from cryptography.fernet import Fernet
+
     path = home / SECRETS_FILE
-    names = {"fernet_key", "api_secret", "jwt_secret", "password"}
-    try:
-        keys = json.loads(path.read_text())
-        if isinstance(keys, dict) and names <= keys.keys():
-            _write_private(home / PASSWORDS_FILE, json.dumps({USER: keys["password"]}) + "\n")
-            return keys, False
-    except (OSError, ValueError):
-        pass
     keys = {
-        "fernet_key": _fernet_key(),
+        "fernet_key": Fernet.generate_key().decode(),
         "api_secret": secrets.token_urlsafe(32),
         "jwt_secret": secrets.token_urlsafe(48),
         "password": secrets.token_urlsafe(12),
     }
-    _write_private(path, json.dumps(keys, indent=2) + "\n")
+    try:
+        known = json.loads(path.read_text())
+        are_new = not keys.keys() <= known.keys()
+    except (OSError, ValueError, AttributeError):
+        are_new = True
+    if are_new:
+        _write_private(path, json.dumps(keys, indent=2) + "\n")
+    else:
+        keys = known
     _write_private(home / PASSWORDS_FILE, json.dumps({USER: keys["password"]}) + "\n")
-    return keys, True
-
-
-def _fernet_key() -> str:
-    import base64
-
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    return keys, are_new
 
 
 def _write_private(path: Path, text: str) -> None:
