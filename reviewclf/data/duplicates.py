@@ -14,9 +14,10 @@ or the platform. So what one function calls near-duplicates, the others do too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,23 +35,14 @@ _PAIR_PERMUTATIONS = 128
 # Least share of the pairs exactly at the threshold that the bands let through: pairwise, and in the stored index.
 _PAIR_RECALL = 0.999
 _INDEX_RECALL = 0.985
-# Bits of a text's fingerprint: a text of 100 trigrams loses two of them to bits that are taken, one of 500 fifty.
-_FINGERPRINT = 2048
-# Pairs looked at together: fingerprints of 16,384 pairs take 8 MiB; positions of a million 16 MiB.
-_CHUNK = 16_384
+# Pairs that are held and that are compared at once, which bounds the memory that they take.
 _PAIRS = 1_000_000
-_SIGNED = 16 * _BATCH
-_STEPS = (1, 2, 3, 5, 8, 13)
-# 64 bits hold a trigram of such ranks and the number of a pair or of one of its two forms.
-_RANK_BITS = (64 - (2 * _CHUNK).bit_length()) // 3
+_COMPARED = 16_384
 
 Signatures = npt.NDArray[np.uint32]
-Pairs = npt.NDArray[np.int64]
-Positions = npt.NDArray[np.intp]
-Codes = npt.NDArray[np.int64]
-Codes64 = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
+Trigrams = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
-CodesT = TypeVar("CodesT", Codes, Codes64)
 
 
 def signatures(texts: Sequence[str], *, permutations: int = 64) -> Signatures:
@@ -74,42 +66,34 @@ def signatures(texts: Sequence[str], *, permutations: int = 64) -> Signatures:
     return _signed(_forms(texts), permutations)
 
 
-def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Pairs:
+def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Positions:
     """All pairs of texts whose trigram sets have a Jaccard similarity of at least `similarity`.
 
     Returns
     -------
     array of int64, shape (m, 2)
-        Positions i < j, sorted. Equal normal forms are pairs too, so k copies of a text give k (k - 1) / 2 of them.
+        Positions i < j, sorted. Equal forms are pairs too, so k copies of a text give k (k - 1) / 2 of them.
 
     Notes
     -----
-    Candidates come from LSH over the distinct normal forms and are verified exactly: every pair returned is right, and of
-    those exactly at the threshold 99.9% are found, of more similar ones more.
+    Candidates come from LSH over the distinct forms and are verified exactly: every pair returned is right, and of those
+    exactly at the threshold 99.9% are found, of more similar ones more.
     """
-    members: dict[str, list[int]] = {}
-    for position, form in enumerate(_forms(texts)):
-        members.setdefault(form, []).append(position)
-    groups = list(members.values())
-    search = _Search(list(members), similarity)
-    found = [pair for same in groups for pair in _combinations(same)]
-    known = np.empty(0, dtype=np.int64)
-    for bucketed in search.bands():
-        for first, second in bucketed.all_pairs():
-            codes = _sorted_distinct(search.coded(first, second))
-            first, second = search.decoded(codes[~_is_in(codes, known)])
-            is_near = search.is_near(first, second)
-            first, second = first[is_near], second[is_near]
-            known = _merged(known, search.coded(first, second))
-            is_similar = search.verify(first, second)
-            for i, j in zip(first[is_similar].tolist(), second[is_similar].tolist(), strict=True):
-                found.extend((min(a, b), max(a, b)) for a in groups[i] for b in groups[j])
-    alike: dict[str, list[int]] = {}
-    for place, form in enumerate(_spaceless(list(members))):
-        alike.setdefault(form, []).append(place)
-    for i, j in (pair for places in alike.values() for pair in _combinations(places)):
-        found.extend((min(a, b), max(a, b)) for a in groups[i] for b in groups[j])
-    return np.array(sorted(set(found)), dtype=np.int64).reshape(-1, 2)
+    forms, places = _distinct(_forms(texts))
+    members: list[list[int]] = [[] for _ in forms]
+    for position, place in enumerate(places.tolist()):
+        members[place].append(position)
+    search = _Search(forms, similarity)
+    alike = {(place, place) for place in range(len(forms))}
+    same_letters: dict[str, list[int]] = {}
+    for place, form in enumerate(forms):
+        same_letters.setdefault(_without_spaces(form), []).append(place)
+    for same in same_letters.values():
+        alike.update(combinations(same, 2))
+    for first, second in search.candidates(lambda members, _: np.ones(len(members), dtype=bool)):
+        alike.update(zip(*(side.tolist() for side in search.similar(first, second)), strict=True))
+    found = {(min(a, b), max(a, b)) for i, j in alike for a in members[i] for b in members[j] if a != b}
+    return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
 
 
 def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> list[str]:
@@ -123,24 +107,26 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
 
     Notes
     -----
-    Memory: 0.5 KiB a distinct text beside the texts themselves. Pairs that are in one group already are not looked at, so
-    thousands of reviews made from one template do not cost their square.
+    Memory: about 0.7 KiB for each distinct text beside the texts themselves. Pairs that are in one group already are not
+    looked at, so thousands of reviews made from one template do not cost their square.
     """
-    distinct, places = _distinct(_forms(texts))
-    search = _Search(distinct, similarity)
+    forms, places = _distinct(_forms(texts))
+    search = _Search(forms, similarity)
     # Forms that differ in spaces only belong together from the beginning.
-    first_of: dict[str, int] = {}
-    labels = np.array([first_of.setdefault(form, place) for place, form in enumerate(_spaceless(distinct))], dtype=np.intp)
-    failed = np.empty(0, dtype=np.int64)
-    for bucketed in search.bands():
-        for first, second in bucketed.joining_pairs(labels):
-            first, second, failed = search.similar(first, second, failed)
-            _join(labels, first, second)
-    hashes = np.array([form_hash(form) for form in distinct], dtype="S32")
-    order = np.lexsort((hashes, labels))
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = labels[order][1:] != labels[order][:-1]
-    names = dict(zip(labels[order[is_first]].tolist(), map(bytes.decode, hashes[order[is_first]].tolist()), strict=True))
+    _, labels = _distinct([_without_spaces(form) for form in forms])
+
+    def in_open_bucket(members: Positions, starts: Positions) -> Mask:
+        inside = labels[members]
+        is_open: Mask = np.minimum.reduceat(inside, starts) != np.maximum.reduceat(inside, starts)
+        return np.repeat(is_open, np.diff(starts, append=len(members)))
+
+    for first, second in search.candidates(in_open_bucket):
+        apart = labels[first] != labels[second]
+        _join(labels, *search.similar(first[apart], second[apart]))
+    names: dict[int, str] = {}
+    for label, form in zip(labels.tolist(), forms, strict=True):
+        name = form_hash(form)
+        names[label] = min(name, names.get(label, name))
     return [names[label] for label in labels[places].tolist()]
 
 
@@ -149,18 +135,20 @@ def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, si
     known, reference_places = _distinct(_forms(references))
     forms, places = _distinct(_forms(texts))
     border = len(known)
-    # The position of a distinct form among all references; positions grow along `known`.
+    same_letters: dict[str, int] = {}
+    for place, form in enumerate(known):
+        same_letters.setdefault(_without_spaces(form), place)
+    best = np.array([same_letters.get(_without_spaces(form), border) for form in forms], dtype=np.int64)
+    # The first reference stands next to the texts, so that it is compared first and most others need not be.
+    search = _Search([*reversed(known), *forms], similarity)
+    for first, second in search.candidates(lambda members, _: members < border):
+        is_text = second >= border
+        first, second = first[is_text], second[is_text]
+        is_better = border - 1 - first < best[second - border]
+        first, second = search.similar(first[is_better], second[is_better])
+        np.minimum.at(best, second - border, border - 1 - first)
+    # Positions of the distinct forms among all references, which grow along `known`.
     _, positions = np.unique(reference_places, return_index=True)
-    lookup: dict[str, int] = {}
-    for place, form in enumerate(_spaceless(known)):
-        lookup.setdefault(form, place)
-    best = np.array([lookup.get(form, border) for form in _spaceless(forms)], dtype=np.int64)
-    search = _Search([*known, *forms], similarity)
-    failed = np.empty(0, dtype=np.int64)
-    for bucketed in search.bands():
-        for first, second in bucketed.crossing_pairs(border, best):
-            first, second, failed = search.similar(first, second, failed)
-            np.minimum.at(best, second - border, first)
     matches = [int(positions[place]) if place < border else None for place in best.tolist()]
     return [matches[place] for place in places.tolist()]
 
@@ -239,8 +227,8 @@ def _forms(texts: Sequence[str]) -> list[str]:
     return [comparison_form(text) or text.strip() for text in texts]
 
 
-def _spaceless(forms: Sequence[str]) -> list[str]:
-    return [form.replace(" ", "") for form in forms]
+def _without_spaces(form: str) -> str:
+    return form.replace(" ", "")
 
 
 def _signed(forms: Sequence[str], permutations: int) -> Signatures:
@@ -259,26 +247,10 @@ def _signed(forms: Sequence[str], permutations: int) -> Signatures:
     return result
 
 
-def _fingerprints(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-    """For each form a bit set of its hashed trigrams, shape (n, 32), and how many different trigrams it has, shape (n,)."""
-    bits = np.zeros((len(forms), _FINGERPRINT // 64), dtype=np.uint64)
-    sizes = np.zeros(len(forms), dtype=np.int32)
-    for start in range(0, len(forms), _BATCH):
-        shingles, bounds = _flat_shingles(forms[start : start + _BATCH])
-        owners = np.repeat(np.arange(len(bounds)), np.diff(np.append(bounds, len(shingles))))
-        ranks, width = _short(shingles)
-        owned = _sorted_distinct((owners.astype(np.uint64) << width) | ranks)
-        sizes[start : start + len(bounds)] = np.bincount((owned >> width).astype(np.intp), minlength=len(bounds))
-        taken = np.zeros((len(bounds), _FINGERPRINT), dtype=bool)
-        taken[owners, (_mixed(shingles) % np.uint64(_FINGERPRINT)).astype(np.intp)] = True
-        bits[start : start + len(bounds)] = np.packbits(taken, axis=1).view(np.uint64)
-    return bits, sizes
-
-
-def _flat_shingles(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.intp]]:
+def _flat_shingles(forms: Sequence[str]) -> tuple[Trigrams, Positions]:
     """Trigrams of all forms one after another as exact numbers, and where each form's begin. No form is without one."""
     padded = [f"{_EDGE}{form}{_EDGE}" for form in forms]
-    lengths = np.array([len(form) for form in padded], dtype=np.intp)
+    lengths = np.array([len(form) for form in padded], dtype=np.int64)
     points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     shifts = np.uint64(_BITS)
     trigrams = (((points[:-2] << shifts) | points[1:-1]) << shifts) | points[2:]
@@ -287,10 +259,10 @@ def _flat_shingles(forms: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.ND
     keep = np.ones(len(points), dtype=bool)
     keep[ends - 1] = keep[ends - 2] = False
     counts = lengths - (_NGRAM - 1)
-    return trigrams[keep[: len(trigrams)]], np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.intp)
+    return trigrams[keep[: len(trigrams)]], np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _mixed(values: Trigrams) -> Trigrams:
     """Spread the trigrams over 64 bits (the finaliser of SplitMix64); multiply-shift wants no structure in its input."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -313,200 +285,79 @@ class _Search:
 
     def __init__(self, forms: Sequence[str], similarity: float) -> None:
         bands, rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
-        self._forms = forms
         self._similarity = similarity
         self._keys = np.zeros((bands, len(forms)), dtype=np.uint64)
-        # Signatures are not kept: their bands' keys are half as long, and fingerprints tell more of a pair.
-        for start in range(0, len(forms), _SIGNED):
-            here = slice(start, start + _SIGNED)
+        # Signatures are not kept: the keys of their bands are half as long.
+        for start in range(0, len(forms), 16 * _BATCH):
+            here = slice(start, start + 16 * _BATCH)
             signed = _signed(forms[here], _PAIR_PERMUTATIONS)
             for band in range(bands):
                 for column in range(band * rows, (band + 1) * rows):
                     self._keys[band, here] = _mixed((self._keys[band, here] << np.uint64(1)) ^ signed[:, column])
-        self._bits, self._sizes = _fingerprints(forms)
-        self._lost = self._sizes - np.bitwise_count(self._bits).sum(axis=1, dtype=np.int32)
+        self._sets = _trigram_sets(forms)
+        self._sizes = np.diff(self._sets.indptr)
 
-    def bands(self) -> Iterator[_Buckets]:
-        """The buckets of each band in turn."""
+    def candidates(self, may_begin: Callable[[Positions, Positions], Mask]) -> Iterator[tuple[Positions, Positions]]:
+        """Pairs, the smaller position first, whose signatures agree in a whole band, in chunks.
+
+        `may_begin` tells which forms are still wanted as the first of a pair. It is given the forms of the band's buckets, one
+        bucket after another and ascending within each, and where each bucket begins; it is asked before each chunk.
+        """
         for keys in self._keys:
-            order = np.argsort(keys, kind="stable")
-            ordered = keys[order]
-            is_start = np.ones(len(order), dtype=bool)
-            is_start[1:] = ordered[1:] != ordered[:-1]
-            yield _Buckets(order, np.flatnonzero(is_start))
+            members = np.argsort(keys, kind="stable")
+            ordered = keys[members]
+            is_shared = np.zeros(len(members) + 1, dtype=bool)
+            is_shared[1:-1] = ordered[1:] == ordered[:-1]
+            members, begins = members[is_shared[1:] | is_shared[:-1]], ~is_shared[:-1][is_shared[1:] | is_shared[:-1]]
+            starts = np.flatnonzero(begins)
+            sizes = np.diff(starts, append=len(members))
+            ends = np.repeat(starts + sizes, sizes)
+            # Each form is paired with the next one of its bucket first, then with those farther away, twice as many each time.
+            left, step = np.arange(len(members)), 1
+            while len(left := left[left + step < ends[left]]):
+                left = left[may_begin(members, starts)[left]]
+                width = max(1, min(step, _PAIRS // max(1, len(left))))
+                right = left[:, None] + np.arange(step, step + width)
+                row, column = np.nonzero(right < ends[left][:, None])
+                yield members[left[row]], members[right[row, column]]
+                step += width
 
-    def coded(self, first: Positions, second: Positions) -> Codes:
-        """One number a pair."""
-        return first.astype(np.int64) * len(self._forms) + second
-
-    def decoded(self, codes: Codes) -> tuple[Positions, Positions]:
-        """The pairs that the numbers stand for."""
-        return codes // len(self._forms), codes % len(self._forms)
-
-    def similar(self, first: Positions, second: Positions, failed: Codes) -> tuple[Positions, Positions, Codes]:
-        """The pairs that are similar enough; and `failed`, pairs not to be verified again, with those that were not."""
-        is_near = self.is_near(first, second)
-        first, second = first[is_near], second[is_near]
-        codes = self.coded(first, second)
-        is_new = ~_is_in(codes, failed)
-        first, second, codes = first[is_new], second[is_new], codes[is_new]
-        is_similar = self.verify(first, second)
-        return first[is_similar], second[is_similar], _merged(failed, codes[~is_similar])
-
-    def is_near(self, first: Positions, second: Positions) -> Mask:
-        """Whether a pair may be similar enough, by a bound that no similar pair misses; telling so again costs little."""
+    def similar(self, first: Positions, second: Positions) -> tuple[Positions, Positions]:
+        """Those of the pairs that are similar enough."""
         # No two sets have more in common than the smaller one holds.
         sizes = self._sizes[first], self._sizes[second]
-        result = self._reaches(np.minimum(*sizes), *sizes)
-        places = np.flatnonzero(result)
-        for start in range(0, len(places), _CHUNK):
-            here = places[start : start + _CHUNK]
-            left, right = first[here], second[here]
-            shared = np.bitwise_count(self._bits[left] & self._bits[right]).sum(axis=1, dtype=np.int32)
-            # Common trigrams share a bit at most with others of their own text, and there they are counted as lost.
-            common = shared + np.minimum(self._lost[left], self._lost[right])
-            result[here] = self._reaches(common, self._sizes[left], self._sizes[right])
-        return result
+        is_near = self._reaches(np.minimum(*sizes), *sizes)
+        first, second = first[is_near], second[is_near]
+        is_similar = np.ones(len(first), dtype=bool)
+        for start in range(0, len(first), _COMPARED):
+            here = slice(start, start + _COMPARED)
+            common = self._sets[first[here]].multiply(self._sets[second[here]]).sum(axis=1, dtype=np.int64)
+            is_similar[here] = self._reaches(common, self._sizes[first[here]], self._sizes[second[here]])
+        return first[is_similar], second[is_similar]
 
     def _reaches(self, common: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Mask:
         result: Mask = common >= self._similarity * (left + right - common) - 1e-9
         return result
 
-    def verify(self, first: Positions, second: Positions) -> Mask:
-        """Whether each pair is similar enough, exactly."""
-        result = np.empty(len(first), dtype=bool)
-        for start in range(0, len(first), _CHUNK):
-            here = slice(start, start + _CHUNK)
-            result[here] = self._is_similar(first[here], second[here])
-        return result
 
-    def _is_similar(self, first: Positions, second: Positions) -> Mask:
-        involved, pairs = np.unique(np.stack([first, second]), return_inverse=True)
-        left, right = pairs.reshape(2, -1)
-        trigrams, bounds = _flat_shingles([self._forms[i] for i in involved.tolist()])
-        # Ranks instead of code points make a trigram short enough to carry the number of its owner in the same 64 bits.
-        ranks, bits = _short(trigrams)
-        owners = np.repeat(np.arange(len(bounds)), np.diff(np.append(bounds, len(trigrams))))
-        owned = _sorted_distinct((owners.astype(np.uint64) << bits) | ranks)
-        owners = (owned >> bits).astype(np.intp)
-        ranks = owned & ((np.uint64(1) << bits) - np.uint64(1))
-        sizes = np.bincount(owners, minlength=len(bounds))
-        begins = np.cumsum(sizes) - sizes
-        both = np.concatenate([_runs_of(ranks, begins, sizes, side, bits) for side in (left, right)])
-        both.sort()
-        twice = both[1:][both[1:] == both[:-1]]
-        common = np.bincount((twice >> bits).astype(np.intp), minlength=len(first))
-        return self._reaches(common, sizes[left], sizes[right])
+def _trigram_sets(forms: Sequence[str]) -> Any:
+    """The trigrams of each form as a sparse matrix of ones, a row for each form and a column for each trigram that occurs."""
+    from scipy.sparse import csr_array, vstack
 
-
-class _Buckets:
-    """Signatures that agree in all rows of one band: positions, ascending within each bucket."""
-
-    def __init__(self, order: Positions, starts: Positions) -> None:
-        sizes = np.diff(np.append(starts, len(order)))
-        shared = sizes > 1
-        self._members = order[np.repeat(shared, sizes)]
-        self._sizes = sizes[shared]
-        self._starts = np.cumsum(self._sizes) - self._sizes
-
-    def all_pairs(self) -> Iterator[tuple[Positions, Positions]]:
-        """Every pair within a bucket, the smaller position first, in chunks."""
-        for left, right in _enumerated(*self._later(np.ones(len(self._sizes), dtype=bool))):
-            yield self._members[left], self._members[right]
-
-    def joining_pairs(self, labels: Positions) -> Iterator[tuple[Positions, Positions]]:
-        """Pairs within a bucket whose `labels`, which the caller changes meanwhile, differ, in chunks."""
-        if not len(self._sizes):
-            return
-        # First everything with the bucket's first member: mostly that joins the whole bucket.
-        heads = np.repeat(self._starts, self._sizes - 1)
-        others = np.delete(np.arange(len(self._members)), self._starts)
-        for start in range(0, len(heads), _PAIRS):
-            yield self._apart(heads[start : start + _PAIRS], others[start : start + _PAIRS], labels)
-        # Then each with its neighbours, which joins most of the rest without looking at all pairs.
-        bucket = np.repeat(np.arange(len(self._starts)), self._sizes)
-        for step in _STEPS:
-            near = np.flatnonzero(bucket[step:] == bucket[:-step])
-            yield self._apart(near, near + step, labels)
-        inside = labels[self._members]
-        is_open = np.minimum.reduceat(inside, self._starts) != np.maximum.reduceat(inside, self._starts)
-        for left, right in _enumerated(*self._later(is_open, skip_heads=True)):
-            yield self._apart(left, right, labels)
-
-    def crossing_pairs(self, border: int, best: Positions) -> Iterator[tuple[Positions, Positions]]:
-        """Pairs of a position below `border` and one from there on, where `best` of the latter is still larger, in chunks."""
-        if not len(self._sizes):
-            return
-        below = np.add.reduceat(self._members < border, self._starts)
-        crossing = (below > 0) & (below < self._sizes)
-        starts, below, sizes = self._starts[crossing], below[crossing], self._sizes[crossing]
-        above = sizes - below
-        for heads_only in (True, False):
-            counts = np.ones(len(starts), dtype=np.intp) if heads_only else below - 1
-            places = np.repeat(starts + (0 if heads_only else 1), counts) + _within(counts)
-            for left, right in _enumerated(places, np.repeat(starts + below, counts), np.repeat(above, counts)):
-                first, second = self._members[left], self._members[right]
-                is_open = best[second - border] > first
-                yield first[is_open], second[is_open]
-
-    def _later(self, wanted: Mask, *, skip_heads: bool = False) -> tuple[Positions, Positions, Positions]:
-        """For each member of the wanted buckets: its place, the place after it, and how many come from there on."""
-        starts, sizes = self._starts[wanted], self._sizes[wanted]
-        if skip_heads:
-            starts, sizes = starts + 1, sizes - 1
-        within = _within(sizes)
-        places = np.repeat(starts, sizes) + within
-        return places, places + 1, np.repeat(sizes, sizes) - within - 1
-
-    def _apart(self, left: Positions, right: Positions, labels: Positions) -> tuple[Positions, Positions]:
-        first, second = self._members[left], self._members[right]
-        apart = labels[first] != labels[second]
-        return first[apart], second[apart]
-
-
-def _enumerated(places: Positions, begins: Positions, counts: Positions) -> Iterator[tuple[Positions, Positions]]:
-    """Pairs of each place with the `counts` places from its `begins` on, about ``_PAIRS`` at a time."""
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(places):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, side="right")))
-        here = slice(start, stop)
-        yield np.repeat(places[here], counts[here]), np.repeat(begins[here], counts[here]) + _within(counts[here])
-        start = stop
-
-
-def _within(counts: Positions) -> Positions:
-    """0, 1, ... up to each count, one after another."""
-    total = int(counts.sum())
-    result: Positions = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    return result
-
-
-def _runs_of(ranks: Codes64, begins: Positions, sizes: Positions, side: Positions, bits: np.uint64) -> Codes64:
-    """The trigrams of the forms of one side of all pairs, each with the number of its pair above it."""
-    counts = sizes[side]
-    places = np.repeat(begins[side], counts) + _within(counts)
-    pair = np.repeat(np.arange(len(side)), counts).astype(np.uint64)
-    result: Codes64 = (pair << bits) | ranks[places]
-    return result
-
-
-def _short(trigrams: Codes64) -> tuple[Codes64, np.uint64]:
-    """The trigrams with each code point replaced by its rank among those that occur, and the bits that they take."""
-    mask = np.uint64((1 << _BITS) - 1)
-    shifts = [np.uint64(2 * _BITS), np.uint64(_BITS), np.uint64(0)]
-    parts = [(trigrams >> shift) & mask for shift in shifts]
-    occurs = np.zeros(max(int(part.max(initial=0)) for part in parts) + 1, dtype=bool)
-    for part in parts:
-        occurs[part] = True
-    rank = np.cumsum(occurs, dtype=np.uint64) - np.uint64(1)
-    width = np.uint64(int(occurs.sum()).bit_length())
-    if width > _RANK_BITS:  # text in no alphabet: the distinct trigrams themselves are fewer than their owners leave room for
-        distinct, ranks = np.unique(trigrams, return_inverse=True)
-        return ranks.astype(np.uint64), np.uint64(len(distinct).bit_length())
-    first, second, third = (rank[part] for part in parts)
-    return (((first << width) | second) << width) | third, np.uint64(3) * width
+    batches = [forms[start : start + _BATCH] for start in range(0, len(forms), _BATCH)]
+    distinct = np.empty(0, dtype=np.uint64)
+    for batch in batches:
+        distinct = np.union1d(distinct, _flat_shingles(batch)[0])
+    parts = [csr_array((0, len(distinct)), dtype=np.int8)]
+    for batch in batches:
+        trigrams, bounds = _flat_shingles(batch)
+        columns = np.searchsorted(distinct, trigrams).astype(np.int32)
+        ones, borders = np.ones(len(columns), dtype=np.int8), np.append(bounds, len(columns)).astype(np.int32)
+        part = csr_array((ones, columns, borders), shape=(len(batch), len(distinct)))
+        part.sum_duplicates()
+        part.data[:] = 1
+        parts.append(part)
+    return vstack(parts, format="csr")
 
 
 def _join(labels: Positions, first: Positions, second: Positions) -> None:
@@ -517,44 +368,16 @@ def _join(labels: Positions, first: Positions, second: Positions) -> None:
     from scipy.sparse.csgraph import connected_components
 
     old, ends = np.unique(np.stack([labels[first], labels[second]]), return_inverse=True)
-    left, right = ends.reshape(2, -1)
-    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(old), len(old)))
+    graph = coo_array((np.ones(len(first), dtype=bool), tuple(ends.reshape(2, -1))), shape=(len(old), len(old)))
     _, component = connected_components(graph, directed=False)
-    smallest = np.full(component.max() + 1, np.iinfo(np.int64).max)
-    np.minimum.at(smallest, component, old)
+    _, smallest = np.unique(component, return_index=True)
     renamed = np.arange(len(labels))
-    renamed[old] = smallest[component]
+    renamed[old] = old[smallest[component]]
     labels[:] = renamed[labels]
 
 
 def _distinct(forms: Sequence[str]) -> tuple[list[str], Positions]:
     """The distinct forms in order of appearance, and the place of each form among them."""
     known: dict[str, int] = {}
-    places = np.fromiter((known.setdefault(form, len(known)) for form in forms), dtype=np.intp, count=len(forms))
+    places = np.fromiter((known.setdefault(form, len(known)) for form in forms), dtype=np.int64, count=len(forms))
     return list(known), places
-
-
-def _is_in(codes: Codes, known: Codes) -> Mask:
-    """Whether each code stands in the sorted `known`."""
-    if not len(known):
-        return np.zeros(len(codes), dtype=bool)
-    result: Mask = known[np.minimum(np.searchsorted(known, codes), len(known) - 1)] == codes
-    return result
-
-
-def _merged(known: Codes, more: Codes) -> Codes:
-    return _sorted_distinct(np.concatenate([known, more])) if len(more) else known
-
-
-def _sorted_distinct(codes: CodesT) -> CodesT:
-    """Sorted distinct codes; several times faster here than ``np.unique``, which hashes where no inverse is asked for."""
-    codes = np.sort(codes)
-    is_first = np.ones(len(codes), dtype=bool)
-    is_first[1:] = codes[1:] != codes[:-1]
-    return codes[is_first]
-
-
-def _combinations(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for place, first in enumerate(positions):
-        for second in positions[place + 1 :]:
-            yield first, second
