@@ -21,20 +21,25 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic_core import to_jsonable_python
 
+from reviewclf import tables
 from reviewclf.errors import ConflictError, StoreError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, space_hint
+
+# So often a change is decided upon anew where other runs publish in between.
+_ATTEMPTS = 10
 
 
 class Snapshot(BaseModel):
@@ -62,6 +67,20 @@ class Snapshot(BaseModel):
     def keys(self, table: str) -> list[str]:
         """Object keys of `table`; empty when nothing was written to it yet."""
         return list(self.tables.get(table, []))
+
+    def missing(self, table: str, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that `table` does not hold."""
+        held = set(self.keys(table))
+        return [key for key in keys if key not in held]
+
+
+class Change(NamedTuple):
+    """What a commit changes: see :meth:`Store.commit`."""
+
+    key: str
+    append: Mapping[str, Sequence[str]] = {}
+    replace: Mapping[str, Sequence[str]] = {}
+    state: Mapping[str, JsonValue] = {}
 
 
 class StageResult(BaseModel):
@@ -118,6 +137,20 @@ class Store:
         pq.write_table(table, buffer, compression="zstd")
         return self.put_bytes(buffer.getvalue(), ".parquet")
 
+    def put_part(self, rows: pa.Table | Sequence[Mapping[str, Any] | BaseModel], schema: pa.Schema | None = None) -> list[str]:
+        """Write rows as one part of a table and return its key in a list, which is empty where there are no rows.
+
+        Parameters
+        ----------
+        rows : Table, or sequence of mapping or pydantic model
+        schema : Schema, optional
+            Needed where `rows` is no table.
+        """
+        if not isinstance(rows, pa.Table):
+            plain = [row.model_dump() if isinstance(row, BaseModel) else row for row in rows]
+            rows = pa.Table.from_pylist(plain, schema=schema)
+        return [self.put_table(rows.combine_chunks())] if rows.num_rows else []
+
     def read_bytes(self, key: str) -> bytes:
         """Content of an object. Raises :class:`StoreError` naming it when it is missing."""
         with self._errors("read", key):
@@ -142,6 +175,15 @@ class Store:
         empty = schema.empty_table()
         return empty.select(list(columns)) if columns is not None else empty
 
+    def read(self, source: Snapshot | Manifest, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Table `name` of a snapshot, or output `name` of a manifest, as one table; empty where nothing was written to it."""
+        return self.read_table(source.keys(name), columns, schema=tables.SCHEMAS.get(name))
+
+    def iter_rows(self, keys: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows under `keys` one after another, in bounded memory."""
+        for part in self.iter_tables(keys, columns):
+            yield from part.to_pylist()
+
     # -- manifests -------------------------------------------------------------------------------------------------
 
     def manifest(self, stage: str, digest: str) -> Manifest | None:
@@ -159,11 +201,8 @@ class Store:
         """All committed manifests of a stage and when each was written, the newest first."""
         prefix = f"stages/{stage}/"
         found = {key: when for key, when in self.journals(prefix).items() if key.endswith(".json")}
-        listed = []
-        for key, when in found.items():
-            manifest = self.manifest(stage, key.removeprefix(prefix).removesuffix(".json"))
-            if manifest is not None:
-                listed.append((when, manifest))
+        read = ((when, self.manifest(stage, key.removeprefix(prefix).removesuffix(".json"))) for key, when in found.items())
+        listed = [(when, manifest) for when, manifest in read if manifest is not None]
         return sorted(listed, key=lambda pair: (pair[0], pair[1].digest), reverse=True)
 
     def commit_manifest(self, manifest: Manifest) -> Manifest:
@@ -199,10 +238,8 @@ class Store:
         manifest = Manifest(
             stage=stage,
             digest=digest,
-            inputs={name: _plain(value) for name, value in inputs.items()},
-            outputs=result.outputs,
-            counts=result.counts,
-            details=result.details,
+            inputs=to_jsonable_python(dict(inputs), fallback=str),
+            **result.model_dump(exclude={"is_final"}),
         )
         return self.commit_manifest(manifest) if result.is_final else manifest
 
@@ -227,16 +264,43 @@ class Store:
         except ValidationError as error:
             raise StoreError(f"{self.uri}/{key}: is damaged ({error}); restore it from a back-up") from error
 
+    def publish(self, decide: Callable[[Snapshot], Change | None]) -> Snapshot:
+        """Commit what `decide` makes of the newest snapshot; where another run was first, what it makes of the next one.
+
+        Parameters
+        ----------
+        decide : callable
+            Takes the newest snapshot and returns what to change, None where nothing is to be changed.
+
+        Returns
+        -------
+        Snapshot
+            The one that holds the change.
+
+        Raises
+        ------
+        ConflictError
+            Other runs kept publishing first.
+        """
+        for _ in range(_ATTEMPTS):
+            base = self.snapshot()
+            change = decide(base)
+            if change is None:
+                return base
+            with contextlib.suppress(ConflictError):
+                return self.commit(base, **change._asdict())
+        raise ConflictError(f"{self.uri}: other runs kept publishing first; run this stage again")
+
     def commit(
         self,
         base: Snapshot,
         *,
         key: str,
-        append: Mapping[str, Sequence[str]] | None = None,
-        replace: Mapping[str, Sequence[str]] | None = None,
-        state: Mapping[str, JsonValue] | None = None,
+        append: Mapping[str, Sequence[str]] = {},
+        replace: Mapping[str, Sequence[str]] = {},
+        state: Mapping[str, JsonValue] = {},
     ) -> Snapshot:
-        """Publish new parts of tables on top of `base`, all together.
+        """Publish new parts of tables on top of `base`, all together. What changes nothing makes no new version.
 
         Parameters
         ----------
@@ -254,18 +318,12 @@ class Store:
         ConflictError
             Another writer published after `base` was read: read the new snapshot, decide again, commit again.
         """
-        if key in base.applied:
+        parts = {**base.tables, **{name: list(keys) for name, keys in replace.items() if keys or name in base.tables}}
+        parts |= {name: parts.get(name, []) + list(keys) for name, keys in append.items() if keys}
+        facts = {**base.state, **state}
+        if key in base.applied or (parts == base.tables and facts == base.state):
             return base
-        tables = {name: list(keys) for name, keys in base.tables.items()}
-        tables.update({name: list(keys) for name, keys in (replace or {}).items()})
-        for name, keys in (append or {}).items():
-            tables[name] = tables.get(name, []) + list(keys)
-        new = Snapshot(
-            version=base.version + 1,
-            tables=tables,
-            applied=[*base.applied, key],
-            state={**base.state, **(state or {})},
-        )
+        new = Snapshot(version=base.version + 1, tables=parts, applied=[*base.applied, key], state=facts)
         name = f"log/{new.version:012d}.json"
         with self._errors("written", name):
             if self._create(name, new.model_dump_json().encode()):
@@ -383,14 +441,3 @@ def _create_local(path: Path, data: bytes) -> bool:
     finally:
         Path(temporary).unlink()
     return True
-
-
-def _plain(value: Any) -> JsonValue:
-    if isinstance(value, BaseModel):
-        plain: JsonValue = value.model_dump(mode="json")
-        return plain
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -13,253 +13,105 @@ Checked = Literal["raw", "clean"]
 # Who decided a label, and whose vote it is where `annotator` begins with it.
 HUMAN = "human"
 
-_WHEN = pa.timestamp("us", tz="UTC")
+_TYPES = {"time": pa.timestamp("us", tz="UTC"), "texts": pa.list_(pa.string()), "numbers": pa.list_(pa.float64())}
+
+
+def _schema(columns: str) -> pa.Schema:
+    """A schema from ``name:type`` separated by spaces; columns without a type are text."""
+    named = (column.partition(":") for column in columns.split())
+    return pa.schema([(name, _TYPES.get(kind) or pa.type_for_alias(kind or "string")) for name, _, kind in named])
+
 
 # `row_number` counts a file's data rows from 1; `extra` holds the source's other columns as a JSON object.
-RAW_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text", pa.string()),
-        ("source", pa.string()),
-        ("created_at", _WHEN),
-        ("extra", pa.string()),
-        ("row_number", pa.int64()),
-    ]
-)
+RAW_SCHEMA = _schema("review_id text source created_at:time extra row_number:int64")
 
 # `payload` is what came in, as it came: the raw line, or the row as JSON. `layout`, as JSON, says how the lines of a delimited
 # file were laid out; parts written before it was kept lack it. A row that was read, and refused later, has its `review_id`.
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("row_number", pa.int64()),
-        ("reason", pa.string()),
-        ("payload", pa.string()),
-        ("source", pa.string()),
-        ("layout", pa.string()),
-    ]
-)
+QUARANTINE_SCHEMA = _schema("review_id row_number:int64 reason payload source layout")
 
-CLEAN_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text", pa.string()),
-        ("text_clean", pa.string()),
-        ("text_hash", pa.string()),
-        ("source", pa.string()),
-        ("created_at", _WHEN),
-        ("dt", pa.string()),
-    ]
-)
+CLEAN_SCHEMA = _schema("review_id text text_clean text_hash source created_at:time dt")
 
 # `duplicate_of` is the review_id of the clean row with the same text_hash. `text` and `created_at` are the copy's own; parts
 # written before they were kept lack them.
-DUPLICATE_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("source", pa.string()),
-        ("row_number", pa.int64()),
-        ("text_hash", pa.string()),
-        ("duplicate_of", pa.string()),
-        ("text", pa.string()),
-        ("created_at", _WHEN),
-    ]
-)
+DUPLICATE_SCHEMA = _schema("review_id source row_number:int64 text_hash duplicate_of text created_at:time")
 
 # Texts that reviews had before they were edited; `replaced_by` is the text_hash of the newer text, beside its time.
-HISTORY_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("source", pa.string()),
-        ("text", pa.string()),
-        ("text_clean", pa.string()),
-        ("text_hash", pa.string()),
-        ("created_at", _WHEN),
-        ("replaced_by", pa.string()),
-        ("replaced_by_created_at", _WHEN),
-    ]
-)
+HISTORY_SCHEMA = _schema("review_id source text text_clean text_hash created_at:time replaced_by replaced_by_created_at:time")
 
 # Rows that stay in `clean`; `near_duplicate_of` is the text_hash of an earlier row that is much alike, and may be edited since.
-NEAR_DUPLICATE_SCHEMA = pa.schema([("review_id", pa.string()), ("text_hash", pa.string()), ("near_duplicate_of", pa.string())])
+NEAR_DUPLICATE_SCHEMA = _schema("review_id text_hash near_duplicate_of")
 
 # What an annotator is shown.
-REVIEW_SCHEMA = pa.schema([("text_hash", pa.string()), ("text", pa.string()), ("review_ids", pa.list_(pa.string()))])
+REVIEW_SCHEMA = _schema("text_hash text review_ids:texts")
 
 # `reason` says why a vote has no label.
-VOTE_SCHEMA = pa.schema(
-    [
-        ("text_hash", pa.string()),
-        ("annotator", pa.string()),
-        ("prompt", pa.string()),
-        ("draw", pa.int64()),
-        ("label", pa.string()),
-        ("confidence", pa.float64()),
-        ("raw", pa.string()),
-        ("reason", pa.string()),
-        ("tokens_in", pa.int64()),
-        ("tokens_out", pa.int64()),
-        ("seconds", pa.float64()),
-    ]
+VOTE_SCHEMA = _schema(
+    "text_hash annotator prompt draw:int64 label confidence:float64 raw reason tokens_in:int64 tokens_out:int64 seconds:float64"
 )
 
 # `decision`: kept (trained on), review (for people to decide) or dropped.
-LABEL_SCHEMA = pa.schema(
-    [
-        ("text_hash", pa.string()),
-        ("label", pa.string()),
-        ("confidence", pa.float64()),
-        ("agreement", pa.float64()),
-        ("votes", pa.int64()),
-        ("method", pa.string()),
-        ("origin", pa.string()),
-        ("decision", pa.string()),
-    ]
-)
+LABEL_SCHEMA = _schema("text_hash label confidence:float64 agreement:float64 votes:int64 method origin decision")
 
 # What people are asked about, most useful first.
-QUEUE_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_hash", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.string()),
-        ("confidence", pa.float64()),
-        ("agreement", pa.float64()),
-        ("suspicion", pa.float64()),
-        ("reason", pa.string()),
-    ]
-)
+QUEUE_SCHEMA = _schema("review_id text_hash text label confidence:float64 agreement:float64 suspicion:float64 reason")
 
-DATASET_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_clean", pa.string()),
-        ("label", pa.string()),
-        ("weight", pa.float64()),
-        ("origin", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+DATASET_SCHEMA = _schema("review_id text_clean label weight:float64 origin group split")
 
 # What one model answers on gold; no texts.
-GOLD_ANSWERS_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_hash", pa.string()),
-        ("label", pa.string()),
-        ("predicted", pa.string()),
-        ("confidence", pa.float64()),
-    ]
-)
+GOLD_ANSWERS_SCHEMA = _schema("review_id text_hash label predicted confidence:float64")
 
-LEFT_OUT_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_clean", pa.string()),
-        ("label", pa.string()),
-        ("origin", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-
+LEFT_OUT_SCHEMA = _schema("review_id text_clean label origin reason")
 
 # A review that was written, not received. `generator`, `prompt`, `seed`, `request` and `place` say where it came from,
 # `examples` (text hashes) which real reviews its writer was shown; `share` is that of the votes for `label`. Of rejected ones
 # `reason` is the filter's rule and `detail` what it found.
-SYNTHETIC_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text", pa.string()),
-        ("text_clean", pa.string()),
-        ("text_hash", pa.string()),
-        ("label", pa.string()),
-        ("generator", pa.string()),
-        ("prompt", pa.string()),
-        ("seed", pa.int64()),
-        ("request", pa.int64()),
-        ("place", pa.int64()),
-        ("examples", pa.list_(pa.string())),
-        ("votes", pa.int64()),
-        ("share", pa.float64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
+SYNTHETIC_SCHEMA = _schema(
+    "review_id text text_clean text_hash label generator prompt seed:int64 request:int64 place:int64 examples:texts "
+    "votes:int64 share:float64 reason detail"
 )
-
 
 # Answers of those who write, as they came.
-WRITTEN_SCHEMA = pa.schema(
-    [
-        ("category", pa.string()),
-        ("number", pa.int64()),
-        ("seed", pa.int64()),
-        ("prompt", pa.string()),
-        ("generator", pa.string()),
-        ("examples", pa.list_(pa.string())),
-        ("texts", pa.list_(pa.string())),
-        ("raw", pa.string()),
-        ("tokens_in", pa.int64()),
-        ("tokens_out", pa.int64()),
-        ("seconds", pa.float64()),
-    ]
+WRITTEN_SCHEMA = _schema(
+    "category number:int64 seed:int64 prompt generator examples:texts texts:texts raw tokens_in:int64 "
+    "tokens_out:int64 seconds:float64"
 )
-
 
 # What one model version answered to a review; exactly one row per (review_id, text_hash, model_version), so that a review which
 # was edited is answered anew. `abstained`: the confidence is below the version's threshold for the label. `role` is what the
 # version was when it answered: champion or challenger.
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_hash", pa.string()),
-        ("label", pa.string()),
-        ("confidence", pa.float64()),
-        ("abstained", pa.bool_()),
-        ("model_version", pa.string()),
-        ("role", pa.string()),
-        ("scored_at", _WHEN),
-    ]
-)
+PREDICTION_SCHEMA = _schema("review_id text_hash label confidence:float64 abstained:bool model_version role scored_at:time")
 
 # What a scoring task is to score; `fresh`: no champion has answered to the review before.
-PENDING_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_hash", pa.string()),
-        ("text", pa.string()),
-        ("text_clean", pa.string()),
-        ("fresh", pa.bool_()),
-    ]
-)
+PENDING_SCHEMA = _schema("review_id text_hash text text_clean fresh:bool")
 
 # Fresh reviews with all that the champion said, for the watch over drift; probabilities in the order of `classes` of the
 # manifest beside it, `challenger` its answer or null.
-NIGHT_SCHEMA = pa.schema(
-    [
-        ("review_id", pa.string()),
-        ("text_hash", pa.string()),
-        ("text_clean", pa.string()),
-        ("label", pa.string()),
-        ("confidence", pa.float64()),
-        ("abstained", pa.bool_()),
-        ("probabilities", pa.list_(pa.float64())),
-        ("challenger", pa.string()),
-    ]
+NIGHT_SCHEMA = _schema(
+    "review_id text_hash text_clean label confidence:float64 abstained:bool probabilities:numbers challenger"
 )
 
 # One report a scoring; `report` is a HealthReport as JSON.
-HEALTH_SCHEMA = pa.schema(
-    [
-        ("at", _WHEN),
-        ("digest", pa.string()),
-        ("model_version", pa.string()),
-        ("rows", pa.int64()),
-        ("verdict", pa.string()),
-        ("report", pa.string()),
-    ]
-)
+HEALTH_SCHEMA = _schema("at:time digest model_version rows:int64 verdict report")
+
+# By the name of a table of the store or of a stage's output.
+SCHEMAS = {
+    "raw": RAW_SCHEMA,
+    "quarantine": QUARANTINE_SCHEMA,
+    "clean": CLEAN_SCHEMA,
+    "duplicates": DUPLICATE_SCHEMA,
+    "near_duplicates": NEAR_DUPLICATE_SCHEMA,
+    "history": HISTORY_SCHEMA,
+    "reviews": REVIEW_SCHEMA,
+    "votes": VOTE_SCHEMA,
+    "labels": LABEL_SCHEMA,
+    "labels_before": LABEL_SCHEMA,
+    "dataset": DATASET_SCHEMA,
+    "real": DATASET_SCHEMA,
+    "predictions": PREDICTION_SCHEMA,
+    "pending": PENDING_SCHEMA,
+    "night": NIGHT_SCHEMA,
+    "health": HEALTH_SCHEMA,
+}
 
 
 def signature_table(text_hashes: Sequence[str], signatures: np.ndarray) -> pa.Table:

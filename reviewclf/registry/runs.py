@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from reviewclf import tables
 from reviewclf.augmentation.amounts import choices_of, curve_table
 from reviewclf.augmentation.filters import filter_table
 from reviewclf.data.card import card_markdown
@@ -44,7 +43,7 @@ def retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
         description=describe_retrain(dataset.counts),
         tags={"reviewclf.dataset": dataset.digest},
     )
-    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    rows = store.read(dataset, "dataset").to_pandas()
     log_dataset(tracker, run_id, dataset, store, rows)
     tracker.log(run_id, metrics={f"dataset/{name}": count for name, count in dataset.counts.items()})
     tracker.log_json(run_id, dataset.model_dump(mode="json"), "dataset/card.json")

@@ -24,7 +24,6 @@ from reviewclf.data.gold import Gold, load_gold
 from reviewclf.errors import (
     AnnotatorUnavailableError,
     AugmentationError,
-    ConflictError,
     DataContractError,
     DatasetError,
     LabelingError,
@@ -38,7 +37,7 @@ from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.llm.journal import forget_journals
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 from reviewclf.training.candidates import load_candidates
@@ -177,9 +176,9 @@ def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifes
     }
 
     def work() -> StageResult:
-        real = store.read_table(planned.keys("real"), schema=tables.DATASET_SCHEMA).to_pandas()
-        known = [Written.model_validate(row) for row in _rows(store, snapshot.keys("synthetic_written"))]
-        known_votes = [Vote.model_validate(row) for row in _rows(store, snapshot.keys("synthetic_votes"))]
+        real = store.read(planned, "real").to_pandas()
+        known = [Written.model_validate(row) for row in store.iter_rows(snapshot.keys("synthetic_written"))]
+        known_votes = [Vote.model_validate(row) for row in store.iter_rows(snapshot.keys("synthetic_votes"))]
         result = generate_and_filter(
             category,
             wanted,
@@ -198,9 +197,9 @@ def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifes
             "rejected": store.put_table(_table(result.rejected, tables.SYNTHETIC_SCHEMA)),
         }
         if generator.is_costly and result.written:
-            outputs["written"] = [_put(store, result.written, tables.WRITTEN_SCHEMA)]
+            outputs["written"] = store.put_part(result.written, tables.WRITTEN_SCHEMA)
         if annotator is not None and annotator.is_costly and result.votes:
-            outputs["votes"] = [_put(store, result.votes, tables.VOTE_SCHEMA)]
+            outputs["votes"] = store.put_part(result.votes, tables.VOTE_SCHEMA)
         rules: Any = result.report["rules"]
         return StageResult(
             outputs=outputs,
@@ -328,7 +327,7 @@ def diff(settings: Settings, old: str, new: str) -> list[str]:
     """How dataset `new` differs from `old`, in lines of text; see :func:`reviewclf.data.card.diff_datasets`."""
     store = Store(settings.store_uri)
     pair = find_dataset(settings, old), find_dataset(settings, new)
-    rows = [store.read_table(manifest.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas() for manifest in pair]
+    rows = [store.read(manifest, "dataset").to_pandas() for manifest in pair]
     return diff_datasets(*pair, *rows)
 
 
@@ -352,8 +351,8 @@ def _inputs(settings: Settings, snapshot: Snapshot, taxonomy: Taxonomy, gold: Go
 def _labelled(store: Store, snapshot: Snapshot, taxonomy: Taxonomy) -> tuple[pd.DataFrame, int]:
     """The labelled reviews, and how many clean ones there are."""
     columns = ["review_id", "text_clean", "text_hash", "source"]
-    clean = store.read_table(snapshot.keys("clean"), columns, schema=tables.CLEAN_SCHEMA).to_pandas()
-    labels = store.read_table(snapshot.keys("labels"), schema=tables.LABEL_SCHEMA).to_pandas()
+    clean = store.read(snapshot, "clean", columns).to_pandas()
+    labels = store.read(snapshot, "labels").to_pandas()
     labelled = clean.merge(labels[labels["label"].isin(taxonomy.names)], on="text_hash", how="inner")
     labelled["hint"] = labelled["method"] == KEYWORDS
     return labelled, len(clean)
@@ -434,46 +433,29 @@ def _publish(store: Store, synthesized: Sequence[Manifest]) -> None:
     if not synthesized:
         return
     categories = {str(manifest.details["category"]) for manifest in synthesized}
-    for _ in range(10):
-        base = store.snapshot()
-        replace: dict[str, list[str]] = {}
-        for table, output in (("synthetic", "kept"), ("rejected_synthetic", "rejected")):
-            others = [key for key in base.keys(table) if not categories & set(_labels(store, key))]
-            keys = [*others, *(key for manifest in synthesized for key in manifest.keys(output))]
-            if keys != base.keys(table):
-                replace[table] = keys
-        append = {
-            table: keys
-            for table, output in (("synthetic_written", "written"), ("synthetic_votes", "votes"))
-            if (keys := [k for m in synthesized for k in m.keys(output) if k not in base.keys(table)])
+
+    def made(output: str) -> list[str]:
+        return [key for manifest in synthesized for key in manifest.keys(output)]
+
+    def decide(base: Snapshot) -> Change:
+        replace = {
+            table: [*(key for key in base.keys(table) if not categories & set(_labels(store, key))), *made(output)]
+            for table, output in (("synthetic", "kept"), ("rejected_synthetic", "rejected"))
         }
-        if not replace and not append:
-            break
-        try:
-            store.commit(base, key=f"synthetic:{digest_of([base.version, replace, append])}", append=append, replace=replace)
-        except ConflictError:
-            continue
-        break
-    else:
-        raise ConflictError(f"{store.uri}: other runs kept publishing first; run this stage again")
-    published = {Written.model_validate(row).identity for row in _rows(store, store.snapshot().keys("synthetic_written"))}
+        append = {
+            table: base.missing(table, made(output))
+            for table, output in (("synthetic_written", "written"), ("synthetic_votes", "votes"))
+        }
+        return Change(f"synthetic:{digest_of([base.version, replace, append])}", append, replace)
+
+    base = store.publish(decide)
+    published = {Written.model_validate(row).identity for row in store.iter_rows(base.keys("synthetic_written"))}
     forget_journals(store, JOURNAL, Written, lambda written: written.identity in published)
 
 
 def _labels(store: Store, key: str) -> list[str]:
     labels: list[str] = store.read_table([key], ["label"])["label"].unique().to_pylist()
     return labels
-
-
-def _rows(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for part in store.iter_tables(keys):
-        rows.extend(part.to_pylist())
-    return rows
-
-
-def _put(store: Store, rows: Sequence[Any], schema: pa.Schema) -> str:
-    return store.put_table(pa.Table.from_pylist([row.model_dump() for row in rows], schema=schema))
 
 
 def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:

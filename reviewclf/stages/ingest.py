@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from reviewclf.data.edits import REWRITTEN
 from reviewclf.data.intake import Intake
 from reviewclf.data.sources import SourceFile, SqlSource, list_source, read_chunks
 from reviewclf.data.volumes import check_file
-from reviewclf.errors import ConflictError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.checking import NEW_ROWS, READ_ANEW, check_rows
 from reviewclf.stages.cleaning import IDS_IGNORED, clean_rows, read_base
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 
 logger = logging.getLogger(__name__)
 
@@ -132,22 +130,19 @@ def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned
     """
     store = Store(settings.store_uri)
     key = f"reviews:{digest_of([ingested.digest, validated.digest])}"
-    for _ in range(10):
-        base = store.snapshot()
+    published: list[Manifest] = []
+
+    def decide(base: Snapshot) -> Change:
+        own, report = cleaned, clean_report
         if key not in base.applied and read_base(base) != cleaned.keys("base"):
-            cleaned = clean_rows(settings, store, base, ingested, validated)
-            clean_report = check_rows(settings, "clean", cleaned)
-        manifest = _publish_manifest(store, ingested, validated, cleaned, clean_report)
-        state = _state(base, ingested, cleaned, settings.ingest.id_column)
-        append, replace = parts_to_commit(ingested, cleaned)
-        if not append and not replace and all(base.state.get(name) == value for name, value in state.items()):
-            return manifest
-        try:
-            store.commit(base, key=key, append=append, replace=replace, state=state)
-        except ConflictError:
-            continue
-        return manifest
-    raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+            own = clean_rows(settings, store, base, ingested, validated)
+            report = check_rows(settings, "clean", own)
+        published.append(_publish_manifest(store, ingested, validated, own, report))
+        append, replace = parts_to_commit(ingested, own)
+        return Change(key, append, replace, _state(base, ingested, own, settings.ingest.id_column))
+
+    store.publish(decide)
+    return published[-1]
 
 
 def parts_to_commit(*manifests: Manifest) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -287,8 +282,3 @@ def _state(base: Snapshot, ingested: Manifest, cleaned: Manifest, id_column: str
     if ingested.counts["raw"] and base.keys("raw") and not ingested.details[READ_ANEW]:
         state[NEW_ROWS] = [*(base.state.get(NEW_ROWS) or []), ingested.counts["raw"]][-_REMEMBERED_RUNS:]  # type: ignore[misc]
     return state
-
-
-def data_docs_index(settings: Settings) -> Path:
-    """The data docs' first page, which lists all runs."""
-    return settings.home.expanduser().resolve() / "data_docs" / "index.html"

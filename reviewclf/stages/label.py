@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
-from reviewclf.errors import ConflictError, LabelingError
+from reviewclf.errors import LabelingError
 from reviewclf.evaluation import reliability
 from reviewclf.labeling.annotators import RecordedAnnotator, Review, VoteIdentity, make_annotators
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
@@ -21,7 +21,7 @@ from reviewclf.labeling.votes import aggregate_llm_votes
 from reviewclf.llm.budget import costs_of, total_costs
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 
@@ -138,7 +138,7 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
     }
 
     def work() -> StageResult:
-        pending = store.read_table(selected.keys("reviews"), schema=tables.REVIEW_SCHEMA).to_pylist()
+        pending = store.read(selected, "reviews").to_pylist()
         reviews = [
             Review(text_hash=row["text_hash"], text=row["text"], review_ids=tuple(row["review_ids"]))
             for row in pending
@@ -155,17 +155,15 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             for annotator in annotators
             for vote in annotator.expected(review)
         )
-        rows = [vote.model_dump() for vote in votes]
-        table = pa.Table.from_pylist(rows, schema=tables.VOTE_SCHEMA)
-        details: dict[str, Any] = {"costs": costs_of(rows, settings.llm)}
+        details: dict[str, Any] = {"costs": costs_of([vote.model_dump() for vote in votes], settings.llm)}
         if stopped is not None:
             details["stopped"] = stopped
         return StageResult(
-            outputs={"votes": [store.put_table(table)] if table.num_rows else []},
+            outputs={"votes": store.put_part(votes, tables.VOTE_SCHEMA)},
             counts={
                 "reviews": len(reviews),
-                "votes": table.num_rows,
-                "without_label": table["label"].null_count,
+                "votes": len(votes),
+                "without_label": sum(vote.label is None for vote in votes),
                 "unanswered": unanswered,
             },
             details=details,
@@ -192,20 +190,16 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
-    for _ in range(10):
-        base = store.snapshot()
-        manifest, append, replace = _aggregate_once(store, base, settings, taxonomy, selected, annotated)
-        if not append and not replace:
-            break
-        try:
-            store.commit(base, key=f"labels:{manifest.digest}", append=append, replace=replace)
-        except ConflictError:
-            continue
-        break
-    else:
-        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
-    _log(settings, manifest, taxonomy)
-    return manifest
+    aggregated: list[Manifest] = []
+
+    def decide(base: Snapshot) -> Change:
+        manifest, append = _aggregate_once(store, base, settings, taxonomy, selected, annotated)
+        aggregated.append(manifest)
+        return Change(f"labels:{manifest.digest}", append, {"labels": manifest.keys("labels")})
+
+    store.publish(decide)
+    _log(settings, aggregated[-1], taxonomy)
+    return aggregated[-1]
 
 
 def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
@@ -230,8 +224,8 @@ def _aggregate_once(
     taxonomy: Taxonomy,
     selected: Manifest,
     annotated: Sequence[Manifest],
-) -> tuple[Manifest, dict[str, list[str]], dict[str, list[str]]]:
-    new_keys = [key for manifest in annotated for key in manifest.keys("votes") if key not in base.keys("votes")]
+) -> tuple[Manifest, dict[str, list[str]]]:
+    new_keys = base.missing("votes", [key for manifest in annotated for key in manifest.keys("votes")])
     current = [annotator.version for annotator in make_annotators(settings, taxonomy)]
     gold = load_gold(settings, taxonomy)
     votes_keys = [*base.keys("votes"), *new_keys]
@@ -249,9 +243,7 @@ def _aggregate_once(
         votes = usable_votes(store, votes_keys, settings, taxonomy)
         labels = decide_labels(votes, settings, taxonomy)
         table = pa.Table.from_pandas(labels[tables.LABEL_SCHEMA.names], schema=tables.LABEL_SCHEMA, preserve_index=False)
-        before = store.read_table(
-            selected.keys("labels_before"), ["text_hash", "label"], schema=tables.LABEL_SCHEMA
-        ).to_pandas()
+        before = store.read(selected, "labels_before", ["text_hash", "label"]).to_pandas()
         both = labels.merge(before, on="text_hash", how="outer", suffixes=("", "_before"))
         changed = int((both["label"].fillna("") != both["label_before"].fillna("")).sum())
         details: dict[str, Any] = {
@@ -274,30 +266,23 @@ def _aggregate_once(
         )
 
     manifest = store.run_stage("aggregate", 2, inputs, work)
-    append = {"votes": new_keys} if new_keys else {}
-    quarantine = [key for key in selected.keys("quarantine") if key not in base.keys("quarantine")]
-    if quarantine:
-        append["quarantine"] = quarantine
-    replace = {"labels": manifest.keys("labels")} if manifest.keys("labels") != base.keys("labels") else {}
-    return manifest, append, replace
+    return manifest, {"votes": new_keys, "quarantine": base.missing("quarantine", selected.keys("quarantine"))}
 
 
 def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
     """Every text of the clean table and of gold, with all ids it came under, sorted by text hash."""
     texts: dict[str, str] = {}
     ids: dict[str, list[str]] = {}
-    for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"]):
-        for row in part.to_pylist():
-            texts.setdefault(row["text_hash"], row["text_clean"])
-            ids.setdefault(row["text_hash"], []).append(row["review_id"])
-    for part in store.iter_tables(snapshot.keys("duplicates"), ["review_id", "text_hash"]):
-        for row in part.to_pylist():
-            ids.setdefault(row["text_hash"], []).append(row["review_id"])
+    for row in store.iter_rows(snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"]):
+        texts.setdefault(row["text_hash"], row["text_clean"])
+        ids.setdefault(row["text_hash"], []).append(row["review_id"])
+    for row in store.iter_rows(snapshot.keys("duplicates"), ["review_id", "text_hash"]):
+        ids.setdefault(row["text_hash"], []).append(row["review_id"])
     gold = load_gold(settings, taxonomy)
     if gold is not None:
-        for row in gold.frame.to_dict("records"):
-            texts.setdefault(row["text_hash"], row["text_clean"])
-            ids.setdefault(row["text_hash"], []).append(row["review_id"])
+        for key, text, review_id in gold.frame[["text_hash", "text_clean", "review_id"]].itertuples(index=False):
+            texts.setdefault(key, text)
+            ids.setdefault(key, []).append(review_id)
     return [Review(text_hash=key, text=texts[key], review_ids=tuple(dict.fromkeys(ids[key]))) for key in sorted(texts)]
 
 

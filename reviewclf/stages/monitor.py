@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from reviewclf import tables
-from reviewclf.errors import ConflictError, DatasetError
+from reviewclf.errors import DatasetError
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.manifest import Manifest
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
@@ -28,7 +28,7 @@ from reviewclf.predict import answer
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import find_dataset
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 from reviewclf.text import redact, text_hash
 
 if TYPE_CHECKING:
@@ -76,25 +76,19 @@ def monitor(settings: Settings, published: Manifest) -> Manifest:
         return Manifest(stage="monitor", digest=published.digest, details={"skipped": reason})
     store = Store(settings.store_uri)
     tracker = Tracker(settings.tracking_uri)
-    key = f"health:{published.digest}"
 
     def work() -> StageResult:
         return _look(settings, store, tracker, published)
 
     manifest = store.run_stage("monitor", 1, {"published": published.digest}, work)
-    for _ in range(10):
-        base = store.snapshot()
-        if key in base.applied:
-            break
+
+    def decide(base: Snapshot) -> Change:
         nights = [*_remembered(base), manifest.details["night"]]
-        try:
-            store.commit(base, key=key, append={"health": manifest.keys("health")}, state={_NIGHTS: nights[-_REMEMBERED:]})
-        except ConflictError:
-            continue
-        break
-    else:
-        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
-    row = store.read_table(manifest.keys("health"), ["report"])["report"][0].as_py()
+        state: Any = {_NIGHTS: nights[-_REMEMBERED:]}
+        return Change(f"health:{published.digest}", append={"health": manifest.keys("health")}, state=state)
+
+    store.publish(decide)
+    row = store.read(manifest, "health")["report"][0].as_py()
     report = HealthReport.model_validate_json(row)
     disagreements: Any = manifest.details["disagreements"]
     run_id = log_health(tracker, report, key=published.digest, counts=published.counts, disagreements=disagreements)

@@ -19,13 +19,13 @@ from reviewclf.data.sources.files import DELIMITED, reread, suffix_of
 from reviewclf.data.sources.layout import Layout, recognise
 from reviewclf.data.sources.options import ReadOptions
 from reviewclf.data.sources.rows import BadRow, make_chunk
-from reviewclf.errors import ConflictError, ReviewclfError
+from reviewclf.errors import ReviewclfError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.checking import check_rows
 from reviewclf.stages.cleaning import clean_rows
 from reviewclf.stages.ingest import LATEST, parts_to_commit
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -91,17 +91,15 @@ def replay(settings: Settings, *, reason: str | None = None, source: str | None 
         these the same as :func:`reviewclf.stages.ingest.publish` counts; ``details["reasons"]``: why rows are left.
     """
     store = Store(settings.store_uri)
-    for _ in range(10):
-        base = store.snapshot()
+    replayed: list[Manifest] = []
+
+    def decide(base: Snapshot) -> Change | None:
         manifest, append, replace = _replay(settings, store, base, reason, source)
-        if not replace:
-            return manifest
-        try:
-            store.commit(base, key=f"replay:{manifest.digest}", append=append, replace=replace)
-        except ConflictError:
-            continue
-        return manifest
-    raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this command again")
+        replayed.append(manifest)
+        return Change(f"replay:{manifest.digest}", append, replace) if replace else None
+
+    store.publish(decide)
+    return replayed[-1]
 
 
 def _replay(

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
-from reviewclf.errors import ConflictError
 from reviewclf.labeling.annotators import Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.journal import forget_published
@@ -19,7 +18,7 @@ from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.label import aggregate, all_reviews, costs_of_shards, decide_labels, usable_votes, vote_identities
-from reviewclf.storage import StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 
@@ -35,21 +34,12 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     new_keys = [key for manifest in annotated for key in manifest.keys("votes")]
-    quarantine = selected.keys("quarantine")
-    for _ in range(10):
-        base = store.snapshot()
-        votes = [key for key in new_keys if key not in base.keys("votes")]
-        refused = [key for key in quarantine if key not in base.keys("quarantine")]
-        if not votes and not refused:
-            break
-        append = {**({"votes": votes} if votes else {}), **({"quarantine": refused} if refused else {})}
-        try:
-            base = store.commit(base, key=f"votes:{digest_of([votes, refused])}", append=append)
-        except ConflictError:
-            continue
-        break
-    else:
-        raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+
+    def decide(base: Snapshot) -> Change:
+        votes, refused = base.missing("votes", new_keys), base.missing("quarantine", selected.keys("quarantine"))
+        return Change(f"votes:{digest_of([votes, refused])}", {"votes": votes, "quarantine": refused})
+
+    base = store.publish(decide)
     forget_published(store, vote_identities(store, [*base.keys("votes"), *base.keys("synthetic_votes")]))
     queue = make_queue(settings)
     inputs = {
@@ -130,18 +120,17 @@ def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) ->
         all_reviews(store, snapshot, settings, taxonomy), gold=[] if gold is None else gold.frame["text_hash"].tolist()
     )
     settled = settle(answers, reviews, _human_votes(store, snapshot.keys("votes")), source=source)
-    table = pa.Table.from_pylist([vote.model_dump() for vote in settled.votes], schema=tables.VOTE_SCHEMA)
     imported = Manifest(
         stage="import",
         digest=digest_of([vote.model_dump() for vote in settled.votes]),
-        outputs={"votes": [store.put_table(table)] if table.num_rows else []},
-        counts={"votes": table.num_rows, "without_label": 0},
+        outputs={"votes": store.put_part(settled.votes, tables.VOTE_SCHEMA)},
+        counts={"votes": len(settled.votes), "without_label": 0},
     )
     selected = Manifest(stage="select", digest=imported.digest, outputs={"labels_before": snapshot.keys("labels")})
     relabelled = aggregate(settings, selected, [imported])
     details = {
         **relabelled.details,
-        "answers": table.num_rows,
+        "answers": len(settled.votes),
         "known": settled.known,
         "problems": list(settled.problems),
         "notes": list(settled.notes),

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reviewclf import tables
-from reviewclf.errors import ConflictError, DataContractError
+from reviewclf.errors import DataContractError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.monitoring.report import HealthReport
 from reviewclf.predict import answer
 from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from reviewclf.settings import Settings
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.storage import Change, Snapshot, StageResult, Store
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
@@ -190,18 +190,14 @@ def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) 
 
     manifest = store.run_stage("publish_predictions", 1, inputs, work)
     keys = [key for part in scored for key in part.keys("predictions")]
-    for _ in range(10):
-        base = store.snapshot()
-        commit_key = f"predictions:{manifest.digest}"
-        if commit_key in base.applied:
-            return manifest
-        new = _unpublished(store, base, keys)
-        try:
-            store.commit(base, key=commit_key, append={"predictions": new} if new else {})
-        except ConflictError:
-            continue
-        return manifest
-    raise ConflictError(f"{settings.store_uri}: other runs kept publishing first; run this stage again")
+    change_key = f"predictions:{manifest.digest}"
+
+    def decide(base: Snapshot) -> Change | None:
+        is_published = change_key in base.applied
+        return None if is_published else Change(change_key, {"predictions": _unpublished(store, base, keys)})
+
+    store.publish(decide)
+    return manifest
 
 
 def read_predictions(settings: Settings, *, version: str | None = None, role: str | None = None) -> pd.DataFrame:

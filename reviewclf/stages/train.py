@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reviewclf import tables
 from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
@@ -144,7 +143,7 @@ def _train(
     from reviewclf.evaluation import expected_calibration_error, plot_learning_curves, plot_reliability
     from reviewclf.registry.model import log_model
 
-    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    rows = store.read(dataset, "dataset").to_pandas()
     train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
     parent = retrain_run(tracker, dataset, store)
     name = candidate_name(spec.name, dataset.digest)
