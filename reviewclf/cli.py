@@ -365,7 +365,7 @@ def health(
     nights: Annotated[int, typer.Option(min=1, help="So many reports, the newest first.")] = 1,
 ) -> None:
     """Say how production is: drift of input, answers and confidence, abstentions, estimated F1. Exits 1 before any scoring."""
-    from reviewclf.monitoring.words import report_text
+    from reviewclf.monitoring.report import report_text
     from reviewclf.stages.score import health_history
 
     reports = health_history(load_settings(), newest=nights)

@@ -2,10 +2,9 @@
 
 Where the real reviews of one marketplace are at hand (see `REAL`), the champion is trained on one half of them and nights are
 drawn from the other: groups of near-duplicates are in one half as a whole, so a night shows the champion no text that it, or
-the lens that learned from the same half, knows already. Drawn within a night without repetition (ingestion lets exact copies
-out), across nights with it: there are far fewer reviews than nights need. Repetition across nights could fake calm, as tonight
-may hold reviews of the nights it is compared with; `Shop.partition` therefore
-also gives nights that share nothing.
+the extractor that learned from the same half, knows already. Drawn within a night without repetition (ingestion lets exact
+copies out), across nights with it: there are far fewer reviews than nights need. Repetition across nights could fake calm, as
+tonight may hold reviews of the nights it is compared with; `Shop.partition` therefore also gives nights that share nothing.
 Elsewhere the bundled sample stands in, with smaller nights.
 """
 
@@ -21,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from reviewclf.data.duplicates import near_duplicate_groups
-from reviewclf.monitoring.readings import Lens, Readings, phrases_of, words_of
-from reviewclf.monitoring.watch import Night
+from reviewclf.monitoring.drift import Night
+from reviewclf.monitoring.features import FeatureExtractor, Features, phrases_of, words_of
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import clean_texts, text_hash
@@ -39,7 +38,7 @@ class Pool:
     """Reviews that nights are drawn from, each read once."""
 
     texts: list[str]
-    readings: Readings
+    features: Features
     phrases: list[set[str]]
     labels: list[str]
     votes: np.ndarray
@@ -90,9 +89,9 @@ class Shop:
             stems=taxonomy.keyword_stems,
             seed=seed,
         )
-        self.lens = Lens(training["text_clean"].tolist())
+        self.extractor = FeatureExtractor(training["text_clean"].tolist())
         answered = self.pool(validation["text_clean"].tolist(), validation["label"].tolist())
-        self.training = replace(self.night(answered), readings=self.lens.own, texts=training["text_clean"].tolist())
+        self.training = replace(self.night(answered), features=self.extractor.own, texts=training["text_clean"].tolist())
         self.validation = answered
         self.reviews = self.pool(rest["text_clean"].tolist(), rest["label"].tolist())
 
@@ -102,7 +101,7 @@ class Shop:
         unsure = np.array([said == "не уверен" for said in self.champion.answers(probabilities, abstain=True)])
         return Pool(
             texts=texts,
-            readings=self.lens.read(texts),
+            features=self.extractor.read(texts),
             phrases=[phrases_of(words_of(text)) for text in texts],
             labels=self.champion.answers(probabilities),
             votes=np.array(votes if votes is not None else [None] * len(texts), dtype=object),
@@ -117,13 +116,13 @@ class Shop:
         phrases: Counter[str] = Counter()
         for row in rows:
             phrases.update(pool.phrases[row])
-        readings = pool.readings
+        features = pool.features
         voted = np.array([isinstance(pool.votes[row], str) for row in rows], dtype=bool)
         same = np.array([pool.votes[row] == pool.labels[row] for row in rows], dtype=np.float64)
         return Night(
-            readings=Readings(
+            features=Features(
                 **{
-                    name: getattr(readings, name)[rows]
+                    name: getattr(features, name)[rows]
                     for name in ("length", "foreign", "words", "unknown", "long_words", "misspelt", "vectors")
                 },
                 phrases=phrases,

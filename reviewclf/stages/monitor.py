@@ -18,12 +18,11 @@ from reviewclf import tables
 from reviewclf.errors import DatasetError
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.manifest import Manifest
+from reviewclf.monitoring.drift import Night, detect_drift
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
-from reviewclf.monitoring.prometheus import write_exposition
-from reviewclf.monitoring.readings import Lens
-from reviewclf.monitoring.report import HealthReport, Signal
-from reviewclf.monitoring.watch import Night, Options, look
-from reviewclf.monitoring.words import alarm_text, headline
+from reviewclf.monitoring.exports import dataset_of, log_health, write_prometheus
+from reviewclf.monitoring.features import FeatureExtractor
+from reviewclf.monitoring.report import HealthReport, Signal, alarm_text, headline
 from reviewclf.predict import answer
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.settings import Settings
@@ -45,10 +44,12 @@ _QUIET = 3
 # A night's estimate is held against labels where at least so many came in.
 _FEWEST_LABELS = 30
 _SHOWN = 20
-# Training reviews that the lens learns from, at most.
+# Training reviews that the extractor learns from, at most.
 _LENS_ROWS = 20_000
 # Nights read beyond those of the reference: a window's own, and those that alarmed.
 _LONGER = 14
+# Of the report's fields, in the order of an estimate's.
+_ENDS = ("", "_low", "_high")
 # Validation rows that weigh less carry what stems say, not what somebody read.
 _READ = 0.3
 
@@ -68,7 +69,6 @@ def monitor(settings: Settings, published: Manifest) -> Manifest:
         verdict, alarmed signals, ``alarm`` (text for people, of the new ones), MLflow run. Where only history was scored anew
         ``skipped``, the reason, instead.
     """
-    from reviewclf.monitoring.health import log_health
     from reviewclf.registry.tracking import Tracker
 
     if not published.counts["fresh"]:
@@ -92,7 +92,7 @@ def monitor(settings: Settings, published: Manifest) -> Manifest:
     report = HealthReport.model_validate_json(row)
     disagreements: Any = manifest.details["disagreements"]
     run_id = log_health(tracker, report, key=published.digest, counts=published.counts, disagreements=disagreements)
-    write_exposition(report, exposition_path(settings))
+    write_prometheus(report, exposition_path(settings))
     logger.info("%s", headline(report))
     return manifest.model_copy(update={"details": {**manifest.details, "run_id": run_id}})
 
@@ -145,15 +145,10 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
         labels = _labels(store, base)
         entries = [item for item in remembered if not item["history"]][-options.reference_nights - _LONGER :]
         frames = [_night_rows(store, item["night"], options.sample_rows) for item in entries]
-        lens = Lens(training.texts)
-        past = [_night(item, frame, lens, labels) for item, frame in zip(entries, frames, strict=True)]
-        signals = look(
-            _night(entry, rows, lens, labels),
-            past,
-            _training_night(training, lens, version),
-            lens,
-            Options(options.false_alarms_per_year, options.min_rows, options.reference_nights),
-        )
+        extractor = FeatureExtractor(training.texts)
+        past = [_night(item, frame, extractor, labels) for item, frame in zip(entries, frames, strict=True)]
+        tonight, of_training = _night(entry, rows, extractor, labels), _training_night(training, extractor, version)
+        signals = detect_drift(tonight, past, of_training, extractor, options)
         errors = [
             error
             for item, frame in zip(entries, frames, strict=True)
@@ -172,29 +167,15 @@ def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifes
         signals=signals,
         abstained_share=round(published.counts["abstained"] / published.counts["reviews"], 6),
         disagreement_share=round(published.counts["disagreed"] / compared, 6) if compared else None,
-        estimated_f1=None if estimate is None else round(estimate.value, 6),
-        estimated_f1_low=None if estimate is None else round(estimate.low, 6),
-        estimated_f1_high=None if estimate is None else round(estimate.high, 6),
+        **({} if estimate is None else {f"estimated_f1{end}": round(estimate[place], 6) for place, end in enumerate(_ENDS)}),
         estimate_error=round(float(np.mean(errors)), 6) if errors else None,
         estimate_nights=len(errors),
         challenger=None if published.details["challenger"] is None else str(published.details["challenger"]),
         note=note,
     )
-    table = pa.Table.from_pylist(
-        [
-            {
-                "at": report.at,
-                "digest": published.digest,
-                "model_version": version,
-                "rows": report.n,
-                "verdict": report.verdict,
-                "report": report.model_dump_json(),
-            }
-        ],
-        schema=tables.HEALTH_SCHEMA,
-    )
+    row = report.model_dump() | {"digest": published.digest, "rows": report.n, "report": report.model_dump_json()}
     return StageResult(
-        outputs={"health": [store.put_table(table)]},
+        outputs={"health": store.put_part([row], tables.HEALTH_SCHEMA)},
         counts={"reviews": report.n, "signals": len(signals), "alarms": len(alarmed), "new_alarms": len(new)},
         details={
             "verdict": report.verdict,
@@ -219,17 +200,13 @@ def _why_not(rows: pd.DataFrame, training: _Training | None, remembered: Sequenc
 
 def _training(settings: Settings, store: Store, tracker: Tracker, version: str, classes: Sequence[str]) -> _Training | None:
     """The real reviews of the champion's dataset; its answers to validation rows are made once per version."""
-    from reviewclf.monitoring.health import dataset_of
     from reviewclf.registry.model import load_model
 
-    digest = dataset_of(tracker, version)
     try:
-        dataset = None if digest is None else find_dataset(settings, digest)
+        dataset = find_dataset(settings, dataset_of(tracker, version))
     except DatasetError:
-        dataset = None
-    if dataset is None:
         return None
-    rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
+    rows = store.read(dataset, "dataset").to_pandas()
     rows = rows[(rows["split"] != "test") & (rows["origin"] != "synthetic")]
     validation = rows[rows["split"] == "validation"].sort_values("review_id", kind="stable").reset_index(drop=True)
 
@@ -246,7 +223,7 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
         return StageResult(outputs={"answers": store.put_table(table)}, counts={"rows": table.num_rows})
 
     inputs = {"dataset": dataset.digest, "version": version, "tracking": tracker.identity}
-    said = store.read_table(store.run_stage("validation_answers", 1, inputs, work).keys("answers")).to_pandas()
+    said = store.read(store.run_stage("validation_answers", 1, inputs, work), "answers").to_pandas()
     hashes = [text_hash(text) for text in rows["text_clean"]]
     read = rows.assign(text_hash=hashes).sort_values("text_hash", kind="stable").head(_LENS_ROWS)
     return _Training(
@@ -257,11 +234,11 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
     )
 
 
-def _training_night(training: _Training, lens: Lens, version: str) -> Night:
+def _training_night(training: _Training, extractor: FeatureExtractor, version: str) -> Night:
     validation = training.validation
     probabilities = training.probabilities
     return Night(
-        readings=lens.own,
+        features=extractor.own,
         texts=training.texts,
         version=version,
         labels=validation["predicted"].tolist(),
@@ -271,11 +248,11 @@ def _training_night(training: _Training, lens: Lens, version: str) -> Night:
     )
 
 
-def _night(entry: Mapping[str, Any], rows: pd.DataFrame, lens: Lens, labels: Mapping[str, str]) -> Night:
+def _night(entry: Mapping[str, Any], rows: pd.DataFrame, extractor: FeatureExtractor, labels: Mapping[str, str]) -> Night:
     texts = rows["text_clean"].tolist()
     later = rows["text_hash"].map(labels)
     return Night(
-        readings=lens.read(texts),
+        features=extractor.read(texts),
         texts=texts,
         version=str(entry["version"]),
         labels=rows["label"].tolist(),
@@ -325,12 +302,13 @@ def _remembered(base: Snapshot) -> list[dict[str, Any]]:
 
 def _night_rows(store: Store, keys: Sequence[str], size: int) -> pd.DataFrame:
     """At most `size` reviews of a night, always the same: those with the smallest hashes, which know nothing of the meaning."""
-    kept: pd.DataFrame = tables.NIGHT_SCHEMA.empty_table().to_pandas()
+    kept = tables.NIGHT_SCHEMA.empty_table()
     for part in store.iter_tables(keys):
-        kept = pd.concat([kept, part.to_pandas()], ignore_index=True) if len(kept) else part.to_pandas()
-        if len(kept) > size:
-            kept = kept.sort_values("text_hash", kind="stable").head(size).reset_index(drop=True)
-    return kept
+        kept = pa.concat_tables([kept, part])
+        if kept.num_rows > size:
+            kept = kept.sort_by("text_hash").slice(0, size).combine_chunks()
+    frame: pd.DataFrame = kept.to_pandas()
+    return frame
 
 
 def _matrix(rows: pd.DataFrame) -> np.ndarray:
@@ -340,7 +318,7 @@ def _matrix(rows: pd.DataFrame) -> np.ndarray:
 def _labels(store: Store, base: Snapshot) -> dict[str, str]:
     """Labels by text that somebody read for; what stems alone say is no judgement on a classifier that knows them."""
     columns = ["text_hash", "label", "method", "decision"]
-    labels = store.read_table(base.keys("labels"), columns, schema=tables.LABEL_SCHEMA).to_pandas()
+    labels = store.read(base, "labels", columns).to_pandas()
     labels = labels[(labels["method"] != KEYWORDS) & (labels["decision"] == "kept")]
     return dict(zip(labels["text_hash"], labels["label"], strict=True))
 

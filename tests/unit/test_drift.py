@@ -1,6 +1,6 @@
 """The watch over production on simulated nights: planted shifts are reported within two nights, calm nights stay calm.
 
-The limits and the correction in `reviewclf.monitoring.watch` were chosen on shops with other seeds (101 to 105), that is, with
+The limits and the correction in `reviewclf.monitoring.drift` were chosen on shops with other seeds (101 to 105), that is, with
 other training reviews and other nights than here. Where the bundled sample stands in for real reviews, nights are four times
 smaller and hold all categories anyway, so planted shifts are larger there.
 """
@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from reviewclf.monitoring.drift import SIGNALS, Night, detect_drift
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
 from reviewclf.monitoring.report import Signal
-from reviewclf.monitoring.watch import LIMITS, Night, Options, look
+from reviewclf.settings import MonitoringSettings
 from tests.simulated_nights import Shop, shop, template_reviews, with_typos
 
 SEED = 7
@@ -39,7 +40,7 @@ def watch(market: Shop, history: list[Night], nights: list[Night]) -> list[tuple
     """What is said night after night."""
     past, said = list(history), []
     for night in nights:
-        signals = look(night, past, market.training, market.lens)
+        signals = detect_drift(night, past, market.training, market.extractor)
         said.append(signals)
         past.append(replace(night, alarmed=any(signal.alarmed for signal in signals)))
     return said
@@ -115,7 +116,7 @@ def test_sixty_looks_at_nights_that_share_no_review_bring_two_false_alarms_at_mo
     rng = np.random.default_rng(SEED + 2)
     rows = market.night_rows // 2
     looks = [market.partition(rng, rows) for _ in range(60)]
-    said = [look(nights[-1], nights[:-1], market.training, market.lens) for nights in looks]
+    said = [detect_drift(nights[-1], nights[:-1], market.training, market.extractor) for nights in looks]
     assert sum(any(signal.alarmed for signal in signals) for signals in said) <= 2
 
 
@@ -137,14 +138,14 @@ def test_many_small_nights_together_show_what_one_cannot(market: Shop) -> None:
 
 def test_a_handful_of_reviews_is_not_tested(market: Shop, history: list[Night]) -> None:
     night = market.nights(np.random.default_rng(SEED), 1, rows=10)[0]
-    signals = look(night, [], market.training, market.lens, Options(min_rows=40))
+    signals = detect_drift(night, [], market.training, market.extractor, MonitoringSettings(min_rows=40))
     assert {signal.value for signal in signals} == {None}
     assert all(signal.note for signal in signals)
 
 
 def test_answers_of_another_model_are_no_reference(market: Shop, history: list[Night]) -> None:
     sure = [replace(night, version="0", confidence=np.full(len(night.labels), 0.999)) for night in history]
-    said = look(market.nights(np.random.default_rng(SEED), 1)[0], sure, market.training, market.lens)
+    said = detect_drift(market.nights(np.random.default_rng(SEED), 1)[0], sure, market.training, market.extractor)
     confidence = next(signal for signal in said if signal.name == "confidence/mean")
     assert confidence.reference_n == len(market.training.labels)
     assert not confidence.alarmed
@@ -159,14 +160,14 @@ def test_what_alarmed_is_no_reference_for_a_week_or_until_there_is_a_new_champio
     assert all(any(signal.name == "prediction/class_shares" and signal.alarmed for signal in signals) for signals in said[:7])
     newer = replace(nights[-1], version="2")
     old = [replace(night, alarmed=True) for night in nights[:7]]
-    signals = {signal.name: signal for signal in look(newer, old, None, market.lens)}
+    signals = {signal.name: signal for signal in detect_drift(newer, old, None, market.extractor)}
     assert signals["input/embedding"].value is not None
     assert not signals["input/embedding"].alarmed
 
 
 def test_every_signal_is_measured_or_says_why_not(market: Shop, history: list[Night]) -> None:
-    signals = look(history[-1], history[:-1], market.training, market.lens)
-    assert [signal.name for signal in signals] == list(LIMITS)
+    signals = detect_drift(history[-1], history[:-1], market.training, market.extractor)
+    assert [signal.name for signal in signals] == list(SIGNALS)
     assert [signal.name for signal in signals if signal.value is None and not signal.note] == []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, weighted_f1
-from reviewclf.monitoring.readings import Lens
+from reviewclf.monitoring.features import FeatureExtractor
 from reviewclf.monitoring.shift import Sample, bursts, distance, sample, share_shift, shift
 
 
@@ -83,17 +83,17 @@ def test_burst_names_the_phrase_and_counts_all_phrases_as_looks() -> None:
 
 
 def test_lens_knows_what_training_had_and_what_is_one_letter_off() -> None:
-    lens = Lens(["Красивое платье, хорошая ткань"] * 5 + ["Платье пришло быстро, ткань плотная"] * 45)
-    read = lens.read(["Красивое плтье из ткани", "Наушники хрипят", "nice dress", ""])
+    extractor = FeatureExtractor(["Красивое платье, хорошая ткань"] * 5 + ["Платье пришло быстро, ткань плотная"] * 45)
+    read = extractor.read(["Красивое плтье из ткани", "Наушники хрипят", "nice dress", ""])
     assert read.unknown.tolist() == [3.0, 2.0, 2.0, 0.0]
     assert read.misspelt.tolist() == [1.0, 0.0, 0.0, 0.0]
     assert read.foreign.tolist() == [0.0, 0.0, 1.0, 1.0]
-    assert lens.unknown_words(["Красивое плтье", "плтье"], misspelt=True) == {"плтье": 2}
+    assert extractor.unknown_words(["Красивое плтье", "плтье"], misspelt=True) == {"плтье": 2}
 
 
-def test_own_readings_are_made_as_if_each_review_were_new() -> None:
-    lens = Lens(["платье село отлично", "платье маломерит", "платье"] * 1 + ["платье село"] * 20)
-    assert lens.own.unknown.tolist()[:3] == [1.0, 1.0, 0.0]
+def test_own_features_are_made_as_if_each_review_were_new() -> None:
+    extractor = FeatureExtractor(["платье село отлично", "платье маломерит", "платье"] * 1 + ["платье село"] * 20)
+    assert extractor.own.unknown.tolist()[:3] == [1.0, 1.0, 0.0]
 
 
 def test_estimate_of_honest_probabilities_is_what_labels_show() -> None:

@@ -1,7 +1,7 @@
 """What is read off each review for the watch over drift: length, script, unknown and misspelt words, phrases, an embedding.
 
-All of it is relative to what the champion was trained on: a :class:`Lens` learns from those texts which words are known and
-which directions texts differ in, then reads any night.
+All of it is relative to what the champion was trained on: a :class:`FeatureExtractor` learns from those texts which words are
+known and which directions texts differ in, then reads any night.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HASHED = 2**14
 
 
 @dataclass(frozen=True)
-class Readings:
+class Features:
     """What was read off n reviews.
 
     Attributes
@@ -64,7 +64,7 @@ class Readings:
         return len(self.length)
 
 
-class Lens:
+class FeatureExtractor:
     """Reads reviews as somebody would who knows the training reviews alone.
 
     Parameters
@@ -86,8 +86,8 @@ class Lens:
         self._embed = _Embedding(texts)
         self.own = self._read(texts, tokens, own=1)
 
-    def read(self, texts: Sequence[str]) -> Readings:
-        """Readings of reviews that are not among the training reviews."""
+    def read(self, texts: Sequence[str]) -> Features:
+        """Features of reviews that are not among the training reviews."""
         return self._read(texts, [words_of(text) for text in texts], own=0)
 
     def unknown_words(self, texts: Iterable[str], *, misspelt: bool = False) -> Counter[str]:
@@ -98,12 +98,12 @@ class Lens:
             found.update(word for word in unknown if not misspelt or self._misspells(word))
         return found
 
-    def _read(self, texts: Sequence[str], tokens: list[list[str]], *, own: int) -> Readings:
+    def _read(self, texts: Sequence[str], tokens: list[list[str]], *, own: int) -> Features:
         unknown = [[word for word in words if self._known[word] <= own] for words in tokens]
         phrases: Counter[str] = Counter()
         for words in tokens:
             phrases.update(phrases_of(words))
-        return Readings(
+        return Features(
             length=np.array([np.log1p(len(text)) for text in texts], dtype=np.float64),
             foreign=np.array([cyrillic_share(text) < _MOSTLY for text in texts], dtype=np.float64),
             words=np.array([len(words) for words in tokens], dtype=np.float64),
