@@ -10,11 +10,12 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 # Great Expectations reads these once, when it is imported.
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -22,12 +23,14 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 import great_expectations as gx
 import great_expectations.expectations as gxe
 import pandas as pd
+import pyarrow as pa
 from filelock import FileLock
 from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 from pydantic import BaseModel, ConfigDict
 
+from reviewclf import tables
 from reviewclf.errors import QualityError, StoreError
 from reviewclf.outages import is_full, space_hint
 from reviewclf.settings import QualitySettings
@@ -35,30 +38,9 @@ from reviewclf.text import cyrillic_share, is_misread, repaired
 
 logger = logging.getLogger(__name__)
 
-Table = Literal["raw", "clean"]
-
-# Of Great Expectations' project; it makes them where they are missing.
-_PROJECT_SETTINGS = ("great_expectations.yml", "uncommitted/config_variables.yml")
-
-_COLUMNS: dict[Table, dict[str, str]] = {
-    "raw": {
-        "review_id": "str",
-        "text": "str",
-        "source": "str",
-        "created_at": "datetime64[us]",
-        "extra": "str",
-        "row_number": "int64",
-    },
-    "clean": {
-        "review_id": "str",
-        "text": "str",
-        "text_clean": "str",
-        "text_hash": "str",
-        "source": "str",
-        "created_at": "datetime64[us]",
-        "dt": "str",
-    },
-}
+# What Great Expectations calls the types of the contracts' columns.
+_TYPES = {pa.string(): "str", pa.int64(): "int64"}
+_TIME = "datetime64[us]"
 
 # Under :where() every rule is weaker than any of the pages' own, so with a network these change next to nothing.
 _STYLE = """<style>
@@ -109,7 +91,7 @@ class QualityReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    table: Table
+    table: tables.Checked
     passed: bool
     rows: int
     rules: tuple[QualityRule, ...]
@@ -120,13 +102,13 @@ class QualityReport(BaseModel):
 class _Rule(NamedTuple):
     name: str
     description: str
-    expectation: Any
     limit: str
+    expectation: Any
     quarantines: bool = False
 
 
 def check_table(
-    table: Table, frame: pd.DataFrame, limits: QualitySettings, *, history: Sequence[int], docs: Path, run_name: str
+    table: tables.Checked, frame: pd.DataFrame, limits: QualitySettings, *, history: Sequence[int], docs: Path, run_name: str
 ) -> QualityReport:
     """Check one table of a run.
 
@@ -152,7 +134,7 @@ def check_table(
     """
     if frame.empty:
         return QualityReport(table=table, passed=True, rows=0, rules=(), failed_rows=(), docs=None)
-    rules = _rules(table, len(frame), limits, history)
+    rules = [*_contract_rules(table), *(_raw_rules(limits, len(frame), history) if table == "raw" else _clean_rules())]
     checked = _plain_types(frame.reset_index(drop=True))
     checked[_POSITION] = range(len(checked))
     if table == "raw":
@@ -164,20 +146,16 @@ def check_table(
     for rule, result in zip(rules, results, strict=True):
         if result.exception_info.get("raised_exception"):
             raise QualityError(f"{table}: rule {rule.name} could not be checked: {result.exception_info['exception_message']}")
-        details = result.result
-        positions = [row[_POSITION] for row in details.get("unexpected_index_list") or []]
+        found = result.result
         if rule.quarantines:
-            for position in positions:
-                failed.setdefault(int(position), rule.name)
+            for row in found.get("unexpected_index_list") or []:
+                failed.setdefault(int(row[_POSITION]), rule.name)
         outcomes.append(
             QualityRule(
-                name=rule.name,
-                description=rule.description,
-                quarantines=rule.quarantines,
+                **{name: value for name, value in rule._asdict().items() if name != "expectation"},
                 passed=bool(result.success),
-                observed=_observed(details),
-                limit=rule.limit,
-                failed_rows=int(details.get("unexpected_count") or 0),
+                observed=_observed(found),
+                failed_rows=int(found.get("unexpected_count") or 0),
             )
         )
     return QualityReport(
@@ -207,146 +185,92 @@ def raise_for(report: QualityReport) -> None:
         )
 
 
-def _rules(table: Table, rows: int, limits: QualitySettings, history: Sequence[int]) -> list[_Rule]:
-    columns = _COLUMNS[table]
+# -- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _contract_rules(table: tables.Checked) -> Iterator[_Rule]:
+    columns = {field.name: _TYPES.get(field.type, _TIME) for field in tables.SCHEMAS[table]}
     helpers = [_POSITION, _CYRILLIC, _MISREAD] if table == "raw" else [_POSITION]
-    rules = [
-        _Rule(
-            "columns",
-            "the columns of the contract and no others",
-            gxe.ExpectTableColumnsToMatchSet(column_set=[*columns, *helpers], exact_match=True),
-            ", ".join(columns),
-        ),
-        *(
-            _Rule(
-                f"type_of_{name}",
-                f"{name} is {kind}",
-                gxe.ExpectColumnValuesToBeInTypeList(column=name, type_list=[kind]),
-                kind,
-            )
-            for name, kind in columns.items()
-        ),
-        _Rule(
-            "review_id_missing",
-            "every row has an id",
-            gxe.ExpectColumnValuesToNotBeNull(column="review_id", mostly=0.0),
-            "to quarantine",
-            quarantines=True,
-        ),
-    ]
-    if table == "raw":
-        rules += _raw_rules(limits, rows)
-    else:
-        rules += [
-            _Rule(
-                "text_clean_empty",
-                "something is left after cleaning",
-                gxe.ExpectColumnValuesToMatchRegex(column="text_clean", regex=r"\S"),
-                "every row",
-            ),
-            _Rule(
-                "text_hash_malformed",
-                "text_hash is a 128-bit digest",
-                gxe.ExpectColumnValuesToMatchRegex(column="text_hash", regex=r"^[0-9a-f]{32}$"),
-                "every row",
-            ),
-            _Rule(
-                "text_hash_repeats",
-                "no text stands twice",
-                gxe.ExpectColumnValuesToBeUnique(column="text_hash"),
-                "every row",
-            ),
-        ]
-    if table == "raw" and len(history) >= _MIN_HISTORY and max(rows, usual := median(history)) >= _MIN_VOLUME:
-        low, high = usual / limits.max_volume_ratio, usual * limits.max_volume_ratio
-        rules.append(
-            _Rule(
-                "volume",
-                f"rows against the median of the last {len(history)} nights with new ones ({usual:g})",
-                gxe.ExpectTableRowCountToBeBetween(min_value=int(low), max_value=int(high) + 1),
-                f"{low:.0f} to {high:.0f} rows",
-            )
-        )
-    return rules
+    match_set = gxe.ExpectTableColumnsToMatchSet(column_set=[*columns, *helpers], exact_match=True)
+    yield _Rule("columns", "the columns of the contract and no others", ", ".join(columns), match_set)
+    for name, kind in columns.items():
+        is_kind = gxe.ExpectColumnValuesToBeInTypeList(column=name, type_list=[kind])
+        yield _Rule(f"type_of_{name}", f"{name} is {kind}", kind, is_kind)
+    yield _quarantine("review_id_missing", "every row has an id", gxe.ExpectColumnValuesToNotBeNull, column="review_id")
 
 
-def _raw_rules(limits: QualitySettings, rows: int) -> list[_Rule]:
+def _raw_rules(limits: QualitySettings, rows: int, history: Sequence[int]) -> Iterator[_Rule]:
     def share(limit: float) -> float:
         return limit if rows >= _MIN_BATCH else 0.0
 
-    return [
-        _Rule(
-            "text_missing",
-            "every row has a text",
-            gxe.ExpectColumnValuesToNotBeNull(column="text", mostly=share(1 - limits.max_null_rows)),
-            f"missing in at most {limits.max_null_rows:.0%} of {_MIN_BATCH} rows or more",
-            quarantines=True,
-        ),
-        _Rule(
-            "text_blank",
-            "a text is more than white space",
-            gxe.ExpectColumnValuesToMatchRegex(column="text", regex=r"\S", mostly=0.0),
-            "to quarantine",
-            quarantines=True,
-        ),
-        _Rule(
-            "text_too_long",
-            f"at most {limits.max_text_length} characters",
-            gxe.ExpectColumnValueLengthsToBeBetween(column="text", max_value=limits.max_text_length, mostly=0.0),
-            "to quarantine",
-            quarantines=True,
-        ),
-        _Rule(
-            "text_misread",
-            "a text was read in its own encoding, or can be read again",
-            gxe.ExpectColumnValuesToBeInSet(column=_MISREAD, value_set=[False], mostly=share(1 - _MOST_MISREAD)),
-            f"misread in at most {_MOST_MISREAD:.0%} of {_MIN_BATCH} rows or more",
-            quarantines=True,
-        ),
-        _Rule(
-            "not_russian",
-            f"at least {limits.min_cyrillic_share:.0%} of a text's letters are Cyrillic",
-            gxe.ExpectColumnValuesToBeBetween(
-                column=_CYRILLIC, min_value=limits.min_cyrillic_share, mostly=share(limits.min_russian_rows)
-            ),
-            f"in at least {limits.min_russian_rows:.0%} of {_MIN_BATCH} rows or more",
-        ),
-        _Rule(
-            "text_repeats",
-            "share of different texts",
-            gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=share(1 - limits.max_duplicate_rows)),
-            f"at least {1 - limits.max_duplicate_rows:.0%} of {_MIN_BATCH} rows or more",
-        ),
-    ]
+    of_rows = f"of {_MIN_BATCH} rows or more"
+    not_null = gxe.ExpectColumnValuesToNotBeNull(column="text", mostly=share(1 - limits.max_null_rows))
+    limit = f"missing in at most {limits.max_null_rows:.0%} {of_rows}"
+    yield _Rule("text_missing", "every row has a text", limit, not_null, quarantines=True)
+    yield _quarantine(
+        "text_blank", "a text is more than white space", gxe.ExpectColumnValuesToMatchRegex, column="text", regex=r"\S"
+    )
+    most = limits.max_text_length
+    yield _quarantine(
+        "text_too_long", f"at most {most} characters", gxe.ExpectColumnValueLengthsToBeBetween, column="text", max_value=most
+    )
+    read_right = gxe.ExpectColumnValuesToBeInSet(column=_MISREAD, value_set=[False], mostly=share(1 - _MOST_MISREAD))
+    description = "a text was read in its own encoding, or can be read again"
+    yield _Rule("text_misread", description, f"misread in at most {_MOST_MISREAD:.0%} {of_rows}", read_right, quarantines=True)
+    cyrillic = gxe.ExpectColumnValuesToBeBetween(
+        column=_CYRILLIC, min_value=limits.min_cyrillic_share, mostly=share(limits.min_russian_rows)
+    )
+    description = f"at least {limits.min_cyrillic_share:.0%} of a text's letters are Cyrillic"
+    yield _Rule("not_russian", description, f"in at least {limits.min_russian_rows:.0%} {of_rows}", cyrillic)
+    unique = 1 - limits.max_duplicate_rows
+    different = gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=share(unique))
+    yield _Rule("text_repeats", "share of different texts", f"at least {unique:.0%} {of_rows}", different)
+    if len(history) >= _MIN_HISTORY and max(rows, usual := median(history)) >= _MIN_VOLUME:
+        low, high = usual / limits.max_volume_ratio, usual * limits.max_volume_ratio
+        description = f"rows against the median of the last {len(history)} nights with new ones ({usual:g})"
+        between = gxe.ExpectTableRowCountToBeBetween(min_value=int(low), max_value=int(high) + 1)
+        yield _Rule("volume", description, f"{low:.0f} to {high:.0f} rows", between)
 
 
-def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_name: str) -> tuple[list[Any], str]:
-    # Great Expectations keeps its project in plain files and does not expect a second writer.
-    with _space_errors(docs), _locked(docs), _quiet():
-        context = _project(docs)
+def _clean_rules() -> Iterator[_Rule]:
+    not_blank = gxe.ExpectColumnValuesToMatchRegex(column="text_clean", regex=r"\S")
+    yield _Rule("text_clean_empty", "something is left after cleaning", "every row", not_blank)
+    digest = gxe.ExpectColumnValuesToMatchRegex(column="text_hash", regex=r"^[0-9a-f]{32}$")
+    yield _Rule("text_hash_malformed", "text_hash is a 128-bit digest", "every row", digest)
+    yield _Rule("text_hash_repeats", "no text stands twice", "every row", gxe.ExpectColumnValuesToBeUnique(column="text_hash"))
+
+
+def _quarantine(name: str, description: str, kind: Any, **arguments: Any) -> _Rule:
+    """A rule that never stops the run, however many rows break it."""
+    return _Rule(name, description, "to quarantine", kind(mostly=0.0, **arguments), quarantines=True)
+
+
+# -- Great Expectations ----------------------------------------------------------------------------------------------
+
+
+def _run(table: tables.Checked, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_name: str) -> tuple[list[Any], str]:
+    for rule in rules:
+        consequence = "rows that break it go to quarantine" if rule.quarantines else "stops the run"
+        rule.expectation.meta = {"rule": rule.name}
+        rule.expectation.description = f"{rule.name}: {rule.description}. Limit: {rule.limit}. Otherwise: {consequence}."
+    with _project(docs) as context:
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        source = context.data_sources.add_or_update_pandas("reviews")
-        batch = source.add_dataframe_asset(table).add_batch_definition_whole_dataframe("run")
-        for rule in rules:
-            rule.expectation.meta = {"rule": rule.name}
-            rule.expectation.description = _described(rule)
+        asset = context.data_sources.add_pandas("reviews").add_dataframe_asset(table)
+        batch = asset.add_batch_definition_whole_dataframe("run")
         suite = gx.ExpectationSuite(name=table, expectations=[rule.expectation for rule in rules])
         suite = context.suites.add_or_update(suite)
-        validation = context.validation_definitions.add_or_update(gx.ValidationDefinition(name=table, data=batch, suite=suite))
-        checkpoint = context.checkpoints.add_or_update(
-            gx.Checkpoint(
-                name=table,
-                validation_definitions=[validation],
-                result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [_POSITION]},
-            )
+        validation = context.validation_definitions.add(gx.ValidationDefinition(name=table, data=batch, suite=suite))
+        result_format = {"result_format": "COMPLETE", "unexpected_index_column_names": [_POSITION]}
+        checkpoint = context.checkpoints.add(
+            gx.Checkpoint(name=table, validation_definitions=[validation], result_format=result_format)
         )
-        run_time = _earlier_run_time(docs, table, run_name)
+        # A run's entry is addressed by name and time; a repeated run takes the time of its first attempt, and so its place.
+        attempts = sorted((docs / "gx" / "uncommitted" / "validations" / table / run_name).glob("*"))
         run = checkpoint.run(
             batch_parameters={"dataframe": frame},
-            run_id=RunIdentifier(run_name=run_name, **({"run_time": run_time} if run_time else {})),
+            run_id=RunIdentifier(run_name=run_name, **({"run_time": attempts[0].name} if attempts else {})),
         )
-        (identifier,) = run.run_results
-        result = run.run_results[identifier]
+        ((identifier, result),) = run.run_results.items()
         # The pages of this run alone: those of earlier nights stand.
         context.build_data_docs(resource_identifiers=[identifier, ExpectationSuiteIdentifier(name=table)])
         _make_readable_offline(docs / "gx" / "uncommitted" / "data_docs")
@@ -357,43 +281,37 @@ def _run(table: Table, rules: list[_Rule], frame: pd.DataFrame, docs: Path, run_
     return [by_rule[rule.name] for rule in rules], page.as_uri()
 
 
-def _project(docs: Path) -> Any:
-    """The project of the data docs, without what a full disk or a kill has left half-written: no run would get past it."""
-    project = docs / "gx"
-    for folder in ("expectations", "validation_definitions", "checkpoints", "uncommitted/validations"):
-        for path in (project / folder).rglob("*.json"):
-            try:
-                json.loads(path.read_bytes())
-            except ValueError:
-                logger.warning("%s: half-written, removed", path)
-                path.unlink()
-    try:
-        return gx.get_context(mode="file", project_root_dir=docs)
-    except Exception as error:
-        settings = [path for path in (project / name for name in _PROJECT_SETTINGS) if path.exists()]
-        if is_full(error) or not settings:
-            raise
-        logger.warning("%s: cannot be used (%s), made anew", project / _PROJECT_SETTINGS[0], error)
-        for path in settings:
-            path.unlink()
-        return gx.get_context(mode="file", project_root_dir=docs)
-
-
 @contextlib.contextmanager
-def _locked(docs: Path) -> Iterator[None]:
+def _project(docs: Path) -> Iterator[Any]:
+    """The project of the data docs, for one writer at a time, as Great Expectations expects; it says nothing meanwhile.
+
+    All but suites and results is made anew each time, and of these goes what a full disk or a kill has left half-written: no
+    later run would get past it.
+    """
+    project, library = docs / "gx", logging.getLogger("great_expectations")
+    level = library.level
     docs.mkdir(parents=True, exist_ok=True)
-    with FileLock(docs / ".lock"):
-        yield
-
-
-@contextlib.contextmanager
-def _space_errors(docs: Path) -> Iterator[None]:
     try:
-        yield
+        library.setLevel(logging.ERROR)
+        with FileLock(docs / ".lock"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in ("great_expectations.yml", "uncommitted/config_variables.yml"):
+                (project / name).unlink(missing_ok=True)
+            for name in ("validation_definitions", "checkpoints"):
+                shutil.rmtree(project / name, ignore_errors=True)
+            for path in [*(project / "expectations").rglob("*.json"), *(project / "uncommitted").rglob("*.json")]:
+                try:
+                    json.loads(path.read_bytes())
+                except ValueError:
+                    logger.warning("%s: half-written, removed", path)
+                    path.unlink()
+            yield gx.get_context(mode="file", project_root_dir=docs)
     except Exception as error:
         if not is_full(error):
             raise
         raise StoreError(f"{docs}: the data docs cannot be written: {error}{space_hint(error)}") from error
+    finally:
+        library.setLevel(level)
 
 
 def _plain_types(frame: pd.DataFrame) -> pd.DataFrame:
@@ -412,17 +330,6 @@ def _make_readable_offline(site: Path) -> None:
             page.write_text(text.replace("</head>", f"{_STYLE}</head>", 1), encoding="utf-8")
 
 
-def _earlier_run_time(docs: Path, table: Table, run_name: str) -> str | None:
-    # A run's entry is addressed by name and time; a repeated run takes the time of its first attempt, and so its place.
-    attempts = sorted((docs / "gx" / "uncommitted" / "validations" / table / run_name).glob("*"))
-    return attempts[0].name if attempts else None
-
-
-def _described(rule: _Rule) -> str:
-    consequence = "rows that break it go to quarantine" if rule.quarantines else "stops the run"
-    return f"{rule.name}: {rule.description}. Limit: {rule.limit}. Otherwise: {consequence}."
-
-
 def _observed(details: dict[str, Any]) -> str:
     value = details.get("observed_value")
     if isinstance(value, float):
@@ -430,16 +337,3 @@ def _observed(details: dict[str, Any]) -> str:
     if value is not None:
         return str(value)
     return f"{details.get('unexpected_count', 0)} row(s), {details.get('unexpected_percent') or 0.0:.2f}%"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("great_expectations")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
