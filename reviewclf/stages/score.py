@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from reviewclf import tables
 from reviewclf.errors import DataContractError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.monitoring.report import HealthReport
-from reviewclf.predict import answer
+from reviewclf.predict import Answers, answer
 from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from reviewclf.settings import Settings
 from reviewclf.storage import Change, Snapshot, StageResult, Store
@@ -61,22 +61,28 @@ def select(settings: Settings) -> Manifest:
 
     def work() -> StageResult:
         by_champions, by_this = _answered(store, snapshot, champion)
-        shards = _Shards(store, settings.scoring.shard_rows)
-        for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_hash", "text", "text_clean"]):
-            reviews = _with_texts(part)
-            fresh = pc.invert(pc.is_in(reviews, value_set=by_champions))
-            wanted = pc.invert(pc.is_in(reviews, value_set=by_this))
-            if not settings.scoring.rescore_on_promotion:
-                wanted = pc.and_(wanted, fresh)
-            shards.add(part.append_column("fresh", fresh).filter(wanted))
-        keys = shards.finish()
+        counts = {"pending": 0, "fresh": 0}
+
+        def pending() -> Iterator[pa.Table]:
+            for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_hash", "text", "text_clean"]):
+                reviews = _identity(part)
+                fresh = pc.invert(pc.is_in(reviews, value_set=by_champions))
+                wanted = pc.invert(pc.is_in(reviews, value_set=by_this))
+                if not settings.scoring.rescore_on_promotion:
+                    wanted = pc.and_(wanted, fresh)
+                rows = part.append_column("fresh", fresh).filter(wanted)
+                counts["pending"] += rows.num_rows
+                counts["fresh"] += pc.sum(rows["fresh"], min_count=0).as_py()
+                yield rows
+
+        keys = [key for shard in _sharded(pending(), settings.scoring.shard_rows) for key in store.put_part(shard)]
         return StageResult(
             outputs={
                 "pending": keys,
                 # What is in `duplicates` by now: the watch over drift counts what the night added to it.
                 "duplicates": snapshot.keys("duplicates"),
             },
-            counts={"pending": shards.rows, "fresh": shards.fresh, "shards": len(keys)},
+            counts={**counts, "shards": len(keys)},
             details={
                 "champion": champion,
                 "challenger": challenger if challenger != champion else None,
@@ -115,20 +121,18 @@ def score(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Mani
     inputs = {"pending": pending, "champion": champion, "challenger": challenger, "tracking": tracker.identity}
 
     def work() -> StageResult:
-        rows = store.read_table([pending], schema=tables.PENDING_SCHEMA)
+        rows = store.read_table([pending])
         texts = rows["text"].to_pylist()
         now = datetime.now(UTC)
         model = load_model(tracker, f"models:/{REGISTERED_MODEL}/{champion}", version=champion)
         said = answer(model, texts)
-        parts = [_predictions(rows, said.labels, said.confidence, said.abstained, champion, CHAMPION, now)]
+        parts = [_predictions(rows, said, champion, CHAMPION, now)]
         counts = {"reviews": len(texts), "abstained": int(said.abstained.sum())}
         shadow: list[str | None] = [None] * len(texts)
         if challenger is not None:
             other = load_model(tracker, f"models:/{REGISTERED_MODEL}/{challenger}", version=str(challenger))
             beside = answer(other, texts)
-            parts.append(
-                _predictions(rows, beside.labels, beside.confidence, beside.abstained, str(challenger), CHALLENGER, now)
-            )
+            parts.append(_predictions(rows, beside, str(challenger), CHALLENGER, now))
             shadow = list(beside.labels)
             disagreed = sum(one != two for one, two in zip(said.labels, beside.labels, strict=True))
             counts.update(compared=len(texts), disagreed=disagreed)
@@ -137,17 +141,18 @@ def score(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Mani
                 "review_id": rows["review_id"],
                 "text_hash": rows["text_hash"],
                 "text_clean": rows["text_clean"],
-                "label": pa.array(said.labels, pa.string()),
-                "confidence": pa.array(said.confidence),
-                "abstained": pa.array(said.abstained),
-                "probabilities": pa.array(list(said.probabilities), pa.list_(pa.float64())),
-                "challenger": pa.array(shadow, pa.string()),
-            }
+                "label": said.labels,
+                "confidence": said.confidence,
+                "abstained": said.abstained,
+                "probabilities": list(said.probabilities),
+                "challenger": shadow,
+            },
+            schema=tables.NIGHT_SCHEMA,
         ).filter(rows["fresh"])
         return StageResult(
             outputs={
                 "predictions": [store.put_table(part) for part in parts],
-                "night": [store.put_table(night)] if night.num_rows else [],
+                "night": store.put_part(night),
             },
             counts=counts,
             details={"classes": list(said.classes)},
@@ -169,10 +174,9 @@ def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) 
     """
     store = Store(settings.store_uri)
     inputs = {"selected": selected.digest, "scored": [manifest.digest for manifest in scored]}
-    totals: dict[str, int] = {}
+    totals: Counter[str] = Counter()
     for manifest in scored:
-        for name, count in manifest.counts.items():
-            totals[name] = totals.get(name, 0) + count
+        totals.update(manifest.counts)
 
     def work() -> StageResult:
         return StageResult(
@@ -221,7 +225,7 @@ def read_predictions(settings: Settings, *, version: str | None = None, role: st
     """
     store = Store(settings.store_uri)
     snapshot = store.snapshot()
-    answers = store.read_table(snapshot.keys("predictions"), schema=tables.PREDICTION_SCHEMA).to_pandas()
+    answers = store.read(snapshot, "predictions").to_pandas()
     if version is not None:
         answers = answers[answers["model_version"] == version]
     if role is not None:
@@ -232,12 +236,9 @@ def read_predictions(settings: Settings, *, version: str | None = None, role: st
         raise DataContractError(
             f"{settings.store_uri}: holds no predictions like that; the DAG reviews_score writes them once there is a champion"
         )
-    columns = ["review_id", "text_hash", "text_clean"]
-    clean = store.read_table(snapshot.keys("clean"), columns, schema=tables.CLEAN_SCHEMA).to_pandas()
+    clean = store.read(snapshot, "clean", ["review_id", "text_hash", "text_clean"]).to_pandas()
     answers = answers.merge(clean, on=["review_id", "text_hash"])
-    copies = store.read_table(
-        snapshot.keys("duplicates"), ["review_id", "duplicate_of"], schema=tables.DUPLICATE_SCHEMA
-    ).to_pandas()
+    copies = store.read(snapshot, "duplicates", ["review_id", "duplicate_of"]).to_pandas()
     # A row that came twice is no copy of itself.
     copies = copies[copies["review_id"] != copies["duplicate_of"]].drop_duplicates("review_id")
     again = copies.merge(answers.rename(columns={"review_id": "duplicate_of"}), on="duplicate_of").drop(columns="duplicate_of")
@@ -263,46 +264,30 @@ def health_history(settings: Settings, *, newest: int = 30) -> list[HealthReport
 # -- small parts -----------------------------------------------------------------------------------------------------
 
 
-class _Shards:
-    """Cuts the reviews that come in into parts of at most `size` rows, and writes each as an object of its own."""
-
-    def __init__(self, store: Store, size: int) -> None:
-        self._store, self._size = store, size
-        self._waiting: pa.Table = tables.PENDING_SCHEMA.empty_table()
-        self._keys: list[str] = []
-        self.rows = 0
-        self.fresh = 0
-
-    def add(self, rows: pa.Table) -> None:
-        self.rows += rows.num_rows
-        self.fresh += int(pc.sum(rows["fresh"]).as_py() or 0)
-        self._waiting = pa.concat_tables([self._waiting, rows.select(tables.PENDING_SCHEMA.names)])
-        while self._waiting.num_rows >= self._size:
-            self._write(self._size)
-
-    def finish(self) -> list[str]:
-        if self._waiting.num_rows:
-            self._write(self._waiting.num_rows)
-        return self._keys
-
-    def _write(self, rows: int) -> None:
-        self._keys.append(self._store.put_table(self._waiting.slice(0, rows).combine_chunks()))
-        self._waiting = self._waiting.slice(rows)
+def _sharded(parts: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The rows of the parts in tables of `size` rows; the last one may be shorter."""
+    waiting = tables.PENDING_SCHEMA.empty_table()
+    for part in parts:
+        waiting = pa.concat_tables([waiting, part.select(waiting.column_names)])
+        while waiting.num_rows >= size:
+            yield waiting.slice(0, size)
+            waiting = waiting.slice(size)
+    yield waiting
 
 
 def _answered(store: Store, snapshot: Snapshot, version: str) -> tuple[pa.Array, pa.Array]:
     """The reviews, with their texts, that any champion, and that this version in any role, has answered."""
     by_champions, by_this = [], []
     for part in store.iter_tables(snapshot.keys("predictions"), ["review_id", "text_hash", "model_version", "role"]):
-        reviews = _with_texts(part)
+        reviews = _identity(part)
         by_champions.append(reviews.filter(pc.equal(part["role"], CHAMPION)))
         by_this.append(reviews.filter(pc.equal(part["model_version"], version)))
     return _joined(by_champions), _joined(by_this)
 
 
-def _with_texts(part: pa.Table) -> pa.ChunkedArray:
-    """Review and text as one: a review that was edited is answered anew."""
-    return pc.binary_join_element_wise(part["review_id"], part["text_hash"], "\n")
+def _identity(part: pa.Table, *others: str) -> pa.ChunkedArray:
+    """Review, text and other columns as one: a review that was edited is answered anew."""
+    return pc.binary_join_element_wise(*(part[name] for name in ("review_id", "text_hash", *others)), "\n")
 
 
 def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
@@ -311,38 +296,23 @@ def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
 
 def _unpublished(store: Store, base: Snapshot, keys: Sequence[str]) -> list[str]:
     """Parts with those rows of `keys` whose review, text and version `base` does not hold; usually the same parts."""
-    known: dict[str, list[pa.ChunkedArray]] = {}
-    for part in store.iter_tables(base.keys("predictions"), ["review_id", "text_hash", "model_version"]):
-        for version in part["model_version"].unique().to_pylist():
-            known.setdefault(version, []).append(_with_texts(part.filter(pc.equal(part["model_version"], version))))
+    columns = ["review_id", "text_hash", "model_version"]
+    published = (_identity(part, "model_version") for part in store.iter_tables(base.keys("predictions"), columns))
+    known = _joined(list(published))
     new = []
-    for key in keys:
-        part = store.read_table([key], schema=tables.PREDICTION_SCHEMA)
-        # A part is one version's.
-        there = _joined(known.get(part["model_version"][0].as_py(), []))
-        rows = part.filter(pc.invert(pc.is_in(_with_texts(part), value_set=there)))
-        if rows.num_rows == part.num_rows:
-            new.append(key)
-        elif rows.num_rows:
-            new.append(store.put_table(rows.combine_chunks()))
+    for key, part in zip(keys, store.iter_tables(keys), strict=True):
+        rows = part.filter(pc.invert(pc.is_in(_identity(part, "model_version"), value_set=known)))
+        new += [key] if rows.num_rows == part.num_rows else store.put_part(rows)
     return new
 
 
-def _predictions(
-    rows: pa.Table, labels: list[str], confidence: np.ndarray, abstained: np.ndarray, version: str, role: str, now: datetime
-) -> pa.Table:
-    count = rows.num_rows
-    columns = [
-        rows["review_id"],
-        rows["text_hash"],
-        pa.array(labels, pa.string()),
-        pa.array(confidence, pa.float64()),
-        pa.array(abstained, pa.bool_()),
-        pa.array([version] * count, pa.string()),
-        pa.array([role] * count, pa.string()),
-        pa.array([now] * count, tables.PREDICTION_SCHEMA.field("scored_at").type),
-    ]
-    return pa.Table.from_arrays(columns, schema=tables.PREDICTION_SCHEMA)
+def _predictions(rows: pa.Table, answers: Answers, version: str, role: str, now: datetime) -> pa.Table:
+    said = {"label": answers.labels, "confidence": answers.confidence, "abstained": answers.abstained}
+    of_all = {"model_version": version, "role": role, "scored_at": now}
+    columns = {"review_id": rows["review_id"], "text_hash": rows["text_hash"], **said}
+    return pa.table(
+        columns | {name: [value] * rows.num_rows for name, value in of_all.items()}, schema=tables.PREDICTION_SCHEMA
+    )
 
 
 def _skipped(reason: str) -> Manifest:
