@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -135,29 +136,19 @@ class Night:
         shards: Any = selected.details["shards"]
         annotated = [self.call(_shard("annotate", shard), label_stages.annotate, selected, shard) for shard in shards]
         collected = self.call("collect", review_stages.collect, selected, annotated)
-        stopped: Any = collected.details["stopped"]
-        self.report.votes = VotesReport(
-            reviews_asked=selected.counts["pending"],
-            new_votes=collected.counts["new_votes"],
-            without_label=collected.counts["without_label"],
-            spent=collected.details["costs"],
-            stopped=[str(limit) for limit in stopped],
-        )
+        spent = {"reviews_asked": selected.counts["pending"], "spent": collected.details["costs"]}
+        self.report.votes = VotesReport.model_validate(collected.counts | collected.details | spent)
         labelled = self.call("aggregate", label_stages.aggregate, selected, annotated)
-        self.report.labels = LabelsReport(
-            labels=labelled.counts["labels"],
-            changed=labelled.counts["changed"],
-            by_class=labelled.details["labels_by_class"],
-            agreement_with_gold=labelled.details.get("agreement_with_gold", {}),
-        )
+        by_class = {"by_class": labelled.details["labels_by_class"]}
+        self.report.labels = LabelsReport.model_validate(labelled.counts | labelled.details | by_class)
         if not labelled.counts["changed"]:
             raise Skipped("no label changed")
 
     def retrain(self) -> None:
         """DAG reviews_retrain; nobody can be asked here, so where a person has to agree nothing is promoted."""
         settings = self.settings
-        self.report.champion = ChampionReport(before=champion_of(settings))
-        self.report.champion.after = self.report.champion.before
+        champion = champion_of(settings)
+        self.report.champion = ChampionReport(before=champion, after=champion)
         planned = self.call("plan_synthesis", dataset_stages.plan_synthesis)
         written = [
             self.call(f"synthesize [{category}]", dataset_stages.synthesize, planned, category=category)
@@ -202,12 +193,9 @@ class Night:
         shards: Any = selected.details["shards"]
         scored = [self.call(_shard("score", shard), score_stages.score, selected, shard=shard) for shard in shards]
         published = self.call("publish", score_stages.publish, selected, scored)
-        counts = published.counts
-        self.report.scored = ScoredReport(reviews=counts["reviews"], abstained=counts.get("abstained", 0))
+        self.report.scored = ScoredReport.model_validate(published.counts)
         watched = self.call("monitor", monitor_stages.monitor, published)
-        if "skipped" not in watched.details:
-            self.report.scored.verdict = str(watched.details["verdict"])
-            self.report.scored.headline = str(watched.details["headline"])
+        self.report.scored = ScoredReport.model_validate(published.counts | watched.details)
 
 
 STEPS: dict[str, Callable[[Night], None]] = {
@@ -261,15 +249,11 @@ def _shard(task: str, shard: Any) -> str:
 
 def _refused(settings: Settings, *manifests: Manifest) -> dict[str, dict[str, int]]:
     """Rows that were refused, by source and reason."""
-    store = Store(settings.store_uri)
-    found: dict[str, dict[str, int]] = {}
-    for table in store.iter_tables(
-        [key for manifest in manifests for key in manifest.keys("quarantine")], ["source", "reason"]
-    ):
-        for row in table.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            reasons = found.setdefault(row["source"], {})
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["count_all"]
-    return found
+    keys = [key for manifest in manifests for key in manifest.keys("quarantine")]
+    found: dict[str, Counter[str]] = {}
+    for row in Store(settings.store_uri).iter_rows(keys, ["source", "reason"]):
+        found.setdefault(row["source"], Counter())[row["reason"]] += 1
+    return {source: dict(reasons) for source, reasons in found.items()}
 
 
 def _candidates(
@@ -279,24 +263,15 @@ def _candidates(
     figures: Any = [] if evaluated is None else evaluated.details["candidates"]
     verdicts: Any = {} if gated is None else gated.details["verdicts"]
     by_name = {row["candidate"]: row for row in figures}
+    gold_rows = 0 if evaluated is None else evaluated.counts["gold_rows"]
     reports = []
     for manifest in trained:
         name = str(manifest.details["candidate"])
-        measured = by_name.get(name, {})
-        verdict = verdicts.get(name, {})
-        reports.append(
-            CandidateReport(
-                candidate=name,
-                weighted_f1=measured.get("weighted_f1"),
-                weighted_f1_low=measured.get("weighted_f1_low"),
-                weighted_f1_high=measured.get("weighted_f1_high"),
-                gold_rows=0 if evaluated is None else evaluated.counts["gold_rows"],
-                seconds_per_example=measured.get("seconds_per_example_p95"),
-                gate=verdict.get("verdict", ""),
-                reason=str(verdict.get("reason") or _untrained(manifest)),
-                version=verdict.get("version"),
-            )
-        )
+        measured, verdict = by_name.get(name, {}), verdicts.get(name, {})
+        judged = {"gate": verdict.get("verdict", ""), "reason": str(verdict.get("reason") or _untrained(manifest))}
+        seconds = measured.get("seconds_per_example_p95")
+        row = {**measured, **verdict, **judged, "candidate": name, "gold_rows": gold_rows, "seconds_per_example": seconds}
+        reports.append(CandidateReport.model_validate(row))
     return reports
 
 
