@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.duplicates import NearDuplicateIndex, signatures
-from reviewclf.data.sources.ids import made_id
+from reviewclf.data.sources.rows import made_id
 from reviewclf.text import clean_texts, repaired, text_hash
 
 _KNOWN_SCHEMA = pa.schema([("source", pa.string())])

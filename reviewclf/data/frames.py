@@ -10,7 +10,6 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, time
 from pathlib import Path
@@ -25,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from reviewclf.data.sources.files import DELIMITED, KNOWN, LINES, read_file, suffix_of
 from reviewclf.data.sources.options import ReadOptions
-from reviewclf.data.sources.rows import BadRow
+from reviewclf.data.sources.rows import BadRow, to_json
 from reviewclf.errors import DataContractError
 from reviewclf.outages import reading
 
@@ -138,8 +137,11 @@ def write_frame(
         pq.write_table(to_arrow(frame, schema, name=path), content)
         data = content.getvalue()
     elif suffix in LINES:
-        names = [str(name) for name in frame.columns]
-        data = "".join(_json_line(dict(zip(names, row, strict=True))) for row in _rows(frame)).encode()
+        rows = (
+            {name: None if is_missing(value) else value for name, value in zip(frame.columns, row, strict=True)}
+            for row in frame.itertuples(index=False, name=None)
+        )
+        data = "".join(f"{to_json(row, default=_plain)}\n" for row in rows).encode()
     else:
         text = _delimited(frame, separator or ("\t" if suffix == ".tsv" else ","), excel_safe=excel_safe)
         data = text.encode("utf-8-sig" if for_people else "utf-8", "replace")
@@ -215,23 +217,8 @@ def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return array.cast(pa.string()) if pa.types.is_null(array.type) else array
 
 
-def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    if not frame.columns.size:
-        return iter([()] * len(frame))
-    return zip(*(frame.iloc[:, position].tolist() for position in range(frame.shape[1])), strict=True)
-
-
-def _json_line(values: dict[str, Any]) -> str:
-    named = {name: None if is_missing(value) else value for name, value in values.items()}
-    text = json.dumps(named, ensure_ascii=False, default=_plain)
-    # Half of a surrogate pair cannot be encoded as it is, but as its escape.
-    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
-        text = json.dumps(named, default=_plain)
-    return text + "\n"
-
-
 def _delimited(frame: pd.DataFrame, separator: str, *, excel_safe: bool) -> str:
-    rows = [[_cell(value) for value in row] for row in _rows(frame)]
+    rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     header = [str(name) for name in frame.columns]
     if excel_safe:
         header, *rows = [[protect_from_excel(cell) for cell in row] for row in (header, *rows)]

@@ -11,7 +11,7 @@ import fsspec
 import pandas as pd
 
 from reviewclf.data.frames import is_missing, read_frame
-from reviewclf.data.sources.ids import read_id
+from reviewclf.data.sources.rows import read_id
 from reviewclf.errors import DataContractError
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
@@ -109,30 +109,21 @@ def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "go
             f"{name}: holds no reviews, only a header; give reviews labelled by people, or leave {_SETTING} empty to go without"
         )
     gold = gold.reset_index(drop=True)
+
+    def refuse(where: str, found: dict[int, str], end: str = "") -> None:
+        if found:
+            listed = _listed([f"row {row + 1}: {problem}" for row, problem in found.items()])
+            raise DataContractError(f"{where}, {listed}{end}; {len(found)} such row(s)")
+
     labels = [match_name(value, categories) for value in gold["label"]]
-    strange = [
-        f"row {row}: label {_shown(value)!r}"
-        for row, (value, label) in enumerate(zip(gold["label"], labels, strict=True), start=1)
-        if label is None
-    ]
-    if strange:
-        raise DataContractError(
-            f"{name}, {_listed(strange)} is not in the taxonomy ({', '.join(categories)}); {len(strange)} such row(s)"
-        )
+    strange = {row: f"label {_shown(gold['label'][row])!r}" for row, label in enumerate(labels) if label is None}
+    refuse(name, strange, f" is not in the taxonomy ({', '.join(categories)})")
+    foreign = {row: text for row, text in enumerate(gold["text"]) if not isinstance(text, str) and not is_missing(text)}
+    refuse(f"{name}, column 'text'", {row: f"{type(text).__name__}, expected text" for row, text in foreign.items()})
     texts = [clean_text(_shown(text)) for text in gold["text"]]
-    foreign = [
-        f"row {row}: {type(text).__name__}, expected text"
-        for row, text in enumerate(gold["text"], start=1)
-        if not isinstance(text, str) and not is_missing(text)
-    ]
-    if foreign:
-        raise DataContractError(f"{name}, column 'text', {_listed(foreign)}; {len(foreign)} such row(s)")
-    empty = [f"row {row}: the text is empty" for row, text in enumerate(texts, start=1) if not text]
-    empty += [
-        f"row {row}: the letters of the text are lost ({text:.40})" for row, text in enumerate(texts, 1) if is_misread(text)
-    ]
-    if empty:
-        raise DataContractError(f"{name}, {_listed(empty)}; {len(empty)} such row(s)")
+    empty = {row: "the text is empty" for row, text in enumerate(texts) if not text}
+    lost = {row: f"the letters of the text are lost ({text:.40})" for row, text in enumerate(texts) if is_misread(text)}
+    refuse(name, empty | lost)
     hashes = [text_hash(text) for text in texts]
     frame = pd.DataFrame(
         {

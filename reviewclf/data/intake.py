@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reviewclf import tables
-from reviewclf.data.sources.ids import made_id
-from reviewclf.data.sources.rows import Chunk, has_unknown_time
+from reviewclf.data.sources.rows import Chunk, has_unknown_time, made_id
 from reviewclf.errors import QualityError
 from reviewclf.settings import IngestSettings
 from reviewclf.storage import Snapshot, StageResult, Store

@@ -18,7 +18,7 @@ import pandas as pd
 
 from reviewclf.data.frames import read_frame
 from reviewclf.data.sources.dates import parse_when
-from reviewclf.data.sources.ids import read_id
+from reviewclf.data.sources.rows import read_id
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.label_studio import Found, Given, chosen_names, person_of, plain_text, take_task
 from reviewclf.outages import reading

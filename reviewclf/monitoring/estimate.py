@@ -59,9 +59,9 @@ class Calibrator:
 
     def __call__(self, probabilities: Floats, temperature: float | None = None) -> Floats:
         """Calibrated probabilities, same shape; rows sum to 1."""
-        scaled = _logits(probabilities) / (temperature or self.temperature)
-        scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        honest: Floats = scaled / scaled.sum(axis=1, keepdims=True)
+        from scipy.special import softmax
+
+        honest: Floats = softmax(_logits(probabilities) / (temperature or self.temperature), axis=1)
         return honest
 
 

@@ -83,7 +83,7 @@ class FeatureExtractor:
         self._known = Counter(word for words in tokens for word in set(words))
         self._neighbours = _neighbourhood(word for word, count in self._known.items() if count >= _COMMON)
         self._is_misspelt: dict[str, bool] = {}
-        self._embed = _Embedding(texts)
+        self._embedding = _embedding(texts)
         self.own = self._read(texts, tokens, own=1)
 
     def read(self, texts: Sequence[str]) -> Features:
@@ -110,7 +110,7 @@ class FeatureExtractor:
             unknown=np.array([len(words) for words in unknown], dtype=np.float64),
             long_words=np.array([sum(len(word) >= _SPELLED for word in words) for words in tokens], dtype=np.float64),
             misspelt=np.array([sum(self._misspells(word) for word in words) for words in unknown], dtype=np.float64),
-            vectors=self._embed(texts),
+            vectors=self._embedding.transform(texts),
             phrases=phrases,
         )
 
@@ -142,28 +142,15 @@ def _deletions(word: str) -> list[str]:
     return [word[:place] + word[place + 1 :] for place in range(len(word) - 2)]
 
 
-class _Embedding:
-    """TF-IDF of hashed character trigrams, projected onto the leading directions of the training texts."""
+def _embedding(texts: Sequence[str]) -> Any:
+    """TF-IDF of hashed character trigrams, projected onto the leading directions of the training texts and whitened there."""
+    from sklearn.decomposition import PCA, TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.pipeline import make_pipeline
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-
-        self._hash: Any = HashingVectorizer(
-            analyzer="char_wb", ngram_range=(3, 3), n_features=_HASHED, alternate_sign=False, norm=None, binary=True
-        )
-        self._weigh: Any = TfidfTransformer()
-        weighted = self._weigh.fit_transform(self._hash.transform(texts))
-        dimensions = max(1, min(_DIMENSIONS, len(texts) // 20))
-        # The first direction of uncentred data is their mean; it is one of those kept.
-        self._project: Any = TruncatedSVD(dimensions, random_state=0)
-        vectors = self._project.fit_transform(weighted)
-        self._centre = vectors.mean(axis=0)
-        scale = np.cov((vectors - self._centre).T).reshape(dimensions, dimensions)
-        values, directions = np.linalg.eigh(scale)
-        self._whiten = directions / np.sqrt(np.maximum(values, 1e-9))
-
-    def __call__(self, texts: Sequence[str]) -> Floats:
-        vectors = self._project.transform(self._weigh.transform(self._hash.transform(texts)))
-        whitened: Floats = (vectors - self._centre) @ self._whiten
-        return whitened
+    trigrams = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(3, 3), n_features=_HASHED, alternate_sign=False, norm=None, binary=True
+    )
+    # The first direction of uncentred data is their mean; it is one of those kept.
+    directions = TruncatedSVD(max(1, min(_DIMENSIONS, len(texts) // 20)), random_state=0)
+    return make_pipeline(trigrams, TfidfTransformer(), directions, PCA(whiten=True)).fit(texts)

@@ -18,9 +18,8 @@ import pytest
 from reviewclf.data.frames import read_frame
 from reviewclf.data.sources import list_source, read_chunks
 from reviewclf.data.sources.files import read_file
-from reviewclf.data.sources.ids import read_id
 from reviewclf.data.sources.options import ReadOptions
-from reviewclf.data.sources.rows import BadRow, GoodRow
+from reviewclf.data.sources.rows import BadRow, GoodRow, read_id
 from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
 

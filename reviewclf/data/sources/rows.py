@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from reviewclf.data.sources.dates import parse_when
-from reviewclf.data.sources.ids import made_id, read_id
 from reviewclf.data.sources.options import ReadOptions
 from reviewclf.errors import DataContractError
 from reviewclf.settings import IngestSettings
@@ -19,6 +20,16 @@ from reviewclf.tables import QUARANTINE_SCHEMA, RAW_SCHEMA
 
 # What databases write into text files where they hold nothing.
 _SQL_NULL = r"\N"
+# What programs write where they hold nothing.
+_NO_ID = frozenset(
+    {"", "nan", "none", "null", "nil", "<na>", "nat", "n/a", "#n/a", "na", "#знач!", "#н/д", r"\n", "-nan", "undefined"}
+)
+# Excel shows long numbers as 1,23457E+17 and forgets the other digits.
+_SPOILT = re.compile(r"[-+]?(?:\d[.,]\d+e[+]?\d+|\de[+]\d+)", re.IGNORECASE)
+# pandas holds integers as floats where a column has gaps.
+_WHOLE = re.compile(r"(\d+)\.0+")
+# Above it a float stands for several integers.
+_EXACT = 2.0**53
 
 
 class Chunk(NamedTuple):
@@ -101,8 +112,8 @@ def make_chunk(
     return Chunk(pa.Table.from_pylist(good, schema=RAW_SCHEMA), pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA), watermark)
 
 
-def to_json(values: Mapping[str, Any]) -> str:
-    """Values as JSON, with what JSON does not know as text.
+def to_json(values: Mapping[Any, Any], default: Callable[[Any], Any] = str) -> str:
+    """Values as JSON, with what JSON does not know as `default` gives it.
 
     Raises
     ------
@@ -111,9 +122,9 @@ def to_json(values: Mapping[str, Any]) -> str:
     """
     named = {str(name): value for name, value in values.items()}
     try:
-        text = json.dumps(named, ensure_ascii=False, default=str)
+        text = json.dumps(named, ensure_ascii=False, default=default)
         # Half of a surrogate pair cannot be stored as it is, but as its escape.
-        return text if storable(text) == text else json.dumps(named, default=str)
+        return text if storable(text) == text else json.dumps(named, default=default)
     except RecursionError as error:
         raise ValueError("nested_too_deeply: the values cannot be written as JSON") from error
 
@@ -152,3 +163,39 @@ def _raw(row: GoodRow, source: str, options: IngestSettings, latest: datetime | 
         "extra": to_json(values),
         "row_number": row.row_number,
     }
+
+
+# -- ids ---------------------------------------------------------------------------------------------------------------
+
+
+def read_id(value: Any) -> str | None:
+    """The source's id as text; None where the source wrote none, or one that has lost its digits.
+
+    ``1001.0`` is 1001, which pandas wrote as a float because other rows lack their id.
+    """
+    value = value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+    if value is None or value != value:
+        return None
+    if isinstance(value, float):
+        if not value.is_integer():
+            return str(value)
+        return str(int(value)) if abs(value) < _EXACT else None
+    text = (_id_text(value) if isinstance(value, bytes) else str(value)).strip()
+    if text.casefold() in _NO_ID or _SPOILT.fullmatch(text):
+        return None
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def _id_text(value: bytes) -> str:
+    """Bytes as the text that they are, else, as those of a UUID, in hexadecimal digits."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+    return text if text.isprintable() else value.hex()
+
+
+def made_id(source: str, content: str) -> str:
+    """Id of a row that has no usable one: the digest of its source and `content`, its text where nothing else is known."""
+    return hashlib.blake2b(f"{source}\x00{content}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from reviewclf.data.frames import is_missing, read_frame
-from reviewclf.data.sources.ids import read_id
+from reviewclf.data.sources.rows import read_id
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.manifest import digest_of
