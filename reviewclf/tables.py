@@ -29,6 +29,9 @@ RAW_SCHEMA = _schema("review_id text source created_at:time extra row_number:int
 # file were laid out; parts written before it was kept lack it. A row that was read, and refused later, has its `review_id`.
 QUARANTINE_SCHEMA = _schema("review_id row_number:int64 reason payload source layout")
 
+# Rows, by position in the table that was checked, which must not go on.
+FAILED_SCHEMA = _schema("position:int64 reason")
+
 CLEAN_SCHEMA = _schema("review_id text text_clean text_hash source created_at:time dt")
 
 # `duplicate_of` is the review_id of the clean row with the same text_hash. `text` and `created_at` are the copy's own; parts

@@ -59,10 +59,9 @@ class Current(NamedTuple):
 def edited_reviews(store: Store, base: Snapshot) -> dict[ReviewKey, Current]:
     """By source and id, what holds now of the reviews that were edited."""
     columns = ["source", "review_id", "replaced_by", "replaced_by_created_at"]
-    history = store.read_table(base.keys("history"), columns, schema=tables.HISTORY_SCHEMA)
     return {
         (row["source"], row["review_id"]): Current(row["replaced_by"], row["replaced_by_created_at"])
-        for row in history.to_pylist()
+        for row in store.iter_rows(base.keys("history"), columns)
     }
 
 
@@ -190,8 +189,7 @@ class Intake:
         seen = np.concatenate([digests[is_new], bad_digests[is_new_bad]])
         seen = seen[~np.isin(seen, self._seen)]
         for table, part in (("raw", rows), ("quarantine", quarantined), ("seen", pa.table({"row": seen}))):
-            if part.num_rows:
-                self._outputs[table].append(self._store.put_table(part))
+            self._outputs[table] += self._store.put_part(part)
 
     def _count(self, name: str, count: str, rows: int) -> None:
         self._counts[count] += rows
@@ -218,7 +216,7 @@ class Intake:
             if text and text_hash(text) != current.text_hash and not is_older:
                 self._count(row["source"], "known", -1)
                 self._count(row["source"], "raw", 1)
-                self._outputs["raw"].append(self._store.put_table(pa.Table.from_pylist([row], schema=tables.RAW_SCHEMA)))
+                self._outputs["raw"] += self._store.put_part([row], tables.RAW_SCHEMA)
 
     def _are_no_ids(self, name: str, parts: list[tuple[Digests, Digests]]) -> bool:
         """Whether the ids of a source name something else than its reviews."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import pyarrow as pa
-
 from reviewclf import tables
 from reviewclf.data.volumes import comparable_nights
 from reviewclf.manifest import Manifest, digest_of
@@ -35,7 +33,6 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_
         A rule about the batch as a whole failed.
     """
     store = Store(settings.store_uri)
-    schema = tables.RAW_SCHEMA if table == "raw" else tables.CLEAN_SCHEMA
     history = [int(volume) for volume in (store.snapshot().state.get(NEW_ROWS) or [])]  # type: ignore[union-attr, arg-type]
     if rows.details.get(READ_ANEW):
         history = []
@@ -46,35 +43,21 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_
     def work() -> StageResult:
         from reviewclf.data.quality import check_table, raise_for
 
-        frame = store.read_table(rows.keys(table), schema=schema).to_pandas()
+        frame = store.read(rows, table).to_pandas()
         comparable = comparable_nights(len(frame), history)
         report = check_table(table, frame, limits, history=comparable, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
         # Before anything is committed: a batch that is refused today is checked again tomorrow.
         if is_batch:
             raise_for(report)
-        failed = pa.table(
-            {
-                "position": pa.array([row.position for row in report.failed_rows], pa.int64()),
-                "reason": pa.array([row.reason for row in report.failed_rows], pa.string()),
-            }
-        )
         return StageResult(
-            outputs={"failed": store.put_table(failed)},
-            counts={"rows": report.rows, "failed_rows": failed.num_rows, "rules": len(report.rules)},
-            details={
-                "data_docs": report.docs,
-                "rules": [rule.model_dump(mode="json") for rule in report.rules],
-            },
+            outputs={"failed": store.put_part([row._asdict() for row in report.failed_rows], tables.FAILED_SCHEMA)},
+            counts={"rows": report.rows, "failed_rows": len(report.failed_rows), "rules": len(report.rules)},
+            details={"data_docs": report.docs, "rules": [rule.model_dump(mode="json") for rule in report.rules]},
         )
 
     manifest = store.run_stage(f"validate_{table}", 2, inputs, work)
-    logger.info(
-        "%s: %d rows, %d to quarantine; data docs: %s",
-        table,
-        manifest.counts["rows"],
-        manifest.counts["failed_rows"],
-        manifest.details["data_docs"],
-    )
+    counts, page = manifest.counts, manifest.details["data_docs"]
+    logger.info("%s: %d rows, %d to quarantine; data docs: %s", table, counts["rows"], counts["failed_rows"], page)
     return manifest
 
 

@@ -25,7 +25,8 @@ IDS_IGNORED = "ids_ignored"
 _FEWEST_RENUMBERED = 5
 _MOSTLY = 0.5
 
-_NAMES = {"clean": "clean", "duplicates": "duplicates", "quarantine": "quarantined"}
+# What counts by source call the rows of each table.
+_NAMES = {"known": "known", "clean": "clean", "duplicates": "duplicates", "quarantine": "quarantined"}
 
 
 def read_base(base: Snapshot) -> list[str]:
@@ -66,21 +67,18 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
             cleaner.know_duplicates(copies)
         cleaner.ids_ignored |= _renumbered(store, ingested, cleaner)
         new: dict[str, list[str]] = {name: [] for name in CleanedPart._fields if name != "known"}
-        counts = dict.fromkeys([*new, "known"], 0)
+        counts = dict.fromkeys(CleanedPart._fields, 0)
         by_source: dict[str, Counter[str]] = {}
         reasons: Counter[str] = Counter()
         for raw, failed in _parts_with_failures(store, ingested, validated):
             part = cleaner.clean(raw, failed)
-            counts["known"] += part.known.num_rows
             reasons.update(map(kind_of, part.quarantine["reason"].to_pylist()))
             for name, table in part._asdict().items():
-                if name in _NAMES or name == "known":
-                    for source in table["source"].to_pylist():
-                        by_source.setdefault(source, Counter())[_NAMES.get(name, name)] += 1
+                counts[name] += table.num_rows
+                for source in table["source"].to_pylist() if name in _NAMES else ():
+                    by_source.setdefault(source, Counter())[_NAMES[name]] += 1
                 if name in new:
-                    counts[name] += table.num_rows
-                    if table.num_rows:
-                        new[name].append(store.put_table(table))
+                    new[name] += store.put_part(table)
         outputs: dict[str, str | list[str]] = {"base": read_base(base)}
         counts |= {"edited": cleaner.edited, "repaired": cleaner.repaired}
         counts |= {"superseded": 0, "left_clean": 0, "left_duplicates": 0, "promoted": 0}
@@ -133,12 +131,8 @@ def _renumbered(store: Store, ingested: Manifest, cleaner: Cleaner) -> set[str]:
 
 
 def _parts_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
-    failures = store.read_table(validated.keys("failed")).to_pydict()
-    reasons = dict(zip(failures["position"], failures["reason"], strict=True))
+    failures = {row["position"]: row["reason"] for row in store.iter_rows(validated.keys("failed"))}
     start = 0
     for raw in store.iter_tables(ingested.keys("raw")):
-        yield (
-            raw,
-            {position - start: reason for position, reason in reasons.items() if start <= position < start + raw.num_rows},
-        )
+        yield raw, {place: failures[start + place] for place in range(raw.num_rows) if start + place in failures}
         start += raw.num_rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from reviewclf.data.edits import REWRITTEN
@@ -57,13 +59,9 @@ def ingest(settings: Settings) -> Manifest:
     files = [source for source in fresh if isinstance(source, SourceFile)]
     databases = [source for source in fresh if isinstance(source, SqlSource)]
     # What is read anew because its settings changed may tell times that were not understood before.
-    fill_times = any(
-        (before := remembered.get(file.uri)) is not None and before.get("reading") != settings.ingest.reading for file in files
-    )
-
-    def read() -> StageResult:
-        return _read(settings, store, base, sources, fresh, remembered, fill_times=fill_times)
-
+    known = [remembered[file.uri] for file in files if file.uri in remembered]
+    fill_times = any(before.get("reading") != settings.ingest.reading for before in known)
+    read = partial(_read, settings, store, base, sources, fresh, remembered, fill_times=fill_times)
     inputs: dict[str, Any] = {
         "files": [[source.uri, source.fingerprint] for source in files],
         "unchanged": len(sources) - len(fresh),
@@ -245,7 +243,7 @@ def _publish_manifest(
         details = {
             "data_docs": {"raw": validated.details["data_docs"], "clean": clean_report.details["data_docs"]},
             "by_source": _by_source(ingested, cleaned),
-            "reasons": _added(ingested.details["reasons"], cleaned.details["reasons"]),
+            "reasons": _sum(ingested.details["reasons"], cleaned.details["reasons"]),
             "unknown_dates": ingested.details["unknown_dates"],
             "ids_ignored": cleaned.details["ids_ignored"],
         }
@@ -259,15 +257,14 @@ def _by_source(ingested: Manifest, cleaned: Manifest) -> dict[str, Any]:
     later: Any = cleaned.details["by_source"]
     found = {}
     for name in sorted({*first, *later}):
-        counts = _added(first.get(name, {}), later.get(name, {}))
-        counts.pop("raw", None)
-        kept = {place: counts.get(place, 0) for place in ("known", "clean", "quarantined", "duplicates")}
-        found[name] = {"rows_in": sum(kept.values()), **kept, "unknown_dates": counts.get("unknown_dates", 0)}
+        counts = _sum(first.get(name, {}), later.get(name, {}))
+        kept = {place: counts[place] for place in ("known", "clean", "quarantined", "duplicates")}
+        found[name] = {"rows_in": sum(kept.values()), **kept, "unknown_dates": counts["unknown_dates"]}
     return found
 
 
-def _added(one: Any, other: Any) -> dict[str, int]:
-    return {name: int(one.get(name, 0)) + int(other.get(name, 0)) for name in sorted({*one, *other})}
+def _sum(one: Any, other: Any) -> Counter[str]:
+    return Counter(one) + Counter(other)
 
 
 def _state(base: Snapshot, ingested: Manifest, cleaned: Manifest, id_column: str) -> dict[str, Any]:

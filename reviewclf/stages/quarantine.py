@@ -114,13 +114,13 @@ def _replay(
     ingested = Manifest(
         stage="replay_rows",
         digest=digest_of([base.version, reason, source, settings.ingest, settings.quality]),
-        outputs={"raw": [store.put_table(raw)] if raw.num_rows else []},
+        outputs={"raw": store.put_part(raw)},
         details={"stale": [*_stale(store, base, raw)]},
     )
     validated = check_rows(settings, "raw", ingested, is_batch=False)
     cleaned = clean_rows(settings, store, base, ingested, validated)
     checked = check_rows(settings, "clean", cleaned)
-    for row in store.read_table(cleaned.keys("quarantine"), schema=tables.QUARANTINE_SCHEMA).to_pylist():
+    for row in store.iter_rows(cleaned.keys("quarantine")):
         left[row["row_number"]] = row["reason"]
     gone = [entries[place] for place in places if place not in left]
     append, replace = parts_to_commit(cleaned)
@@ -130,7 +130,7 @@ def _replay(
     first_read = raw.filter(pa.array(is_first_read & ~np.isin(raw["row_number"].to_numpy(), list(left))))
     if first_read.num_rows:
         append["raw"] = [_renumbered(store, store.put_table(first_read), entries)]
-        append["seen"] = [store.put_table(pa.table({"row": row_digests(first_read, READ)}))]
+        append["seen"] = store.put_part(pa.table({"row": row_digests(first_read, READ)}))
     if gone:
         replace["quarantine"] = _without(store, base, gone)
     counts = {
@@ -185,10 +185,9 @@ def _read_again(settings: Settings, entries: list[_Entry]) -> tuple[pa.Table, np
 def _stale(store: Store, base: Snapshot, raw: pa.Table) -> list[int]:
     """Numbers of rows whose review has come with another text since they were refused."""
     newest = {(row["source"], row["review_id"]): "" for row in raw.to_pylist()}
-    for part in store.iter_tables(base.keys("raw"), ["source", "review_id", "text"]):
-        for source, review_id, text in zip(*(part[name].to_pylist() for name in part.column_names), strict=True):
-            if (source, review_id) in newest:
-                newest[source, review_id] = text or ""
+    for row in store.iter_rows(base.keys("raw"), ["source", "review_id", "text"]):
+        if (key := (row["source"], row["review_id"])) in newest:
+            newest[key] = row["text"] or ""
     return [row["row_number"] for row in raw.to_pylist() if newest[row["source"], row["review_id"]] not in ("", row["text"])]
 
 
@@ -247,6 +246,5 @@ def _without(store: Store, base: Snapshot, gone: list[_Entry]) -> list[str]:
         part = store.read_table([key])
         mask = np.ones(part.num_rows, dtype=bool)
         mask[places[key]] = False
-        if mask.any():
-            keys.append(store.put_table(part.filter(pa.array(mask)).combine_chunks()))
+        keys += store.put_part(part.filter(pa.array(mask)))
     return keys
