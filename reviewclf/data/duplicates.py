@@ -175,7 +175,6 @@ class NearDuplicateIndex:
         from datasketch import LeanMinHash, MinHashLSH
 
         self._similarity = similarity
-        self._permutations = permutations
         self._lsh = MinHashLSH(num_perm=permutations, params=_bands(similarity, permutations, recall=_INDEX_RECALL))
         sketch_class: Any = LeanMinHash
         # The name of the scheme only has to be the same everywhere: the hashing is ours.
@@ -186,17 +185,7 @@ class NearDuplicateIndex:
         return len(self._signatures)
 
     def add(self, signatures: Signatures, keys: Sequence[str]) -> None:
-        """Add signatures, shape (n, permutations), under n keys; a key that is there already is left as it is.
-
-        Raises
-        ------
-        ValueError
-            If the shapes do not fit.
-        """
-        if not len(keys) == len(signatures) == 0 and signatures.shape != (len(keys), self._permutations):
-            raise ValueError(
-                f"signatures of shape {signatures.shape} do not fit {len(keys)} keys of {self._permutations} permutations"
-            )
+        """Add signatures, shape (n, permutations), under n keys; a key that is there already is left as it is."""
         for key, signature in zip(keys, signatures, strict=True):
             if key not in self._signatures:
                 own = np.array(signature, dtype=np.uint32)
@@ -204,15 +193,7 @@ class NearDuplicateIndex:
                 self._lsh.insert(key, self._sketch(hashvalues=own), check_duplication=False)
 
     def query(self, signature: Signatures) -> list[str]:
-        """Keys of the near-duplicates of one signature, shape (permutations,): most similar first, then by key.
-
-        Raises
-        ------
-        ValueError
-            If the length does not fit.
-        """
-        if signature.shape != (self._permutations,):
-            raise ValueError(f"a signature of shape {signature.shape} does not fit {self._permutations} permutations")
+        """Keys of the near-duplicates of one signature, shape (permutations,): most similar first, then by key."""
         own = np.asarray(signature, dtype=np.uint32)
         keys = self._lsh.query(self._sketch(hashvalues=own))
         if not keys:

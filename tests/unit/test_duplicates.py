@@ -251,16 +251,6 @@ def test_index_takes_the_same_key_again_and_nothing() -> None:
     assert index.query(array[0]) == ["ключ"]
 
 
-def test_index_refuses_shapes_that_do_not_fit() -> None:
-    index = NearDuplicateIndex()
-    with pytest.raises(ValueError, match=r"\(1, 32\).*64"):
-        index.add(signatures([LONG], permutations=32), ["ключ"])
-    with pytest.raises(ValueError, match=r"\(2, 64\).*1 keys"):
-        index.add(signatures([LONG, "да"]), ["ключ"])
-    with pytest.raises(ValueError, match=r"\(32,\).*64"):
-        index.query(signatures([LONG], permutations=32)[0])
-
-
 @pytest.mark.parametrize("similarity", [0.0, -1.0, 1.1])
 def test_similarity_outside_its_range_is_refused(similarity: float) -> None:
     with pytest.raises(ValueError, match="similarity"):
