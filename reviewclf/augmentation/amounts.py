@@ -126,24 +126,12 @@ def choose_amounts(
         rows = in_order(synthetic[synthetic["label"] == category], seed)
         n_real = int(((real["label"] == category) & ~real["hint"]).sum())
         curve = [trial.figure(category, without, without, amount=0.0, rows=0)]
-        sizes: dict[int, float] = {}
-        for amount in sorted(options.amounts):
-            size = min(len(rows), round(amount * n_real))
-            if size:
-                sizes.setdefault(size, round(size / n_real, 4))
-        for size, amount in sizes.items():
+        for size in sorted({min(len(rows), round(amount * n_real)) for amount in options.amounts} - {0}):
+            amount = round(size / n_real, 4)
             curve.append(trial.figure(category, trial.predict(rows.iloc[:size]), without, amount=amount, rows=size))
         best = _best(curve, options.min_certainty)
-        choices.append(
-            Choice(
-                id=list(classes).index(category),
-                category=category,
-                amount=best.amount,
-                rows=best.rows,
-                reason=_reason(curve, best, options),
-                curve=curve,
-            )
-        )
+        place, reason = list(classes).index(category), _reason(curve, best, options)
+        choices.append(Choice(id=place, category=category, amount=best.amount, rows=best.rows, reason=reason, curve=curve))
         chosen.append(rows.iloc[: best.rows])
     used = [choice for choice in choices if choice.rows]
     if len(used) > 1:
@@ -176,8 +164,12 @@ def cheapest(candidates: Sequence[Candidate]) -> Candidate:
 
 def in_order(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rows in the order in which they are taken: by a seeded hash of the text, so that a smaller amount is part of a larger."""
-    order = [hashlib.blake2b(f"{seed}\x00{key}".encode(), digest_size=16).hexdigest() for key in rows["text_hash"]]
+    order = [_shuffled(f"{seed}\x00{key}") for key in rows["text_hash"]]
     return rows.assign(_order=order).sort_values(["_order", "text_hash"], kind="stable").drop(columns="_order")
+
+
+def _shuffled(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def recall_on(
@@ -197,11 +189,13 @@ def recall_on(
     draws = np.random.default_rng(seed).multinomial(len(pairs), cells / len(pairs), size=_DRAWS)
     figures: dict[str, float] = {"n": float(len(pairs))}
     for name, weights in (("with", [0, 0, 1, 1]), ("without", [0, 1, 0, 1]), ("difference", [0, -1, 1, 0])):
-        drawn = draws @ np.array(weights) / len(pairs)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        figures[name] = float(cells @ np.array(weights) / len(pairs))
-        figures[f"{name}_low"], figures[f"{name}_high"] = float(low), float(high)
+        figures |= _with_interval(name, cells @ np.array(weights) / len(pairs), draws @ np.array(weights) / len(pairs))
     return figures
+
+
+def _with_interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[str, float]:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def curve_table(choices: Sequence[Choice]) -> str:
@@ -276,22 +270,15 @@ class _Trial:
         cells = np.bincount(4 * true + 2 * (predicted == category) + (without == category), minlength=8)
         draws = np.random.default_rng(self._seed).multinomial(len(true), cells / len(true), size=_DRAWS)
         f1, recall = _scores(draws, _WITH)
-        _, before = _scores(draws, _WITHOUT)
-        value, recalled = (float(score[0]) for score in _scores(cells[None], _WITH))
-        f1_low, f1_high = np.quantile(f1, [0.025, 0.975])
-        recall_low, recall_high = np.quantile(recall, [0.025, 0.975])
+        (f1_here,), (recall_here,) = _scores(cells[None], _WITH)
         return Figure(
             amount=amount,
             rows=rows,
             n=int(true.sum()),
-            f1=value,
-            f1_low=float(f1_low),
-            f1_high=float(f1_high),
-            recall=recalled,
-            recall_low=float(recall_low),
-            recall_high=float(recall_high),
+            **_with_interval("f1", f1_here, f1),
+            **_with_interval("recall", recall_here, recall),
             weighted_f1=self.weighted_f1(predicted),
-            certainty=float(np.mean(recall > before)),
+            certainty=float(np.mean(recall > _scores(draws, _WITHOUT)[1])),
         )
 
 
@@ -339,7 +326,7 @@ def _reason(curve: Sequence[Figure], best: Figure, options: AugmentationSettings
 def _folds(real: pd.DataFrame, folds: int, seed: int) -> NDArray[np.intp]:
     """Fold of each row: whole groups, each class spread evenly."""
     first = real.drop_duplicates("group")
-    order = [hashlib.blake2b(f"folds\x00{seed}\x00{group}".encode(), digest_size=16).hexdigest() for group in first["group"]]
+    order = [_shuffled(f"folds\x00{seed}\x00{group}") for group in first["group"]]
     ranked = first.assign(_order=order).sort_values(["label", "_order"], kind="stable")
     numbers = dict(zip(ranked["group"], np.arange(len(ranked)) % folds, strict=True))
     return np.array([numbers[group] for group in real["group"]], dtype=np.intp)
@@ -351,8 +338,7 @@ def _sampled(real: pd.DataFrame, wanted: set[Any], seed: int) -> pd.DataFrame:
         return real
     own = real["label"].isin(wanted)
     share = max(0.0, _MOST_ROWS - int(own.sum())) / max(1, int((~own).sum()))
-    order = [hashlib.blake2b(f"{seed}\x00{group}".encode(), digest_size=4).hexdigest() for group in real["group"]]
-    taken = np.array([int(key, 16) / 2**32 < share for key in order])
+    taken = np.array([int(_shuffled(f"{seed}\x00{group}")[:8], 16) / 2**32 < share for group in real["group"]])
     sampled: pd.DataFrame = real[own.to_numpy() | taken]
     return sampled
 

@@ -46,12 +46,8 @@ class Diversity(BaseModel):
     @property
     def ratio(self) -> float:
         """The smaller of both figures' ratios to those of real reviews; 1 where nothing can be compared."""
-        ratios = [
-            ours / theirs
-            for ours, theirs in ((self.distinct, self.distinct_real), (self.spread, self.spread_real))
-            if theirs > 0
-        ]
-        return min(ratios, default=1.0)
+        pairs = ((self.distinct, self.distinct_real), (self.spread, self.spread_real))
+        return min((ours / theirs for ours, theirs in pairs if theirs > 0), default=1.0)
 
 
 def diversity(texts: Sequence[str], real: Sequence[str], *, seed: int = 0) -> Diversity:

@@ -60,27 +60,18 @@ class DraftFilter:
             min_characters=options.min_characters,
             max_characters=options.max_characters,
         )
-        order = (
-            ("test", "near_duplicate_of_gold"),
-            ("validation", "near_duplicate_of_validation"),
-            ("train", "near_duplicate_of_real"),
-        )
-        self._references = [
-            (
-                reason,
-                real.loc[real["split"] == split, "text_clean"].tolist(),
-                real.loc[real["split"] == split, "review_id"].tolist(),
-            )
-            for split, reason in order
-        ]
+        self._references = {
+            f"near_duplicate_of_{name}": real.loc[real["split"] == split, ["text_clean", "review_id"]]
+            for name, split in (("gold", "test"), ("validation", "validation"), ("real", "train"))
+        }
         self._taken: dict[str, str] = {}
         self._openings: Counter[str] = Counter()
 
     @property
     def rules(self) -> list[str]:
         """Names of all rules, in the order in which they are asked."""
-        names = [name for name, _ in self._rules] + [reason for reason, _, _ in self._references]
-        return [*names, "keyword_check", "near_duplicate_of_candidate", "same_opening", "llm_check", "low_diversity"]
+        later = ("keyword_check", "near_duplicate_of_candidate", "same_opening", "llm_check", "low_diversity")
+        return [*self._rules, *self._references, *later]
 
     def judge(self, texts: Sequence[str], clean: Sequence[str], ids: Sequence[str]) -> list[Verdict | None]:
         """Verdict on each further candidate; None for those that no rule refuses.
@@ -90,43 +81,38 @@ class DraftFilter:
         texts, clean, ids : sequence of str
             As written, cleaned, and the names under which they are to be called.
         """
-        verdicts: list[Verdict | None] = [self._by_text(text) for text in texts]
-        for reason, references, names in self._references:
+        verdicts = [self._by_text(text) for text in texts]
+        for reason, references in self._references.items():
             open_places = [place for place, verdict in enumerate(verdicts) if verdict is None]
             matches = match_near_duplicates(
-                [clean[place] for place in open_places], references, similarity=self._options.similarity
+                [clean[place] for place in open_places], references["text_clean"].tolist(), similarity=self._options.similarity
             )
             for place, match in zip(open_places, matches, strict=True):
                 if match is not None:
+                    text, name = references.iloc[match]
                     # What gold says stays where gold is.
-                    shown = "" if reason == "near_duplicate_of_gold" else f": {references[match][:120]}"
-                    verdicts[place] = Verdict(reason, f"{names[match]}{shown}")
+                    verdicts[place] = Verdict(reason, name if reason == "near_duplicate_of_gold" else f"{name}: {text[:120]}")
         for place, verdict in enumerate(verdicts):
             if verdict is None and not passes_keyword_check(clean[place], self._category, self._taxonomy):
                 counts = self._taxonomy.matcher.counts(clean[place])
-                verdicts[place] = Verdict(
-                    "keyword_check", ", ".join(f"{k}: {v}" for k, v in counts.items()) or "no stem occurs"
-                )
+                found = ", ".join(f"{k}: {v}" for k, v in counts.items()) or "no stem occurs"
+                verdicts[place] = Verdict("keyword_check", found)
         self._among_themselves(verdicts, clean, ids)
         return verdicts
 
     def _by_text(self, text: str) -> Verdict | None:
-        for name, rule in self._rules:
-            found = rule(text)
-            if found is not None:
-                return Verdict(name, found)
-        return None
+        findings = ((name, rule(text)) for name, rule in self._rules.items())
+        return next((Verdict(name, found) for name, found in findings if found is not None), None)
 
     def _among_themselves(self, verdicts: list[Verdict | None], clean: Sequence[str], ids: Sequence[str]) -> None:
         open_places = [place for place, verdict in enumerate(verdicts) if verdict is None]
-        earlier = list(self._taken.items())
-        texts = [*(text for text, _ in earlier), *(clean[place] for place in open_places)]
-        names = [*(name for _, name in earlier), *(ids[place] for place in open_places)]
+        texts = [*self._taken, *(clean[place] for place in open_places)]
+        names = [*self._taken.values(), *(ids[place] for place in open_places)]
         like: dict[int, list[int]] = {}
         for first, second in near_duplicate_pairs(texts, similarity=self._options.similarity).tolist():
             like.setdefault(second, []).append(first)
         refused: set[int] = set()
-        for number, place in enumerate(open_places, start=len(earlier)):
+        for number, place in enumerate(open_places, start=len(self._taken)):
             twin = next((other for other in like.get(number, ()) if other not in refused), None)
             opening = " ".join(normal_form(clean[place]).split()[:_OPENING_WORDS])
             if twin is not None:

@@ -5,18 +5,19 @@ Pure but for reading the files once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reviewclf.errors import AugmentationError
 from reviewclf.llm.prompts import PromptFile, read_prompts
-from reviewclf.llm.replies import strip_thoughts
+from reviewclf.llm.replies import folded_keys, strip_thoughts
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Category
 
@@ -177,56 +178,35 @@ def parse_reviews(answer: str, *, is_cut: bool = False) -> list[str]:
     (`is_cut`) may be a thought that did not come to its end, and are no reviews.
     """
     text = _FENCE.sub(" ", strip_thoughts(answer).text).strip()
-    if not text:
-        return []
-    start = min((place for place in (text.find("{"), text.find("[")) if place >= 0), default=-1)
-    if start >= 0:
-        try:
-            content, _ = json.JSONDecoder().raw_decode(text[start:])
-        except ValueError:
-            pass
-        else:
-            found = _listed(content)
-            if found is not None:
-                return found
-        opening = text.find("[")
-        if opening >= 0:
-            return _whole_items(text[opening + 1 :])
+    if start := re.search(r"[\[{]", text):
+        with contextlib.suppress(ValueError):
+            content, _ = json.JSONDecoder().raw_decode(text[start.start() :])
+            listed = _field(content, _KEYS) if isinstance(content, dict) else content
+            if isinstance(listed, list):
+                return [said for item in listed if (said := _text_of(item))]
+    before, _, items = text.partition("[")
+    if before != text:
+        return [said for item in _whole_items(items) if (said := _text_of(item))]
     return [] if is_cut else [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _listed(content: object) -> list[str] | None:
-    if isinstance(content, dict):
-        folded = {str(key).casefold(): value for key, value in content.items()}
-        content = next((folded[key] for key in _KEYS if key in folded), None)
-    if not isinstance(content, list):
-        return None
-    return [text for item in content if (text := _text_of(item))]
+def _whole_items(text: str) -> Iterator[Any]:
+    """Items of a JSON list that may end too early; `text` begins behind its bracket."""
+    with contextlib.suppress(ValueError):
+        while text := text.lstrip(" \t\r\n,"):
+            item, end = json.JSONDecoder().raw_decode(text)
+            text = text[end:]
+            yield item
 
 
 def _text_of(item: object) -> str:
-    if isinstance(item, dict):
-        folded = {str(key).casefold(): value for key, value in item.items()}
-        item = next((folded[key] for key in _TEXT_KEYS if key in folded), "")
-    return item.strip() if isinstance(item, str) else ""
+    said = _field(item, _TEXT_KEYS) if isinstance(item, dict) else item
+    return said.strip() if isinstance(said, str) else ""
 
 
-def _whole_items(text: str) -> list[str]:
-    """Items of a JSON list that ends too early."""
-    decoder = json.JSONDecoder()
-    found: list[str] = []
-    place = 0
-    while place < len(text):
-        if text[place] in " \t\r\n,":
-            place += 1
-            continue
-        try:
-            item, place = decoder.raw_decode(text, place)
-        except ValueError:
-            break
-        if said := _text_of(item):
-            found.append(said)
-    return found
+def _field(content: dict[str, Any], names: Sequence[str]) -> Any:
+    folded = folded_keys(content)
+    return next((folded[name] for name in names if name in folded), None)
 
 
 def told_words(prompts: Sequence[WritingPrompt], category: Category) -> str:

@@ -41,8 +41,8 @@ Rule = Callable[[str], str | None]
 
 def text_rules(
     *, told: str, names: Sequence[str], real: Sequence[str], min_characters: int, max_characters: int
-) -> list[tuple[str, Rule]]:
-    """Rules in the order in which they are asked, each a name and a function from a text to what it found, or None.
+) -> dict[str, Rule]:
+    """Rules by name, in the order in which they are asked, each a function from a text to what it found, or None.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def text_rules(
         Length of the cleaned text.
     """
     scripts = {_script(letter) for text in real for letter in _LETTER.findall(text)} | {"LATIN", "CYRILLIC"}
-    echoes = _runs(told)
+    echoes = {run for line in told.splitlines() for run in _runs(normal_form(line), _ECHO_WORDS)}
     is_russian = not real or sum(cyrillic_share(text) for text in real) / len(real) >= 0.5
     phrases = [normal_form(name) for name in names if len(name.split()) > 1]
 
@@ -66,34 +66,31 @@ def text_rules(
 
     def prompt_echo(text: str) -> str | None:
         form = normal_form(text)
-        words = form.split()
-        for place in range(len(words) - _ECHO_WORDS + 1):
-            run = " ".join(words[place : place + _ECHO_WORDS])
-            if run in echoes:
-                return run
+        if (echo := next((run for run in _runs(form, _ECHO_WORDS) if run in echoes), None)) is not None:
+            return echo
         named = next((phrase for phrase in phrases if f" {phrase} " in f" {form} "), None)
         return named or ("speaks to the model" if is_order(text, names) else None)
 
     def length(text: str) -> int:
         return len(clean_text(text))
 
-    rules: list[tuple[str, Rule]] = [
-        ("empty", lambda text: None if normal_form(clean_text(text)) else "no word is left"),
-        ("service_tokens", lambda text: _first(_SERVICE.search(text))),
-        ("json_remains", lambda text: _first(_JSON.search(text))),
-        ("numbering", lambda text: _first(_NUMBERING.match(text))),
-        ("heading", lambda text: _first(_HEADING.match(text))),
-        ("quotes", _in_quotes),
-        ("assistant_prefix", lambda text: _first(_ASSISTANT.match(text))),
-        ("prompt_echo", prompt_echo),
-        ("placeholder", lambda text: _first(_PLACEHOLDER.search(text))),
-        ("other_script", other_script),
-        ("too_short", lambda text: f"{length(text)} characters" if length(text) < min_characters else None),
-        ("too_long", lambda text: f"{length(text)} characters" if length(text) > max_characters else None),
-        ("repeated_words", _repeated),
-    ]
+    rules: dict[str, Rule] = {
+        "empty": lambda text: None if normal_form(clean_text(text)) else "no word is left",
+        "service_tokens": lambda text: _first(_SERVICE.search(text)),
+        "json_remains": lambda text: _first(_JSON.search(text)),
+        "numbering": lambda text: _first(_NUMBERING.match(text)),
+        "heading": lambda text: _first(_HEADING.match(text)),
+        "quotes": _in_quotes,
+        "assistant_prefix": lambda text: _first(_ASSISTANT.match(text)),
+        "prompt_echo": prompt_echo,
+        "placeholder": lambda text: _first(_PLACEHOLDER.search(text)),
+        "other_script": other_script,
+        "too_short": lambda text: f"{length(text)} characters" if length(text) < min_characters else None,
+        "too_long": lambda text: f"{length(text)} characters" if length(text) > max_characters else None,
+        "repeated_words": _repeated,
+    }
     if is_russian:
-        rules.append(("not_russian", _not_russian))
+        rules["not_russian"] = _not_russian
     return rules
 
 
@@ -123,20 +120,14 @@ def _not_russian(text: str) -> str | None:
 
 
 def _repeated(text: str) -> str | None:
-    words = normal_form(text).split()
-    for place in range(len(words) - 3):
-        if len(set(words[place : place + 4])) == 1:
-            return " ".join(words[place : place + 4])
-    runs = [" ".join(words[place : place + 3]) for place in range(len(words) - 2)]
-    for run in runs:
-        if runs.count(run) >= 3:
-            return f"{run} ({runs.count(run)} times)"
-    return None
+    form = normal_form(text)
+    if (same := next((run for run in _runs(form, 4) if len(set(run.split())) == 1), None)) is not None:
+        return same
+    runs = _runs(form, 3)
+    return next((f"{run} ({runs.count(run)} times)" for run in runs if runs.count(run) >= 3), None)
 
 
-def _runs(text: str) -> set[str]:
-    found: set[str] = set()
-    for line in text.splitlines():
-        words = normal_form(line).split()
-        found.update(" ".join(words[place : place + _ECHO_WORDS]) for place in range(len(words) - _ECHO_WORDS + 1))
-    return found
+def _runs(form: str, length: int) -> list[str]:
+    """All runs of so many words in a text's normal form."""
+    words = form.split()
+    return [" ".join(words[place : place + length]) for place in range(len(words) - length + 1)]

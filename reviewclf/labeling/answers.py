@@ -8,8 +8,8 @@ annotation: the task's data, the choice under the name of its control, and who a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from reviewclf.data.frames import read_frame
 from reviewclf.data.sources.dates import parse_when
 from reviewclf.data.sources.rows import read_id
 from reviewclf.errors import LabelingError
-from reviewclf.labeling.label_studio import Found, Given, chosen_names, person_of, plain_text, take_task
+from reviewclf.labeling.label_studio import choices_of, chosen_names, person_of, plain_text
 from reviewclf.outages import reading
 from reviewclf.taxonomy import match_name
 
@@ -36,6 +36,8 @@ _NO_CHOICE = frozenset(
 # A queue that was imported to Label Studio as a table brings its present label along.
 _QUEUE_MARK, _PRESENT_LABEL = "suspicion", "label"
 _NAMED = 10
+
+Row = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,28 @@ class Answers:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What one person said about one review: the chosen names by control."""
+
+    place: str
+    data: Mapping[str, Any]
+    choices: Mapping[str, list[str]]
+    who: Any
+    when: Any
+
+
+@dataclass
+class _Found:
+    """All that a file holds, before anything is checked against the taxonomy."""
+
+    name: str
+    given: list[_Given] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    waiting: int = 0
+
+
 def read_answers(uri: str, categories: Sequence[str], *, control: str | None = None) -> Answers:
     """Read people's answers from a file, whatever it was exported as.
 
@@ -79,36 +103,41 @@ def read_answers(uri: str, categories: Sequence[str], *, control: str | None = N
     DataContractError
         The file cannot be read.
     """
-    if uri.lower().endswith(_JSON):
-        return answers_from_json(_bytes(uri), categories, name=uri, control=control)
-    return answers_from_frame(read_frame(uri, setting="IN", excel_safe=True), categories, name=uri, control=control)
+    if not uri.lower().endswith(_JSON):
+        return answers_from_frame(read_frame(uri, setting="IN", excel_safe=True), categories, name=uri, control=control)
+    try:
+        with reading(uri), fsspec.open(uri, "rb", compression="infer") as file:
+            content: bytes = file.read()
+    except (OSError, ValueError, ImportError) as error:
+        raise LabelingError(f"{uri}: cannot be read: {error}") from error
+    return answers_from_json(content, categories, name=uri, control=control)
 
 
 def answers_from_frame(frame: pd.DataFrame, categories: Sequence[str], *, name: str, control: str | None = None) -> Answers:
     """People's answers from a table: the filled-in queue, or Label Studio's CSV or TSV; see :func:`read_answers`."""
-    found = Found(name)
-    rows = [(f"{name}, row {number}", row) for number, row in enumerate(_records(frame), start=1)]
-    if not rows:
+    found = _Found(name)
+    records: list[dict[Any, Any]] = frame.to_dict("records")
+    if not records:
         raise LabelingError(f"{name}: holds no rows, only a header ({', '.join(map(str, frame.columns))})")
-    _take_rows(found, rows, categories, control)
+    _take_rows(found, [(f"{name}, row {number}", row) for number, row in enumerate(records, start=1)], categories, control)
     return _checked(found, categories, control)
 
 
 def answers_from_json(content: bytes, categories: Sequence[str], *, name: str, control: str | None = None) -> Answers:
     """People's answers from JSON or JSON Lines; see :func:`read_answers`."""
-    found = Found(name)
-    rows: list[tuple[str, dict[str, Any]]] = []
+    found = _Found(name)
+    rows: list[Row] = []
     foreign: list[str] = []
     for position, item in enumerate(_objects(content, name), start=1):
-        place = f"{name}, task {plain_text(item.get('id')) or f'at place {position}'}" if isinstance(item, dict) else name
         if not isinstance(item, dict):
-            foreign.append(f"{place}: what stands at place {position} is no task, but {type(item).__name__}")
-        elif isinstance(item.get("result"), list) and isinstance(item.get("task"), dict):
-            place = f"{name}, task {plain_text(item['task'].get('id')) or position}"
-            take_task(found, place, item["task"].get("data"), [item])
+            foreign.append(f"{name}: what stands at place {position} is no task, but {type(item).__name__}")
+            continue
+        place = f"{name}, task {plain_text(item.get('id')) or f'at place {position}'}"
+        if isinstance(item.get("result"), list) and isinstance(task := item.get("task"), dict):
+            _take_task(found, f"{name}, task {plain_text(task.get('id')) or position}", task.get("data"), [item])
         elif isinstance(item.get("data"), dict):
             annotations = item.get("annotations", item.get("completions"))
-            take_task(found, place, item["data"], annotations if isinstance(annotations, list) else [])
+            _take_task(found, place, item["data"], annotations if isinstance(annotations, list) else [])
             if not annotations and item.get("drafts"):
                 found.notes.append(f"{place}: holds a draft that was not submitted")
         elif any(key in item for key in (*_KEYS, "text", "annotation_id")):
@@ -116,21 +145,12 @@ def answers_from_json(content: bytes, categories: Sequence[str], *, name: str, c
         else:
             names = ", ".join(map(str, item)) or "nothing"
             foreign.append(f"{place}: is no task of Label Studio and no row of the queue; it holds {names:.120}")
-    if not rows and not found.given and not found.waiting and not found.notes and not found.problems:
+    if not rows and found == _Found(name):
         raise LabelingError(f"{foreign[0]}. Export the project again as JSON, JSON_MIN or CSV")
     found.problems += foreign
     if rows:
         _take_rows(found, rows, categories, control)
     return _checked(found, categories, control)
-
-
-def _bytes(uri: str) -> bytes:
-    try:
-        with reading(uri), fsspec.open(uri, "rb", compression="infer") as file:
-            content: bytes = file.read()
-    except (OSError, ValueError, ImportError) as error:
-        raise LabelingError(f"{uri}: cannot be read: {error}") from error
-    return content
 
 
 def _objects(content: bytes, name: str) -> list[Any]:
@@ -150,98 +170,94 @@ def _objects(content: bytes, name: str) -> list[Any]:
     return found
 
 
-# -- flat rows -------------------------------------------------------------------------------------------------------
+def _take_task(found: _Found, place: str, data: Any, annotations: Sequence[Any]) -> None:
+    """Add what was said in the annotations of one task; `data` is what the task is about."""
+    if not isinstance(data, dict):
+        found.problems.append(f"{place}: does not say which review it is about; export the project as JSON, with its tasks")
+        return
+    found.waiting += not annotations
+    for annotation in annotations:
+        if not isinstance(annotation, dict):
+            found.problems.append(f"{place}: annotation {annotation} is named but not there; export the project as JSON")
+            continue
+        who = annotation.get("completed_by") or annotation.get("created_username")
+        if annotation.get("was_cancelled") or annotation.get("skipped"):
+            found.notes.append(f"{place}: skipped by {person_of(who)[0] or 'somebody'}")
+        else:
+            when = annotation.get("updated_at") or annotation.get("created_at")
+            found.given.append(_Given(place, data, choices_of(annotation.get("result")), who, when))
 
 
-def _take_rows(
-    found: Found, rows: Sequence[tuple[str, dict[str, Any]]], categories: Sequence[str], control: str | None
-) -> None:
-    columns = list(dict.fromkeys(name for _, row in rows for name in row))
+def _take_rows(found: _Found, rows: Sequence[Row], categories: Sequence[str], control: str | None) -> None:
+    """Add what was said in flat rows."""
+    columns = list(dict.fromkeys(str(name) for _, row in rows for name in row))
     exported = "annotation_id" in columns or "lead_time" in columns
     if not any(key in columns for key in (*_KEYS, "text")) or not (exported or control or _QUEUE_COLUMN in columns):
         raise LabelingError(
-            f"{found.name}: answers need the columns answer and text_hash (or review_id); found {', '.join(map(str, columns))}"
+            f"{found.name}: answers need the columns answer and text_hash (or review_id); found {', '.join(columns)}"
         )
-    if control is not None:
-        controls = [control]
-    elif exported:
-        controls = _controls_among(columns, rows, categories, found.name)
-    else:
-        controls = [_QUEUE_COLUMN]
-    for place, row in rows:
+    # Label Studio writes tasks that nobody has answered with an empty annotation_id.
+    answered = [row for row in rows if "annotation_id" not in columns or plain_text(row[1].get("annotation_id"))]
+    controls = [control or _QUEUE_COLUMN]
+    if exported and control is None:
+        controls = _controls_among(columns, answered, categories, found.name)
+    found.waiting += len(rows) - len(answered)
+    for place, row in answered:
         choices = {name: names for name in controls if (names := chosen_names(row.get(name)))}
-        # Label Studio writes tasks that nobody has answered with an empty annotation_id.
-        if (exported and "annotation_id" in columns and not plain_text(row.get("annotation_id"))) or (
-            not exported and not choices
-        ):
+        if not exported and not choices:
             found.waiting += 1
-            continue
-        when = row.get("updated_at") or row.get("created_at") if exported else None
-        found.given.append(Given(place, row, choices, row.get("annotator"), when))
+        else:
+            when = row.get("updated_at") or row.get("created_at") if exported else None
+            found.given.append(_Given(place, row, choices, row.get("annotator"), when))
 
 
-def _controls_among(
-    columns: Sequence[str], rows: Sequence[tuple[str, dict[str, Any]]], categories: Sequence[str], name: str
-) -> list[str]:
+def _controls_among(columns: Sequence[str], answered: Sequence[Row], categories: Sequence[str], name: str) -> list[str]:
     """Columns of a flat export that hold names of the taxonomy; where none does, the one that must be the control's."""
-    possible = [column for column in columns if column not in _NO_CHOICE]
-    if _QUEUE_MARK in columns:
-        possible = [column for column in possible if column != _PRESENT_LABEL]
-    answered = [row for _, row in rows if "annotation_id" not in columns or plain_text(row.get("annotation_id"))]
-    fitting = [
-        column
-        for column in possible
-        if any(match_name(chosen, categories) for row in answered for chosen in chosen_names(row.get(column)))
-    ]
+    is_queue = _QUEUE_MARK in columns
+    possible = [column for column in columns if column not in _NO_CHOICE and not (is_queue and column == _PRESENT_LABEL)]
+    fitting = _fitting(({column: chosen_names(row.get(column)) for column in possible} for _, row in answered), categories)
     likely = fitting or [column for column in possible if column == _PRESENT_LABEL] or possible
     if not likely or (len(likely) > 1 and not fitting):
         raise LabelingError(
             f"{name}: no column holds names of the taxonomy ({', '.join(categories)}); say which column holds the answers with "
-            f"--control, or export the project as JSON; found {', '.join(map(str, columns))}"
+            f"--control, or export the project as JSON; found {', '.join(columns)}"
         )
     return likely
 
 
-def _records(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    for row in frame.to_dict("records"):
-        yield {str(column): value for column, value in row.items()}
+def _fitting(answers: Iterable[Mapping[str, list[str]]], categories: Sequence[str]) -> list[str]:
+    """Controls under which names of the taxonomy were chosen."""
+    fits: dict[str, bool] = {}
+    for choices in answers:
+        for control, names in choices.items():
+            fits[control] = fits.get(control, False) or any(match_name(name, categories) for name in names)
+    return [control for control, is_so in fits.items() if is_so]
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(found: Found, categories: Sequence[str], control: str | None) -> Answers:
-    controls = _controls(found, categories, control)
-    emails = {number: who for who, number in map(person_of, (given.completed_by for given in found.given)) if number and who}
+def _checked(found: _Found, categories: Sequence[str], control: str | None) -> Answers:
+    controls = [control] if control is not None else _controls(found, categories)
+    emails = {number: who for who, number in (person_of(given.who) for given in found.given) if number and who}
     rows: list[dict[str, Any]] = []
     problems, notes = list(found.problems), list(found.notes)
     for given in found.given:
         names = list(dict.fromkeys(name for key in controls for name in given.choices.get(key, ())))
-        labels = {match_name(name, categories) or name for name in names}
-        who, number = person_of(given.completed_by)
-        if not names and given.choices:
-            there = "; ".join(f"{key}: {', '.join(chosen)}" for key, chosen in given.choices.items())
-            problems.append(f"{given.place}: no answer under {' or '.join(controls)}; found {there} (--control names another)")
-        elif not names:
+        who, number = person_of(given.who)
+        if not names and not given.choices:
             notes.append(f"{given.place}: submitted without an answer by {who or 'somebody'}")
-        elif len(labels) > 1:
-            problems.append(
-                f"{given.place}: several choices ({', '.join(names)}) where a review has one category; answer it again, with "
-                'choice="single" in the labelling configuration'
-            )
-        elif not (label := match_name(names[0], categories)):
-            problems.append(f"{given.place}: {names[0]!r} is not in the taxonomy ({', '.join(categories)})")
-        elif not any(plain_text(given.data.get(key)) for key in (*_KEYS, "text")):
-            problems.append(f"{given.place}: {' and '.join(_KEYS)} are empty or missing: it is not said which review is meant")
+        elif problem := _problem(given, names, controls, categories):
+            problems.append(f"{given.place}: {problem}")
         else:
             rows.append(
                 {
                     **{key: read_id(given.data.get(key)) or "" for key in _KEYS},
                     "text": plain_text(given.data.get("text")),
-                    "label": label,
+                    "label": match_name(names[0], categories),
                     "annotator": emails.get(who, who),
                     "known_as": number,
-                    "answered_at": _when(given.answered_at),
+                    "answered_at": _when(given.when),
                     "place": given.place,
                 }
             )
@@ -252,16 +268,24 @@ def _checked(found: Found, categories: Sequence[str], control: str | None) -> An
     return Answers(pd.DataFrame(rows, columns=ANSWER_COLUMNS, dtype=object), problems, notes)
 
 
-def _controls(found: Found, categories: Sequence[str], control: str | None) -> list[str]:
+def _problem(given: _Given, names: Sequence[str], controls: Sequence[str], categories: Sequence[str]) -> str | None:
+    """Why an answer cannot be taken; None where it can."""
+    if not names:
+        there = "; ".join(f"{key}: {', '.join(chosen)}" for key, chosen in given.choices.items())
+        return f"no answer under {' or '.join(controls)}; found {there} (--control names another)"
+    if len({match_name(name, categories) or name for name in names}) > 1:
+        mending = 'answer it again, with choice="single" in the labelling configuration'
+        return f"several choices ({', '.join(names)}) where a review has one category; {mending}"
+    if match_name(names[0], categories) is None:
+        return f"{names[0]!r} is not in the taxonomy ({', '.join(categories)})"
+    if not any(plain_text(given.data.get(key)) for key in (*_KEYS, "text")):
+        return f"{' and '.join(_KEYS)} are empty or missing: it is not said which review is meant"
+    return None
+
+
+def _controls(found: _Found, categories: Sequence[str]) -> list[str]:
     """Names of the controls that answer our question: those with names of the taxonomy, if no task has two such answers."""
-    if control is not None:
-        return [control]
-    every = list(dict.fromkeys(key for given in found.given for key in given.choices))
-    fitting = [
-        key
-        for key in every
-        if any(match_name(name, categories) for given in found.given for name in given.choices.get(key, ()))
-    ]
+    fitting = _fitting((given.choices for given in found.given), categories)
     for given in found.given:
         both = [key for key in fitting if key in given.choices]
         if len(both) > 1:
@@ -269,7 +293,7 @@ def _controls(found: Found, categories: Sequence[str], control: str | None) -> l
                 f"{given.place}: has answers under {' and '.join(both)}; say which of them is the category of the review: "
                 f"--control {both[0]}"
             )
-    return fitting or every
+    return fitting or list(dict.fromkeys(key for given in found.given for key in given.choices))
 
 
 def _when(value: Any) -> datetime | None:

@@ -1,12 +1,12 @@
-"""Label Studio: tasks and configuration for it, and what its exports say who chose what. Pure."""
+"""Label Studio: tasks and configuration for it, and who chose what in an annotation of its exports. Pure."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import pandas as pd
 
@@ -15,48 +15,8 @@ _CONTROL = "label"
 _CHOICES = ("choices", "taxonomy", "labels")
 
 
-@dataclass(frozen=True)
-class Given:
-    """What one person said about one review: the chosen names by control."""
-
-    place: str
-    data: Mapping[str, Any]
-    choices: Mapping[str, list[str]]
-    completed_by: Any = None
-    answered_at: Any = None
-
-
-@dataclass
-class Found:
-    """All that a file holds, before anything is checked against the taxonomy."""
-
-    name: str
-    given: list[Given] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    waiting: int = 0
-
-
-def take_task(found: Found, place: str, data: Any, annotations: Sequence[Any]) -> None:
-    """Add what was said in the annotations of one task; `data` is what the task is about, `place` its name in messages."""
-    if not isinstance(data, dict):
-        found.problems.append(f"{place}: does not say which review it is about; export the project as JSON, with its tasks")
-        return
-    found.waiting += not annotations
-    for annotation in annotations:
-        if not isinstance(annotation, dict):
-            found.problems.append(f"{place}: annotation {annotation} is named but not there; export the project as JSON")
-            continue
-        who = annotation.get("completed_by") or annotation.get("created_username")
-        if annotation.get("was_cancelled") or annotation.get("skipped"):
-            found.notes.append(f"{place}: skipped by {person_of(who)[0] or 'somebody'}")
-            continue
-        when = annotation.get("updated_at") or annotation.get("created_at")
-        found.given.append(Given(place, data, _results(annotation.get("result")), who, when))
-
-
-def _results(results: Any) -> dict[str, list[str]]:
-    """The chosen names by control; other kinds of results (comments, ratings) are left aside."""
+def choices_of(results: Any) -> dict[str, list[str]]:
+    """The names chosen in an annotation, by control; other kinds of results (comments, ratings) are left aside."""
     choices: dict[str, list[str]] = {}
     for result in results if isinstance(results, list) else []:
         if isinstance(result, dict) and result.get("type", "choices") in _CHOICES:
@@ -108,32 +68,16 @@ def label_studio_tasks(queue: pd.DataFrame) -> str:
 
     The labelling configuration that fits is :func:`label_studio_config`.
     """
-    tasks = [
-        {
-            "data": {name: row[name] for name in ("review_id", "text_hash", "text", "reason")},
-            "predictions": [
-                {
-                    "score": row["confidence"],
-                    "result": [
-                        {
-                            "from_name": _CONTROL,
-                            "to_name": "text",
-                            "type": "choices",
-                            "value": {"choices": [row["label"]]},
-                        }
-                    ],
-                }
-            ],
-        }
-        for row in queue.to_dict("records")
-    ]
+    tasks = []
+    for row in queue.to_dict("records"):
+        present = {"from_name": _CONTROL, "to_name": "text", "type": "choices", "value": {"choices": [row["label"]]}}
+        data = {name: row[name] for name in ("review_id", "text_hash", "text", "reason")}
+        tasks.append({"data": data, "predictions": [{"score": row["confidence"], "result": [present]}]})
     return json.dumps(tasks, ensure_ascii=False, indent=1)
 
 
 def label_studio_config(categories: Sequence[str]) -> str:
     """Label Studio's labelling configuration for these categories."""
-    from xml.sax.saxutils import quoteattr
-
     choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in categories)
     return (
         f'<View>\n  <Text name="text" value="$text"/>\n  <Choices name="{_CONTROL}" toName="text" choice="single" '

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from reviewclf.labeling.prompts import Question
-from reviewclf.llm.replies import strip_thoughts
+from reviewclf.llm.replies import folded_keys, strip_thoughts
 
 # Where models put the answer that they have thought about.
 _BOX = re.compile(r"<answer>(.*?)</answer>|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.DOTALL | re.IGNORECASE)
@@ -72,12 +73,14 @@ def parse_answer(answer: str, question: Question, *, is_cut: bool = False, has_t
 def _silent(*, is_open: bool, is_cut: bool, has_thought: bool) -> Answer:
     """Why there are no words."""
     if is_open or (has_thought and is_cut):
-        return Answer(None, f"the thought was cut before an answer; {_MORE_ROOM}", is_unfinished=True)
-    if has_thought:
-        return Answer(None, f"there is a thought and no answer behind it; {_MORE_ROOM}", is_unfinished=True)
-    if is_cut:
-        return Answer(None, f"the answer was cut before its first word; {_MORE_ROOM}", is_unfinished=True)
-    return Answer(None, "the answer is empty")
+        why = "the thought was cut before an answer"
+    elif has_thought:
+        why = "there is a thought and no answer behind it"
+    elif is_cut:
+        why = "the answer was cut before its first word"
+    else:
+        return Answer(None, "the answer is empty")
+    return Answer(None, f"{why}; {_MORE_ROOM}", is_unfinished=True)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -85,38 +88,25 @@ def _silent(*, is_open: bool, is_cut: bool, has_thought: bool) -> Answer:
 
 def _structured(text: str, question: Question) -> Answer | None:
     """What the JSON in an answer says; None where there is none that answers."""
-    answers: list[tuple[str | None, dict[str, Any], str]] = []
-    for content in _objects(text):
-        value = _value(content)
-        if value is not None:
-            answers.append((_named(value, question), content, value))
-    labels = {label for label, _, _ in answers if label is not None}
+    found = [(content, value) for content in _objects(text) if (value := _value(content)) is not None]
+    labels = {label: content for content, value in found if (label := _named(value, question)) is not None}
     if len(labels) == 1:
-        return next(Answer(label, confidence=_stated(content)) for label, content, _ in answers if label is not None)
+        ((label, content),) = labels.items()
+        return Answer(label, confidence=_stated(content))
     if labels:
         return Answer(None, f"the answer names several categories: {', '.join(sorted(labels))}")
-    return Answer(None, f"no category is called {answers[0][2][:60]!r}") if answers else None
+    return Answer(None, f"no category is called {found[0][1][:60]!r}") if found else None
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
+def _objects(text: str) -> Iterator[dict[str, Any]]:
     """JSON objects in a text, their keys in lower case; of those within each other the outermost."""
-    found: list[dict[str, Any]] = []
-    decoder = json.JSONDecoder()
     place = text.find("{")
     while place >= 0:
         end = place + 1
-        try:
-            content, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            found.append(_folded_keys(content))
+        with contextlib.suppress(ValueError, RecursionError):
+            content, end = json.JSONDecoder().raw_decode(text, place)
+            yield folded_keys(content)
         place = text.find("{", end)
-    return found
-
-
-def _folded_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.casefold(): value for key, value in content.items()}
 
 
 def _value(content: Mapping[str, Any]) -> str | None:
@@ -126,7 +116,7 @@ def _value(content: Mapping[str, Any]) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):
-        return _value(_folded_keys(value))
+        return _value(folded_keys(value))
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else str(value)

@@ -52,13 +52,12 @@ class AnsweredReviews:
 
     def __init__(self, reviews: Sequence[Review], *, gold: Collection[str] = ()) -> None:
         judged = set(gold)
-        self._hashes = {review.text_hash for review in reviews}
-        self._ids: dict[str, list[str]] = {}
-        self._id_of: dict[str, str] = {}
+        # An id of the review by its hash, for messages, and the hashes by id.
+        self.ids = {review.text_hash: next(iter(review.review_ids), review.text_hash) for review in reviews}
+        self._hashes: dict[str, list[str]] = {}
         for review in sorted(reviews, key=lambda review: review.text_hash in judged):
-            self._id_of[review.text_hash] = next(iter(review.review_ids), review.text_hash)
             for review_id in review.review_ids:
-                named = self._ids.setdefault(review_id, [])
+                named = self._hashes.setdefault(review_id, [])
                 if not named or review.text_hash not in judged:
                     named.append(review.text_hash)
 
@@ -71,15 +70,14 @@ class AnsweredReviews:
             There is none, there are several, or the review has another text since; its argument says what to do.
         """
         given, review_id, text = (str(answer.get(name) or "").strip() for name in ("text_hash", "review_id", "text"))
-        if given in self._hashes:
+        if given in self.ids:
             return given
-        if text and (hashed := text_hash(clean_text(text))) in self._hashes:
+        if text and (hashed := text_hash(clean_text(text))) in self.ids:
             return hashed
-        named = self._ids.get(review_id, [])
+        named = self._hashes.get(review_id, [])
         if not named:
-            raise LookupError(
-                f"{review_id or given or repr(text[:60])} names no review of the store; was it exported from here?"
-            )
+            name = review_id or given or repr(text[:60])
+            raise LookupError(f"{name} names no review of the store; was it exported from here?")
         if given:
             raise LookupError(
                 f"review {review_id} has another text since it was answered; export the queue again, answer it anew"
@@ -87,10 +85,6 @@ class AnsweredReviews:
         if len(named) > 1:
             raise LookupError(f"{review_id} names {len(named)} reviews of the store; give the column text_hash as well")
         return named[0]
-
-    def id_of(self, text_hash: str) -> str:
-        """An id of the review, for messages."""
-        return self._id_of[text_hash]
 
 
 def settle(answers: pd.DataFrame, reviews: AnsweredReviews, earlier: Mapping[tuple[str, str], Vote], *, source: str) -> Settled:
@@ -177,7 +171,7 @@ def _disagreements(newest: Mapping[tuple[str, str], str | None], asked: set[str]
         if key in asked:
             votes.setdefault(key, {})[annotator.removeprefix(f"{HUMAN}/")] = label
     return [
-        f"review {reviews.id_of(key)}: people disagree ({', '.join(f'{who}: {label}' for who, label in said.items())}); "
+        f"review {reviews.ids[key]}: people disagree ({', '.join(f'{who}: {label}' for who, label in said.items())}); "
         "all their votes are kept, the most frequent decides, and a tie comes back into the queue"
         for key, said in sorted(votes.items())
         if len(set(said.values())) > 1

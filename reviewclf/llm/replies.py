@@ -215,6 +215,14 @@ def strip_thoughts(content: str) -> Said:
     return Said(_MARKS.sub(" ", before).strip(), has_thought=bool(ends) or opened is not None, is_open=opened is not None)
 
 
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def folded_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its keys in lower case."""
+    return {str(key).casefold(): value for key, value in content.items()}
+
+
 # -- characters -------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -26,9 +27,11 @@ class RecordedGenerator:
         Candidates by category.
     """
 
+    is_costly = False
+
     def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
         self._texts = {category: tuple(of_category) for category, of_category in texts.items()}
-        self._version = f"recorded@{digest_of({name: list(of) for name, of in self._texts.items()})[:16]}"
+        self.version = f"recorded@{digest_of({name: list(of) for name, of in self._texts.items()})[:16]}"
 
     @classmethod
     def load(cls, uri: str, categories: Sequence[str]) -> RecordedGenerator:
@@ -49,30 +52,18 @@ class RecordedGenerator:
                 f"{uri}: candidates need the column(s) {', '.join(missing)}; found {', '.join(map(str, frame.columns))}"
             )
         texts: dict[str, list[str]] = {}
-        strange: dict[str, int] = {}
+        strange: Counter[str] = Counter()
         for number, (category, text) in enumerate(zip(frame["category"], frame["text"], strict=True), start=1):
             if pd.isna(text) or not str(text).strip():
                 raise AugmentationError(f"{uri}, row {number}: column text is empty; remove the row or write a review into it")
-            name = match_name(category, categories)
-            if name is not None:
-                texts.setdefault(name, []).append(str(text))
+            if (name := match_name(category, categories)) is None:
+                strange["" if pd.isna(category) else str(category).strip()] += 1
             else:
-                written = "" if pd.isna(category) else str(category).strip()
-                strange[written] = strange.get(written, 0) + 1
+                texts.setdefault(name, []).append(str(text))
         if strange:
             named = ", ".join(f"{name!r} ({count} rows)" for name, count in strange.items())
             logger.warning("%s: not in the taxonomy and left aside: %s", uri, named)
         return cls(texts)
-
-    @property
-    def version(self) -> str:
-        """Digest of the candidates."""
-        return self._version
-
-    @property
-    def is_costly(self) -> bool:
-        """No: reading again costs nothing."""
-        return False
 
     def available(self, category: str) -> int:
         """Candidates of a category."""
@@ -83,10 +74,7 @@ class RecordedGenerator:
         for request in requests:
             start = request.number * request.n
             yield Written(
-                category=request.category,
-                number=request.number,
-                seed=request.seed,
-                prompt=request.prompt,
-                generator=self._version,
+                **request.model_dump(include={"category", "number", "seed", "prompt"}),
+                generator=self.version,
                 texts=self._texts.get(request.category, ())[start : start + request.n],
             )

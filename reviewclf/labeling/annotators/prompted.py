@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,31 +90,17 @@ class PromptedAnnotator(Paced):
 
     # -- what an answer means ------------------------------------------------------------------------------------------
 
-    def vote(
-        self,
-        request: Request,
-        reply: Reply = _NOTHING,
-        *,
-        label: str | None = None,
-        confidence: float = 0.0,
-        raw: str | None = None,
-        reason: str | None = None,
-        is_kept: bool = True,
-    ) -> Vote:
-        """A vote on a request's review, which cost what `reply` did."""
+    def vote(self, request: Request, reply: Reply = _NOTHING, **said: Any) -> Vote:
+        """A vote on a request's review, which cost what `reply` did; `said` are further fields of the vote."""
         return Vote(
             text_hash=request.text_hash,
             annotator=self.annotator,
             prompt=request.question.name,
             draw=request.question.draw,
-            label=label,
-            confidence=min(confidence, 1.0) if label is not None else 0.0,
-            raw=raw,
-            reason=reason if label is None else None,
             tokens_in=reply.tokens_in,
             tokens_out=reply.tokens_out,
             seconds=reply.seconds,
-            is_kept=is_kept or label is not None,
+            **said,
         )
 
     def vote_by_probabilities(
@@ -143,24 +129,18 @@ class PromptedAnnotator(Paced):
             return self.vote(request, reply, raw=raw, reason=reason)
         scores = calibrated(seen / seen.sum(), prior)
         best = int(scores.argmax())
-        return self.vote(request, reply, label=list(labels.values())[best], confidence=float(scores[best]), raw=raw)
+        return self.vote(request, reply, label=list(labels.values())[best], confidence=min(float(scores[best]), 1.0), raw=raw)
 
     def vote_by_text(self, request: Request, reply: Reply) -> Vote:
         """A vote from a written answer; one that was cut before it said anything is not kept. See :func:`parse_answer`."""
+        raw = reply.content[:2000]
         if reply.refusal is not None:
-            raw = reply.content[:2000] or None
-            return self.vote(request, reply, raw=raw, reason=reply.refusal, is_kept=reply.is_final)
+            return self.vote(request, reply, raw=raw or None, reason=reply.refusal, is_kept=reply.is_final)
         said = parse_answer(reply.content, request.question, is_cut=reply.is_cut, has_thought=reply.has_thought)
-        stated = self.options.stated_confidence if said.confidence is None else said.confidence
-        return self.vote(
-            request,
-            reply,
-            label=said.label,
-            confidence=stated,
-            raw=reply.content[:2000],
-            reason=said.reason,
-            is_kept=not said.is_unfinished,
-        )
+        if said.label is None:
+            return self.vote(request, reply, raw=raw, reason=said.reason, is_kept=not said.is_unfinished)
+        confidence = self.options.stated_confidence if said.confidence is None else said.confidence
+        return self.vote(request, reply, raw=raw, label=said.label, confidence=confidence)
 
 
 def calibrated(shares: Floats, prior: Floats | None) -> Floats:
