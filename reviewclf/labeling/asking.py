@@ -78,6 +78,11 @@ def _table(votes: Sequence[Vote]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=tables.VOTE_SCHEMA.names)
 
 
+def expected_votes(annotators: Sequence[Annotator], review: Review) -> set[VoteIdentity]:
+    """The votes that annotators would give on a review."""
+    return {(review.text_hash, *vote) for annotator in annotators for vote in annotator.expected(review)}
+
+
 def ask_all(
     store: Store,
     annotators: Sequence[Annotator],
@@ -115,7 +120,7 @@ def ask_all(
 def _ask_costly(
     store: Store, budget: Budget, annotator: Annotator, reviews: Sequence[Review], known: set[VoteIdentity]
 ) -> tuple[dict[VoteIdentity, Vote], str | None]:
-    wanted = {(review.text_hash, *vote) for review in reviews for vote in annotator.expected(review)} - known
+    wanted = set().union(*(expected_votes([annotator], review) for review in reviews)) - known
     # What a killed attempt was answered is not asked again.
     votes = {identity: vote for identity, vote in journaled_votes(store).items() if identity in wanted}
     if votes:
@@ -155,7 +160,7 @@ def _votes_within(
     """Votes as they come, each counted, until the budget ends it."""
     if isinstance(annotator, Paced):
         annotator.budget = budget
-    expected = ((review.text_hash, *vote) for review in reviews for vote in annotator.expected(review))
+    expected = (identity for review in reviews for identity in expected_votes([annotator], review))
     with progress(sum(identity not in known for identity in expected)) as step:
         for vote in annotator.annotate(reviews, known=known):
             if vote.is_kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import LabelingError
 from reviewclf.evaluation import reliability
-from reviewclf.labeling.annotators import RecordedAnnotator, Review, VoteIdentity, make_annotators
+from reviewclf.labeling.annotators import KeywordAnnotator, RecordedAnnotator, Review, VoteIdentity, make_annotators
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
-from reviewclf.labeling.asking import ask_all
+from reviewclf.labeling.asking import ask_all, expected_votes
 from reviewclf.labeling.votes import aggregate_llm_votes
 from reviewclf.llm.budget import costs_of, total_costs
 from reviewclf.manifest import Manifest, digest_of
@@ -56,11 +56,7 @@ def select(settings: Settings) -> Manifest:
 
     def work() -> StageResult:
         known = vote_identities(store, snapshot.keys("votes"))
-        pending = [
-            review
-            for review in reviews
-            if any((review.text_hash, *vote) not in known for annotator in annotators for vote in annotator.expected(review))
-        ]
+        pending = [review for review in reviews if not expected_votes(annotators, review) <= known]
         shards = max(1, -(-len(pending) // settings.llm.shard_rows))
         recorded = [annotator for annotator in annotators if isinstance(annotator, RecordedAnnotator)]
         unmatched = [key for annotator in recorded for key in annotator.unmatched(reviews)]
@@ -73,27 +69,17 @@ def select(settings: Settings) -> Manifest:
             logger.warning("%d recorded vote key(s) name no review: %s", len(unmatched), ", ".join(unmatched[:_NAMED]))
         for row in refused[:_NAMED]:
             logger.warning("%s, row %d refused: %s", settings.votes, row.row_number, row.reason)
-        quarantine = pa.Table.from_pylist(
-            [
-                {
-                    "review_id": None,
-                    "row_number": row.row_number,
-                    "reason": f"vote refused: {row.reason}",
-                    "payload": row.payload,
-                    "source": str(settings.votes),
-                }
-                for row in refused
-            ],
-            schema=tables.QUARANTINE_SCHEMA,
-        )
+        quarantine = [
+            {**row.model_dump(), "reason": f"vote refused: {row.reason}", "source": str(settings.votes)} for row in refused
+        ]
         return StageResult(
             outputs={
-                "reviews": store.put_table(_to_table(pending)),
+                "reviews": store.put_part(pending, tables.REVIEW_SCHEMA),
                 # What `aggregate` compares with, so that a repeated task counts the same changes as the first attempt.
                 "labels_before": snapshot.keys("labels"),
                 # What `annotate` need not ask again.
                 "votes_before": snapshot.keys("votes"),
-                **({"quarantine": store.put_table(quarantine)} if refused else {}),
+                "quarantine": store.put_part(quarantine, tables.QUARANTINE_SCHEMA),
             },
             counts={
                 "reviews": len(reviews),
@@ -138,26 +124,15 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
     }
 
     def work() -> StageResult:
-        pending = store.read(selected, "reviews").to_pylist()
-        reviews = [
-            Review(text_hash=row["text_hash"], text=row["text"], review_ids=tuple(row["review_ids"]))
-            for row in pending
-            if int(row["text_hash"][:8], 16) % shard["shards"] == shard["shard"]
-        ]
+        place, shards = int(shard["shard"]), int(shard["shards"])
+        pending = (Review.model_validate(row) for row in store.iter_rows(selected.keys("reviews")))
+        reviews = [review for review in pending if int(review.text_hash[:8], 16) % shards == place]
         published = dict.fromkeys([*selected.keys("votes_before"), *store.snapshot().keys("votes")])
         known = vote_identities(store, list(published))
-        place, shards = int(shard["shard"]), int(shard["shards"])
         votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=shards, shard=place)
         given = known | {vote.identity for vote in votes}
-        unanswered = sum(
-            (review.text_hash, *vote) not in given
-            for review in reviews
-            for annotator in annotators
-            for vote in annotator.expected(review)
-        )
-        details: dict[str, Any] = {"costs": costs_of([vote.model_dump() for vote in votes], settings.llm)}
-        if stopped is not None:
-            details["stopped"] = stopped
+        unanswered = sum(len(expected_votes(annotators, review) - given) for review in reviews)
+        costs = costs_of([vote.model_dump() for vote in votes], settings.llm)
         return StageResult(
             outputs={"votes": store.put_part(votes, tables.VOTE_SCHEMA)},
             counts={
@@ -166,7 +141,7 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
                 "without_label": sum(vote.label is None for vote in votes),
                 "unanswered": unanswered,
             },
-            details=details,
+            details={"costs": costs, **({} if stopped is None else {"stopped": stopped})},
             # What no answer came to is asked again, also by a run that finds the same reviews; not what a budget ended.
             is_final=not unanswered or (stopped is not None and any(vote.tokens_in or vote.tokens_out for vote in votes)),
         )
@@ -190,11 +165,47 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
+    gold = load_gold(settings, taxonomy)
     aggregated: list[Manifest] = []
 
     def decide(base: Snapshot) -> Change:
-        manifest, append = _aggregate_once(store, base, settings, taxonomy, selected, annotated)
+        new = base.missing("votes", [key for manifest in annotated for key in manifest.keys("votes")])
+        keys = [*base.keys("votes"), *new]
+        inputs = {
+            "votes": keys,
+            "labels_before": selected.keys("labels_before"),
+            "taxonomy": digest_of(taxonomy),
+            "options": settings.aggregation,
+            "new": [manifest.digest for manifest in annotated],
+            "gold": None if gold is None else gold.digest,
+        }
+
+        def work() -> StageResult:
+            votes = usable_votes(store, keys, settings, taxonomy)
+            labels = decide_labels(votes, settings, taxonomy)
+            table = pa.Table.from_pandas(labels[tables.LABEL_SCHEMA.names], schema=tables.LABEL_SCHEMA, preserve_index=False)
+            before = store.read(selected, "labels_before", ["text_hash", "label"]).to_pandas()
+            both = labels.merge(before, on="text_hash", how="outer", suffixes=("", "_before"))
+            return StageResult(
+                outputs={"labels": store.put_table(table)},
+                counts={
+                    "votes": len(votes),
+                    "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
+                    "labels": len(labels),
+                    "labels_by_stems_alone": int((labels["method"] == KEYWORDS).sum()),
+                    "changed": int((both["label"].fillna("") != both["label_before"].fillna("")).sum()),
+                },
+                details={
+                    "labels_by_class": labels["label"].value_counts().to_dict(),
+                    "decisions": labels["decision"].value_counts().to_dict(),
+                    "costs": costs_of_shards(annotated),
+                    **({} if gold is None else _against_gold(gold.frame, labels, votes)),
+                },
+            )
+
+        manifest = store.run_stage("aggregate", 3, inputs, work)
         aggregated.append(manifest)
+        append = {"votes": new, "quarantine": base.missing("quarantine", selected.keys("quarantine"))}
         return Change(f"labels:{manifest.digest}", append, {"labels": manifest.keys("labels")})
 
     store.publish(decide)
@@ -209,64 +220,12 @@ def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
     from reviewclf.registry.tracking import Tracker
 
     tracker = Tracker(settings.tracking_uri)
-    voter = make_annotators(settings, taxonomy)[0]
-    model = None
-    if isinstance(voter, PromptedAnnotator):
+    backend, model = settings.llm.backend, None
+    # The votes of a file need not be read once more.
+    if backend != "recorded" and isinstance(voter := make_annotators(settings, taxonomy)[0], PromptedAnnotator):
         register_prompts(tracker, voter.prompts)
         model = voter.annotator
-    log_labelling(tracker, labelled, backend=settings.llm.backend, model=model)
-
-
-def _aggregate_once(
-    store: Store,
-    base: Snapshot,
-    settings: Settings,
-    taxonomy: Taxonomy,
-    selected: Manifest,
-    annotated: Sequence[Manifest],
-) -> tuple[Manifest, dict[str, list[str]]]:
-    new_keys = base.missing("votes", [key for manifest in annotated for key in manifest.keys("votes")])
-    current = [annotator.version for annotator in make_annotators(settings, taxonomy)]
-    gold = load_gold(settings, taxonomy)
-    votes_keys = [*base.keys("votes"), *new_keys]
-    inputs = {
-        "votes": votes_keys,
-        "labels_before": selected.keys("labels_before"),
-        "taxonomy": digest_of(taxonomy),
-        "options": settings.aggregation,
-        "annotators": current,
-        "new": [manifest.digest for manifest in annotated],
-        "gold": None if gold is None else gold.digest,
-    }
-
-    def work() -> StageResult:
-        votes = usable_votes(store, votes_keys, settings, taxonomy)
-        labels = decide_labels(votes, settings, taxonomy)
-        table = pa.Table.from_pandas(labels[tables.LABEL_SCHEMA.names], schema=tables.LABEL_SCHEMA, preserve_index=False)
-        before = store.read(selected, "labels_before", ["text_hash", "label"]).to_pandas()
-        both = labels.merge(before, on="text_hash", how="outer", suffixes=("", "_before"))
-        changed = int((both["label"].fillna("") != both["label_before"].fillna("")).sum())
-        details: dict[str, Any] = {
-            "labels_by_class": labels["label"].value_counts().to_dict(),
-            "decisions": labels["decision"].value_counts().to_dict(),
-            "costs": costs_of_shards(annotated),
-        }
-        if gold is not None:
-            details.update(_against_gold(gold.frame, labels, votes, taxonomy.names))
-        return StageResult(
-            outputs={"labels": store.put_table(table)},
-            counts={
-                "votes": len(votes),
-                "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
-                "labels": len(labels),
-                "labels_by_stems_alone": int((labels["method"] == KEYWORDS).sum()),
-                "changed": changed,
-            },
-            details=details,
-        )
-
-    manifest = store.run_stage("aggregate", 2, inputs, work)
-    return manifest, {"votes": new_keys, "quarantine": base.missing("quarantine", selected.keys("quarantine"))}
+    log_labelling(tracker, labelled, backend=backend, model=model)
 
 
 def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
@@ -286,13 +245,6 @@ def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: 
     return [Review(text_hash=key, text=texts[key], review_ids=tuple(dict.fromkeys(ids[key]))) for key in sorted(texts)]
 
 
-def _to_table(reviews: Iterable[Review]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [{"text_hash": r.text_hash, "text": r.text, "review_ids": list(r.review_ids)} for r in reviews],
-        schema=tables.REVIEW_SCHEMA,
-    )
-
-
 def vote_identities(store: Store, keys: Sequence[str]) -> set[VoteIdentity]:
     """Which votes lie under `keys`."""
     known: set[VoteIdentity] = set()
@@ -304,12 +256,12 @@ def vote_identities(store: Store, keys: Sequence[str]) -> set[VoteIdentity]:
 
 def usable_votes(store: Store, keys: Sequence[str], settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
     """All votes that count: each once, those of other stems than today's and of categories that are gone left out."""
-    current = [annotator.version for annotator in make_annotators(settings, taxonomy)]
+    stems = KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence).version
     votes = store.read_table(keys, schema=tables.VOTE_SCHEMA).to_pandas()
     votes = votes.drop_duplicates(["text_hash", "annotator", "prompt", "draw"], keep="first")
     by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
     # Stems change with the taxonomy; what older stems said is history.
-    votes = votes[~by_stems | votes["annotator"].isin(current)]
+    votes = votes[~by_stems | (votes["annotator"] == stems)]
     # A person who answers again means the newer answer, even where its category is gone since.
     human = votes["annotator"].str.startswith(f"{HUMAN}/")
     newest = votes[human].sort_values("draw", kind="stable").drop_duplicates(["text_hash", "annotator"], keep="last")
@@ -340,7 +292,7 @@ def decide_labels(votes: pd.DataFrame, settings: Settings, taxonomy: Taxonomy) -
     return labels
 
 
-def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame) -> dict[str, Any]:
     """How often, and how honestly, labels and annotators agree with people on gold reviews; empty without any in common."""
     compared = gold.merge(labels, on="text_hash", suffixes=("_gold", ""))
     compared = compared[~compared["method"].isin([KEYWORDS, HUMAN])]
@@ -348,17 +300,13 @@ def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame,
         return {}
     right = (compared["label"] == compared["label_gold"]).to_numpy()
     calibration = reliability(right, compared["confidence"].to_numpy(dtype=float))
-    by_annotator: dict[str, Any] = {}
-    for annotator, group in votes[votes["label"].notna()].groupby("annotator"):
-        pairs = gold.merge(group, on="text_hash", suffixes=("_gold", ""))
-        if len(pairs):
-            share = float((pairs["label"] == pairs["label_gold"]).mean())
-            by_annotator[str(annotator)] = {"agreement": round(share, 4), "n": len(pairs)}
+    pairs = gold.merge(votes[votes["label"].notna()], on="text_hash", suffixes=("_gold", ""))
+    by_annotator = (pairs["label"] == pairs["label_gold"]).groupby(pairs["annotator"])
     return {
         "agreement_with_gold": {"share": round(float(right.mean()), 4), "n": len(compared)},
         "label_ece": round(calibration.value, 4),
         "reliability": [bin_.model_dump() for bin_ in calibration.bins],
-        "annotators": by_annotator,
+        "annotators": {str(who): {"agreement": round(float(a.mean()), 4), "n": len(a)} for who, a in by_annotator},
     }
 
 
