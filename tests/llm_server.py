@@ -20,6 +20,7 @@ class ChatServer:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.busy = self.most_busy = 0
         self.script: Script = lambda request: (200, completion("3"))
         self.models: Answer = (200, {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "x"}]})
         lock = threading.Lock()
@@ -35,7 +36,12 @@ class ChatServer:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
                     server.asked.append(request)
-                self._answer(*server.script(request))
+                    server.busy += 1
+                    server.most_busy = max(server.most_busy, server.busy)
+                answer = server.script(request)
+                with lock:
+                    server.busy -= 1
+                self._answer(*answer)
 
             def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
                 data = (content if isinstance(content, str) else json.dumps(content)).encode()

@@ -19,8 +19,8 @@ from reviewclf.labeling.annotators.keywords import KeywordAnnotator
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy
+from tests.llm_server import Answer, ChatServer, completion, running
 from tests.tiny_llm import tiny
-from tests.unit.test_annotator_openai import Server, completion, server  # noqa: F401 - a fixture
 from tests.unit.test_augmentation_filters import CATEGORY, JEWELLERY, TAXONOMY, real
 
 TEXTS = [
@@ -249,6 +249,12 @@ def test_answers_are_read_without_mending(answer: str, texts: list[str]) -> None
 # -- back ends -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with running() as started:
+        yield started
+
+
 def openai_settings(url: str, **options: Any) -> Settings:
     llm = {"backend": "openai", "base_url": url, "model": "m", "max_retries": 0, "concurrency": 2}
     return load_settings(_env_file=None, llm=llm, **options)
@@ -258,8 +264,8 @@ def request_for(number: int = 0) -> WritingRequest:
     return load_writing_prompts()[0].fill(JEWELLERY, 2, number=number, seed=1)
 
 
-def test_openai_asks_for_a_json_list_and_steps_down_where_it_is_refused(server: Server) -> None:  # noqa: F811
-    def script(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def test_openai_asks_for_a_json_list_and_steps_down_where_it_is_refused(server: ChatServer) -> None:
+    def script(request: dict[str, Any]) -> Answer:
         if request.get("response_format", {}).get("type") == "json_schema":
             return 400, {"error": {"message": "response_format is not supported"}}
         return 200, completion('{"reviews": ["Серьги хорошие", "Кольцо мало"]}')
@@ -277,7 +283,7 @@ def test_openai_asks_for_a_json_list_and_steps_down_where_it_is_refused(server: 
     assert len({request["seed"] for request in server.asked}) == 3
 
 
-def test_openai_answer_that_cannot_be_read_is_kept_as_it_came(server: Server, tmp_path: Path) -> None:  # noqa: F811
+def test_openai_answer_that_cannot_be_read_is_kept_as_it_came(server: ChatServer, tmp_path: Path) -> None:
     server.script = lambda request: (200, completion('{"reviews": []}'))
     settings = openai_settings(server.url, home=tmp_path, augmentation={"max_candidates": 1.0, "batch_size": 2})
     result = synthesize(settings, OpenAIGenerator(settings.llm, settings.augmentation), n=2)
@@ -285,7 +291,7 @@ def test_openai_answer_that_cannot_be_read_is_kept_as_it_came(server: Server, tm
     assert result.rejected["text"].tolist() == ['{"reviews": []}']
 
 
-def test_openai_server_that_is_away_can_be_asked_later(server: Server) -> None:  # noqa: F811
+def test_openai_server_that_is_away_can_be_asked_later(server: ChatServer) -> None:
     server.script = lambda request: (503, {"error": {"message": "busy"}})
     settings = openai_settings(server.url)
     with pytest.raises(AnnotatorUnavailableError):
