@@ -11,10 +11,11 @@ from reviewclf.manifest import Manifest
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
 
+# Runs of earlier versions are found by it too.
 _KIND = "labelling"
 
 
-def log_labelling(tracker: Tracker, labelled: Manifest, *, backend: str, model: str | None) -> str:
+def log_labels(tracker: Tracker, labelled: Manifest, *, backend: str, model: str | None) -> str:
     """The run of one labelling, made at the first call.
 
     Parameters

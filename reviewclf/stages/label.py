@@ -215,7 +215,7 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
 
 def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
     from reviewclf.labeling.annotators.prompted import PromptedAnnotator
-    from reviewclf.labeling.summary import log_labelling
+    from reviewclf.labeling.summary import log_labels
     from reviewclf.registry.prompts import register_prompts
     from reviewclf.registry.tracking import Tracker
 
@@ -225,7 +225,7 @@ def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
     if backend != "recorded" and isinstance(voter := make_annotators(settings, taxonomy)[0], PromptedAnnotator):
         register_prompts(tracker, voter.prompts)
         model = voter.annotator
-    log_labelling(tracker, labelled, backend=backend, model=model)
+    log_labels(tracker, labelled, backend=backend, model=model)
 
 
 def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
