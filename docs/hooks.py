@@ -167,20 +167,27 @@ def mlflow_page() -> str:
     return "\n\n".join(lines)
 
 
-_GROUPS = r"gold|validation|latency|train|health|drift|shadow|labels|augmentation|evaluation|gate|dataset"
-_NAME = re.compile(rf"(reviewclf\.[a-z][a-z_]*(\.[a-z_]+)*\.?|(?:{_GROUPS})/[a-z0-9_/]+(\.\w+)?)")
+_GROUPS = "gold|validation|latency|train|health|drift|shadow|labels|augmentation|evaluation|gate|dataset|cost"
+_NAME = re.compile(rf"reviewclf\.[a-z_]+\.?|({_GROUPS})/[a-z0-9_/…]+(\.\w+)?")
 
 
 def names_in_code() -> Iterator[str]:
-    """Constant names of tags, metrics and artifacts in the rooms that speak to MLflow."""
+    """Names of tags, metrics and artifacts in the rooms that speak to MLflow; «…» stands for what the code fills in."""
     for room in ("registry", "promotion", "stages", "monitoring", "labeling"):
-        for file in sorted((PACKAGE / room).glob("*.py")) if (PACKAGE / room).is_dir() else ():
+        for file in sorted((PACKAGE / room).glob("*.py")):
             tree = ast.parse(file.read_text(encoding="utf-8"))
-            inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-            for node in ast.walk(tree):
-                value = getattr(node, "value", None)
-                if isinstance(value, str) and id(node) not in inside and _NAME.fullmatch(value) and value != "reviewclf.prom":
-                    yield value
+            filled = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+            parts = {id(part) for node in filled for part in node.values}
+            texts = [
+                "".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                for node in filled
+            ]
+            texts += [
+                node.value
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts
+            ]
+            yield from (text for text in texts if _NAME.fullmatch(text) and text != "reviewclf.prom")
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from mkdocs.config import load_config
 from mkdocs.exceptions import PluginError
 
 from reviewclf import cli
-from reviewclf.settings import describe_settings
+from reviewclf.settings import Settings, describe_settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +68,33 @@ def test_name_in_mlflow_that_nobody_has_described_fails_the_build(monkeypatch: p
 def test_pages_load_nothing_from_the_internet(site: Path) -> None:
     loaded = re.compile(r"<(?:script|img|link|iframe)[^>]* (?:src|href)=\"?(https?://[^\"> ]+)")
     assert {address for file in site.rglob("*.html") for address in loaded.findall(file.read_text(encoding="utf-8"))} == set()
+
+
+def examples() -> list[tuple[str, str]]:
+    """Page and text of each example in Python."""
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    blocks = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(page.stem, code) for page in pages for code in blocks.findall(page.read_text(encoding="utf-8"))]
+
+
+def test_what_examples_import_exists() -> None:
+    for page, code in examples():
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("reviewclf"):
+                names = {alias.name for alias in node.names} - {"words"}  # the stage that the guide adds
+                module = importlib.import_module(str(node.module))
+                assert [name for name in names if not hasattr(module, name)] == [], page
+
+
+def test_the_guide_s_stage_runs_once(tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {"Settings": Settings}
+    for page, code in examples():
+        if page == "stage":
+            exec(compile(code, page, "exec", dont_inherit=True), namespace)  # noqa: S102 - our own page
+    settings = load_settings(_env_file=None, home=tmp_path)
+    first = namespace["count_words"](settings)
+    assert first.counts == {"reviews": 0, "words": 0}
+    assert namespace["count_words"](settings) == first
 
 
 def test_readme_is_a_door_and_its_links_lead_somewhere() -> None:
