@@ -44,11 +44,12 @@ test-quick: $(READY)  ## run the unit tests but the slow ones: no service, under
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
 	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"
 
-lint: $(READY)  ## check style, types, and which room imports which
+lint: $(READY)  ## check style, types, which room imports which, and that all code is used
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/python" -m mypy
 	"$(BIN)/lint-imports"
+	! "$(BIN)/vulture" | grep -E 'unreachable|unused (class|function|import|method|property)'
 
 format: $(READY)  ## put the code into its format
 	"$(BIN)/python" -m ruff check --fix .
