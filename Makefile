@@ -14,7 +14,7 @@ ANSWERS = timeout 10 "$(BIN)/python" -c 'import sys, urllib.request; urllib.requ
 	"$(TORCH_INDEX)/torch/" 2> /dev/null
 comma := ,
 
-.PHONY: run test test-quick faults lint format docs bench lock audit sbom up down logs clean help
+.PHONY: run test test-quick faults lint format docs pictures bench lock audit sbom up down logs clean help
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 12
@@ -42,7 +42,7 @@ test-quick: $(READY)  ## run the unit tests but the slow ones: no service, under
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest tests/unit -m "not slow" --numprocesses $(JOBS) --dist loadscope
 
 faults: $(READY)  ## break a team's platform in every way and print the table (half an hour; PostgreSQL, Redis, no Docker)
-	@"$(BIN)/python" -m pytest tests/team -m "faults or not faults"
+	@"$(BIN)/python" -m pytest tests/team -m "not pictures"
 
 lint: $(READY)  ## check style, types, which room imports which, and that all code is used
 	"$(BIN)/python" -m ruff check .
@@ -57,6 +57,9 @@ format: $(READY)  ## put the code into its format
 
 docs: $(READY)  ## build the documentation into ./site, strictly and without network
 	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --strict
+
+pictures: $(READY)  ## take the pictures of the documentation anew, from the pages as they are (Chromium)
+	@"$(BIN)/python" -m pytest tests/ui/test_pictures.py -m pictures
 
 bench: $(READY)  ## measure speed against the notebook's way, one table
 	@"$(BIN)/python" -m tests.benchmarks
