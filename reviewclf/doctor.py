@@ -170,13 +170,12 @@ def _labelling_model(settings: Settings) -> str:
 
 
 def _candidates(settings: Settings) -> str:
-    from reviewclf.training import check_available
     from reviewclf.training.candidates import load_candidates
 
     trained, skipped = [], {}
     for candidate in load_candidates(settings.candidates):
         try:
-            check_available(candidate, settings.encoders)
+            candidate.check_available(settings.encoders)
         except EncoderUnavailableError as error:
             skipped[candidate.name] = str(error)
         else:

@@ -25,8 +25,8 @@ from reviewclf.monitoring.features import FeatureExtractor, Features, phrases_of
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import clean_texts, text_hash
-from reviewclf.training import train_candidate
 from reviewclf.training.candidates import load_candidates
+from reviewclf.training.rows import TrainingJob
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -81,14 +81,14 @@ class Shop:
         voted = training[training["label"].notna()].sample(frac=1.0, random_state=seed).assign(weight=0.95)
         validation = voted.iloc[: len(voted) // 5].reset_index(drop=True)
         spec = next(item for item in load_candidates(settings.candidates) if item.name == "linear-svc")
-        self.champion = train_candidate(
-            spec,
+        job = TrainingJob(
             voted.iloc[len(voted) // 5 :].reset_index(drop=True),
             validation,
             classes=self.classes,
             stems=taxonomy.keyword_stems,
             seed=seed,
         )
+        self.champion = spec.train(job)
         self.extractor = FeatureExtractor(training["text_clean"].tolist())
         answered = self.pool(validation["text_clean"].tolist(), validation["label"].tolist())
         self.training = replace(self.night(answered), features=self.extractor.own, texts=training["text_clean"].tolist())

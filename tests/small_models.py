@@ -11,9 +11,9 @@ import pandas as pd
 from reviewclf.errors import RegistryError
 from reviewclf.registry.deployment import Version
 from reviewclf.settings import load_settings
-from reviewclf.training import train_candidate
 from reviewclf.training.candidates import load_candidates
 from reviewclf.training.model import TextClassifier
+from reviewclf.training.rows import TrainingJob
 
 CLASSES = ["одежда", "посуда", "электроника"]
 _THINGS = {
@@ -36,7 +36,7 @@ def train_small(*, shift: int = 0, weight: float = 1.0) -> TextClassifier:
     ]
     frame = pd.DataFrame(rows, columns=["text_clean", "label"]).assign(weight=weight)
     candidate = load_candidates(load_settings(_env_file=None).candidates)[0]
-    return train_candidate(candidate, frame, frame.iloc[:0], classes=CLASSES, stems=None, seed=0)
+    return candidate.train(TrainingJob(frame, frame.iloc[:0], classes=CLASSES))
 
 
 def save_small(folder: Path, *, shift: int = 0) -> Path:

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from reviewclf.manifest import Manifest
 from reviewclf.settings import AugmentationSettings
-from reviewclf.training import train_candidate
-from reviewclf.training.candidates import Candidate, LinearCandidate, LinearParams, Ngrams
+from reviewclf.training.candidates import Candidate
+from reviewclf.training.features import Ngrams
+from reviewclf.training.linear import LinearCandidate, LinearParams
+from reviewclf.training.rows import TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -250,11 +252,8 @@ class _Trial:
             train = pd.concat([self._real.loc[self._fold != k, columns], synthetic.loc[free, columns]], ignore_index=True)
             # What is held out decides on amounts; settings are not searched for on it.
             none = train.iloc[:0]
-            classifier: Any = train_candidate(
-                self._candidate, train, none, classes=self._classes, stems=self._stems, seed=self._seed
-            )
-            probabilities = classifier.predict_proba(self._real.loc[held, "text_clean"].tolist())
-            predicted[held] = [classifier.classes[i] for i in probabilities.argmax(axis=1)]
+            job = TrainingJob(train, none, classes=self._classes, stems=self._stems, seed=self._seed)
+            predicted[held] = self._candidate.train(job).predict(self._real.loc[held, "text_clean"].tolist())
         judged: Strings = predicted[self._judged]
         return judged
 

@@ -36,12 +36,7 @@ SIGNATURE = ModelSignature(
 )
 
 # What serving a model needs beside the package itself, which travels with the model.
-_SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "phonenumberslite", "pydantic", "pyyaml")
-_PACKAGES_OF_KIND = {
-    "linear": ("scikit-learn", "scipy", "skops"),
-    "encoder": ("onnxruntime", "psutil", "tokenizers"),
-    "frozen-encoder": ("onnxruntime", "psutil", "scipy", "tokenizers"),
-}
+_SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "phonenumberslite", "psutil", "pydantic", "pyyaml")
 
 
 @dataclass(frozen=True)
@@ -59,15 +54,17 @@ class LoadedModel:
         return frame
 
 
-def log_model(tracker: Tracker, run_id: str, folder: Path, *, kind: str, example: str, metadata: Mapping[str, Any]) -> str:
+def log_model(
+    tracker: Tracker, run_id: str, folder: Path, *, packages: Sequence[str], example: str, metadata: Mapping[str, Any]
+) -> str:
     """Log the classifier saved in `folder` to a run and return the model's address.
 
     Parameters
     ----------
     folder : Path
         What :meth:`reviewclf.training.model.TextClassifier.save` wrote.
-    kind : str
-        Of the candidate; decides which packages serving needs.
+    packages : sequence of str
+        What serving the classifier needs beyond what all of them do.
     example : str
         A review for the input example.
     metadata : mapping
@@ -84,9 +81,7 @@ def log_model(tracker: Tracker, run_id: str, folder: Path, *, kind: str, example
                 code_paths=[str(Path(reviewclf.__file__).parent)],
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({"text": [example]}),
-                pip_requirements=[
-                    f"{name}=={importlib.metadata.version(name)}" for name in (*_SERVING_PACKAGES, *_PACKAGES_OF_KIND[kind])
-                ],
+                pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in (*_SERVING_PACKAGES, *packages)],
                 metadata=dict(metadata),
             )
         finally:

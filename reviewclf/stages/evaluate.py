@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from reviewclf.registry.runs import metrics_of, parent_of, skip_candidate, track
 from reviewclf.settings import ServingSettings, Settings
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training import train_candidate
 from reviewclf.training.candidates import parse_candidate
+from reviewclf.training.rows import TrainingJob
 
 if TYPE_CHECKING:
     from reviewclf.evaluation import Latency
@@ -67,53 +67,58 @@ def evaluate(settings: Settings, dataset: Manifest, trained: Sequence[Manifest])
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = tracker_of(settings)
     gold = load_gold(settings, taxonomy)
-    texts = [] if gold is not None else _texts_of(store, dataset)
-    scored: list[tuple[Manifest, Manifest]] = []
+    scores: dict[str, tuple[Manifest, Manifest]] = {}
     left_out: dict[str, str] = {}
     for manifest in trained:
+        name = str(manifest.details["candidate"])
         if "skipped" in manifest.details:
-            left_out[str(manifest.details["candidate"])] = str(manifest.details["skipped"])
+            left_out[name] = str(manifest.details["skipped"])
             continue
         run_id, uri = str(manifest.details["run_id"]), str(manifest.details["model_uri"])
         try:
-            options: dict[str, Any] = {"run_id": run_id, "model_uri": uri, "texts": texts, "serving": settings.serving}
-            scored.append((manifest, score_model(store, taxonomy, tracker, gold, **options)))
+            score = score_model(
+                store, taxonomy, tracker, gold, run_id=run_id, model_uri=uri, serving=settings.serving, dataset=dataset
+            )
         except (ConflictError, RegistryUnavailableError, StoreError):
             raise
         except Exception as error:  # whatever a broken model raises: the others are judged all the same
-            name, reason = str(manifest.details["candidate"]), f"{type(error).__name__}: {error}"
             logger.exception("%s cannot be scored", name)
-            left_out[name] = str(skip_candidate(tracker, dataset, name, store, reason, failed=True).details["skipped"])
-    left_out |= _lost(tracker, store, dataset, {*left_out, *(str(manifest.details["candidate"]) for manifest, _ in scored)})
-    if not scored:
+            left_out[name] = _skip(tracker, store, dataset, name, f"{type(error).__name__}: {error}")
+        else:
+            scores[name] = (manifest, score)
+    left_out |= _lost(tracker, store, dataset, {*left_out, *scores})
+    if not scores:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise TrainingError(f"no candidate could be trained here ({reasons})")
-    inputs = {
-        "dataset": dataset.digest,
-        "trained": [manifest.digest for manifest, _ in scored],
-        "gold": None if gold is None else gold.digest,
-    }
 
     def work() -> StageResult:
-        results: list[dict[str, Any]] = []
-        for manifest, score in scored:
+        results: list[Any] = []
+        for manifest, score in scores.values():
             figures: Any = score.details["figures"]
             results.append({**manifest.details, **figures, "score": score.digest})
-        effect = {} if gold is None else _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset)
         return StageResult(
             counts={"candidates": len(results), "gold_rows": 0 if gold is None else len(gold.frame)},
             details={
                 "dataset": dataset.digest,
                 "leak_check": _leak_check(settings, store, dataset, gold),
                 "candidates": results,
-                "augmentation_on_gold": effect,
+                "augmentation_on_gold": _effect_on_gold(settings, store, taxonomy, tracker, gold, dataset),
             },
         )
 
+    inputs = {
+        "dataset": dataset.digest,
+        "trained": [manifest.digest for manifest, _ in scores.values()],
+        "gold": None if gold is None else gold.digest,
+    }
     manifest = store.run_stage("evaluate", 3, inputs, work)
     if gold is not None:
         score_champion(store, taxonomy, tracker, gold, settings.serving)
     return manifest.model_copy(update={"details": {**manifest.details, "left_out": left_out}})
+
+
+def _skip(tracker: Tracker, store: Store, dataset: Manifest, name: str, reason: str) -> str:
+    return str(skip_candidate(tracker, dataset, name, store, reason, failed=True).details["skipped"])
 
 
 def _lost(tracker: Tracker, store: Store, dataset: Manifest, known: Collection[str]) -> dict[str, str]:
@@ -127,7 +132,7 @@ def _lost(tracker: Tracker, store: Store, dataset: Manifest, known: Collection[s
         runs = tracker.find_runs({PARENT_TAG: parent, CANDIDATE_TAG: name}, newest=1)
         said = runs[0].data.tags.get(FAILURE_TAG) if runs else None
         reason = said or "its task ended without a word: it was not run, was killed (perhaps for memory), or ran out of time"
-        reasons[name] = str(skip_candidate(tracker, dataset, name, store, reason, failed=True).details["skipped"])
+        reasons[name] = _skip(tracker, store, dataset, name, reason)
     return reasons
 
 
@@ -175,8 +180,8 @@ def score_model(
     *,
     run_id: str,
     model_uri: str,
-    texts: Sequence[str] = (),
     serving: ServingSettings | None = None,
+    dataset: Manifest | None = None,
 ) -> Manifest:
     """Score one model on gold and time it, once for each gold set; the figures go to its run.
 
@@ -188,10 +193,10 @@ def score_model(
     run_id : str
         Run that the model belongs to; empty for a version that was registered by hand, which is not timed and whose figures
         stay in the store.
-    texts : sequence of str
-        What to time it on without gold.
     serving : ServingSettings, optional
         How the server runs models; default: as without any settings.
+    dataset : Manifest, optional
+        On whose reviews it is timed without gold.
 
     Returns
     -------
@@ -199,28 +204,22 @@ def score_model(
         Output ``answers`` (``tables.GOLD_ANSWERS_SCHEMA``) where there is gold; ``details["figures"]``: metrics with bounds, by
         class, calibration error, seconds per example, size.
     """
-    inputs = {
-        "model": run_id or model_uri,
-        "tracking": tracker.identity,
-        "gold": None if gold is None else gold.digest,
-        "taxonomy": digest_of(taxonomy),
-    }
 
     def work() -> StageResult:
         from reviewclf.registry.model import load_model
 
         model = load_model(tracker, model_uri, version="candidate")
-        figures: dict[str, Any] = {}
+        size = model.pyfunc.metadata.model_size_bytes
+        figures: dict[str, Any] = {"model_mib": size / _MIB if size else None}
         outputs: dict[str, str | list[str]] = {}
         if gold is not None:
-            rows, figures = _on_gold(taxonomy, tracker, gold, model, run_id)
+            rows, on_gold = _on_gold(taxonomy, tracker, gold, model, run_id)
+            figures |= on_gold
             answers = pa.Table.from_pandas(rows, schema=tables.GOLD_ANSWERS_SCHEMA, preserve_index=False)
             outputs = {"answers": store.put_table(answers)}
-        size = model.pyfunc.metadata.model_size_bytes
-        figures["model_mib"] = None if not size else size / _MIB
         if run_id:
-            timed = gold.frame["text"].tolist() if gold is not None else list(texts)
-            latency = _time(tracker, model_uri, timed[:_LATENCY_TEXTS], serving or ServingSettings())
+            texts = gold.frame["text"].tolist() if gold is not None else _texts_of(store, dataset)
+            latency = _time(tracker, model_uri, texts[:_LATENCY_TEXTS], serving or ServingSettings())
             figures |= {
                 "seconds_per_example_p50": latency.p50,
                 "seconds_per_example_p95": latency.p95,
@@ -237,7 +236,19 @@ def score_model(
             outputs=outputs, counts={"gold_rows": 0 if gold is None else len(gold.frame)}, details={"figures": figures}
         )
 
+    inputs = {
+        "model": run_id or model_uri,
+        "tracking": tracker.identity,
+        "gold": None if gold is None else gold.digest,
+        "taxonomy": digest_of(taxonomy),
+    }
     return store.run_stage("score", 2, inputs, work)
+
+
+def _texts_of(store: Store, dataset: Manifest | None) -> list[str]:
+    keys = [] if dataset is None else dataset.keys("dataset")
+    texts: list[str] = store.read_table(keys, ["text_clean"], schema=tables.DATASET_SCHEMA)["text_clean"].to_pylist()
+    return texts
 
 
 def _time(tracker: Tracker, model_uri: str, texts: Sequence[str], serving: ServingSettings) -> Latency:
@@ -290,12 +301,6 @@ def _leak_check(settings: Settings, store: Store, dataset: Manifest, gold: Gold 
     )
 
 
-def _texts_of(store: Store, dataset: Manifest) -> list[str]:
-    rows = store.read_table(dataset.keys("dataset"), ["text_clean"], schema=tables.DATASET_SCHEMA)
-    texts: list[str] = rows["text_clean"].to_pylist()
-    return texts
-
-
 def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_id: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     from reviewclf.evaluation import evaluate as score
     from reviewclf.evaluation import expected_calibration_error, plot_confusion_matrix, plot_reliability
@@ -312,7 +317,6 @@ def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_i
         predicted=predicted, confidence=answers["confidence"].round(6).to_numpy()
     )
     if run_id:
-        name = str(tracker.client.get_run(run_id).info.run_name)
         tracker.log(
             run_id,
             metrics={**metrics_of("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n},
@@ -321,7 +325,7 @@ def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_i
         tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
         tracker.log_json(run_id, rows.to_dict("records"), "evaluation/gold_answers.json")
         tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
-        title = f"{name} on {figures.n} gold reviews"
+        title = f"{tracker.client.get_run(run_id).info.run_name} on {figures.n} gold reviews"
         tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
         tracker.log_figure(run_id, plot_reliability(calibration, title), "evaluation/reliability.png")
     return rows, {
@@ -336,38 +340,31 @@ def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_i
 
 
 def _effect_on_gold(
-    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold, dataset: Manifest
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, gold: Gold | None, dataset: Manifest
 ) -> dict[str, Any]:
     """Recall on gold of each thin class, with the synthetic rows chosen and without any; for the record, it decides nothing."""
     choices = choices_of(dataset)
-    if not choices:
+    if gold is None or not choices:
         return {}
     rows = store.read_table(dataset.keys("dataset"), schema=tables.DATASET_SCHEMA).to_pandas()
-    train_rows = rows[rows["split"] == "train"].reset_index(drop=True)
-    validation = rows[rows["split"] == "validation"].reset_index(drop=True)
     entries: Any = dataset.inputs["candidates"]
     spec = cheapest([parse_candidate(entry) for entry in entries])
-    answers: list[list[str]] = []
-    real_rows = train_rows[train_rows["origin"] != "synthetic"].reset_index(drop=True)
-    for part in [train_rows, real_rows] if len(real_rows) < len(train_rows) else [real_rows]:
-        try:
-            classifier: Any = train_candidate(
-                spec, part, validation, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed
-            )
-        except TrainingError as error:
-            logger.warning("what synthetic rows do on gold is not known: %s", error)
-            return {}
-        probabilities = classifier.predict_proba(gold.frame["text_clean"].tolist())
-        answers.append([classifier.classes[position] for position in probabilities.argmax(axis=1)])
+    split = {name: rows[rows["split"] == name].reset_index(drop=True) for name in ("train", "validation")}
+    job = TrainingJob(**split, classes=taxonomy.names, stems=taxonomy.keyword_stems, seed=settings.seed)
+    without = replace(job, train=job.train[job.train["origin"] != "synthetic"].reset_index(drop=True))
+    texts, true = gold.frame["text_clean"].tolist(), gold.frame["label"].tolist()
+    try:
+        answers = spec.train(job).predict(texts)
+        bare = spec.train(without).predict(texts) if len(without.train) < len(job.train) else answers
+    except TrainingError as error:
+        logger.warning("what synthetic rows do on gold is not known: %s", error)
+        return {}
     effect: dict[str, Any] = {}
     parent = parent_of(tracker, dataset.digest)
     for choice in choices:
-        figures = recall_on(gold.frame["label"].tolist(), answers[0], answers[-1], choice.category)
-        effect[choice.category] = figures
-        tracker.log(
-            parent,
-            metrics={f"augmentation/class_{choice.id}/gold_recall/{name}": value for name, value in figures.items()},
-        )
+        figures = effect[choice.category] = recall_on(true, answers, bare, choice.category)
+        metrics = {f"augmentation/class_{choice.id}/gold_recall/{name}": value for name, value in figures.items()}
+        tracker.log(parent, metrics=metrics)
         if figures:
             logger.info(
                 "%s on %d gold reviews, %s: recall %.3f with %d synthetic rows, %.3f without; difference %.3f (%.3f to %.3f)",

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reviewclf import tables
 from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
@@ -21,12 +22,14 @@ from reviewclf.stages.gate import gate
 from reviewclf.stages.promotion import promote
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training import check_available, train_candidate
 from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
+from reviewclf.training.kinds import package_of
 from reviewclf.training.limits import memory_limit
+from reviewclf.training.rows import TrainingJob
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
+    from reviewclf.training.model import TextClassifier
 
 __all__ = ["build_dataset", "candidate_names", "evaluate", "gate", "promote", "train"]
 
@@ -42,7 +45,7 @@ def candidate_names(settings: Settings, *, encoders: bool | None = None) -> list
         True: only those that fine-tune an encoder; False: only the others; None: all.
     """
     known = load_candidates(settings.candidates)
-    return [candidate.name for candidate in known if encoders is None or (candidate.kind == "encoder") == encoders]
+    return [candidate.name for candidate in known if encoders is None or candidate.fine_tunes == encoders]
 
 
 def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> Manifest:
@@ -90,12 +93,11 @@ def train(settings: Settings, dataset: Manifest, candidate: str, *, retry: bool 
         and ``skipped``, the reason, instead, and ``failed``: whether it failed; the retrain goes on with the others.
     """
     store = Store(settings.store_uri)
-    taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = tracker_of(settings)
     spec = _candidate(dataset, candidate)
     try:
-        check_available(spec, settings.encoders)
-        return _train_until_alive(settings, store, taxonomy, tracker, dataset, spec)
+        spec.check_available(settings.encoders)
+        return _train_until_alive(settings, store, tracker, dataset, spec)
     except EncoderUnavailableError as error:
         return skip_candidate(tracker, dataset, spec.name, store, str(error), failed=False)
     except Exception as error:
@@ -103,122 +105,6 @@ def train(settings: Settings, dataset: Manifest, candidate: str, *, retry: bool 
             raise
         logger.exception("%s cannot be trained", spec.name)
         return skip_candidate(tracker, dataset, spec.name, store, f"{type(error).__name__}: {error}", failed=True)
-
-
-def _train_until_alive(
-    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate
-) -> Manifest:
-    inputs = {
-        "dataset": dataset.digest,
-        "candidate": spec,
-        "taxonomy": digest_of(taxonomy),
-        "seed": settings.seed,
-        "tracking": tracker.identity,
-    }
-    for attempt in range(100):
-        # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
-        key = {**inputs, "attempt": attempt}
-        manifest = store.run_stage(
-            "train", 1, key, partial(_train, settings, store, taxonomy, tracker, dataset, spec, digest_of(key))
-        )
-        if tracker.is_alive(str(manifest.details["run_id"])):
-            return manifest
-    raise RegistryError(f"every run of {spec.name!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
-
-
-def _is_candidates_own(error: Exception) -> bool:
-    """Whether an error says something of one candidate, and nothing of the store, MLflow or the disk, which all need."""
-    if isinstance(error, ReviewclfError):
-        return isinstance(error, TrainingError | EvaluationError)
-    return not is_full(error) and not is_away(error)
-
-
-# -- one candidate ---------------------------------------------------------------------------------------------------
-
-
-def _train(
-    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate, key: str
-) -> StageResult:
-    from reviewclf.evaluation import evaluate as score
-    from reviewclf.evaluation import expected_calibration_error, plot_learning_curves, plot_reliability
-    from reviewclf.registry.model import log_model
-
-    rows = store.read(dataset, "dataset").to_pandas()
-    train_rows, validation = rows[rows["split"] == "train"], rows[rows["split"] == "validation"]
-    parent = retrain_run(tracker, dataset, store)
-    name = candidate_name(spec.name, dataset.digest)
-    with tracker.candidate_run(key, parent=parent, candidate=spec.name, name=name, description=spec.description) as run_id:
-        tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
-        log_dataset(tracker, run_id, dataset, store, rows)
-        started = time.perf_counter()
-        told: set[int] = set()
-
-        def on_epoch(epoch: int, figures: Mapping[str, float]) -> None:
-            told.add(epoch)
-            tracker.log(
-                run_id, metrics={f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}, step=epoch
-            )
-
-        with tracker.hardware(run_id), memory_limit(settings.training.max_memory_gib):
-            classifier = train_candidate(
-                spec,
-                train_rows,
-                validation,
-                classes=taxonomy.names,
-                stems=taxonomy.keyword_stems,
-                seed=settings.seed,
-                encoders=settings.encoders,
-                checkpoints=settings.home.expanduser().resolve() / "checkpoints" / key,
-                on_epoch=on_epoch,
-            )
-        seconds = time.perf_counter() - started
-        metrics = {"train/seconds": seconds, "train/rows": len(train_rows), "validation/rows": len(validation)}
-        weighted_f1 = 0.0
-        probabilities = classifier.validation_probabilities
-        if probabilities is not None and len(validation):
-            predicted = [classifier.classes[position] for position in probabilities.argmax(axis=1)]
-            result = score(validation["label"].tolist(), predicted, taxonomy.names)
-            weighted_f1 = result.weighted_f1.value
-            calibration = expected_calibration_error(validation["label"].tolist(), probabilities, taxonomy.names)
-            metrics.update(metrics_of("validation", result))
-            metrics["validation/ece"] = calibration.value
-            figure = plot_reliability(calibration, f"{spec.name} against votes on validation")
-            tracker.log_figure(run_id, figure, "validation/reliability.png")
-        metrics.update({f"train/{name}": value for name, value in classifier.figures.items()})
-        tracker.log(run_id, metrics=metrics, params=_chosen(classifier))
-        tracker.log_json(run_id, dict(classifier.abstain), "abstain.json")
-        if classifier.exported:
-            tracker.log_json(run_id, dict(classifier.exported), "export.json")
-        if classifier.trials:
-            tracker.log_json(run_id, [dict(trial) for trial in classifier.trials], "trials.json")
-        for entry in classifier.history:
-            # What a killed attempt had told is told again: its run is gone.
-            if int(entry["epoch"]) not in told:
-                on_epoch(int(entry["epoch"]), entry)
-        if classifier.history:
-            tracker.log_json(run_id, [dict(epoch) for epoch in classifier.history], "epochs.json")
-            tracker.log_figure(run_id, plot_learning_curves(classifier.history, spec.name), "learning_curves.png")
-        tracker.log_environment(run_id)
-        with tracker.errors("store the model"), tempfile.TemporaryDirectory() as folder:
-            classifier.save(Path(folder))
-            model_uri = log_model(
-                tracker,
-                run_id,
-                Path(folder),
-                kind=spec.kind,
-                example="Платье красивое, но маломерит на размер",
-                metadata={"candidate": spec.name, "dataset": dataset.digest, "taxonomy": digest_of(taxonomy)},
-            )
-    logger.info("%s: validation weighted F1 %.3f (agreement with votes), %.1f s", spec.name, weighted_f1, seconds)
-    return StageResult(
-        counts={"train_rows": len(train_rows), "validation_rows": len(validation)},
-        details={
-            "candidate": spec.name,
-            "run_id": run_id,
-            "model_uri": model_uri,
-            "validation_weighted_f1": weighted_f1,
-        },
-    )
 
 
 def _candidate(dataset: Manifest, name: str) -> Candidate:
@@ -229,6 +115,117 @@ def _candidate(dataset: Manifest, name: str) -> Candidate:
     return parse_candidate(known[name])
 
 
-def _chosen(classifier: Any) -> dict[str, Any]:
-    chosen = getattr(classifier, "chosen", None)
-    return dict(chosen) if chosen else {}
+def _is_candidates_own(error: Exception) -> bool:
+    """Whether an error says something of one candidate, and nothing of the store, MLflow or the disk, which all need."""
+    if isinstance(error, ReviewclfError):
+        return isinstance(error, TrainingError | EvaluationError)
+    return not is_full(error) and not is_away(error)
+
+
+def _train_until_alive(settings: Settings, store: Store, tracker: Tracker, dataset: Manifest, spec: Candidate) -> Manifest:
+    taxonomy = Taxonomy.load(settings.taxonomy)
+    for attempt in range(100):
+        # A run that somebody deleted in the MLflow UI is trained anew, under the next attempt's digest.
+        key = {
+            "dataset": dataset.digest,
+            "candidate": spec,
+            "taxonomy": digest_of(taxonomy),
+            "seed": settings.seed,
+            "tracking": tracker.identity,
+            "attempt": attempt,
+        }
+        work = partial(_train, settings, store, taxonomy, tracker, dataset, spec, digest_of(key))
+        manifest = store.run_stage("train", 1, key, work)
+        if tracker.is_alive(str(manifest.details["run_id"])):
+            return manifest
+    raise RegistryError(f"every run of {spec.name!r} on dataset {dataset.digest} was deleted or has failed in MLflow")
+
+
+def _train(
+    settings: Settings, store: Store, taxonomy: Taxonomy, tracker: Tracker, dataset: Manifest, spec: Candidate, key: str
+) -> StageResult:
+    from reviewclf.registry.model import log_model
+
+    rows = store.read(dataset, "dataset").to_pandas()
+    parent = retrain_run(tracker, dataset, store)
+    name = candidate_name(spec.name, dataset.digest)
+    with tracker.candidate_run(key, parent=parent, candidate=spec.name, name=name, description=spec.description) as run_id:
+        tracker.log(run_id, params={"kind": spec.kind, "seed": settings.seed})
+        log_dataset(tracker, run_id, dataset, store, rows)
+        told: set[int] = set()
+
+        def on_epoch(epoch: int, figures: Mapping[str, float]) -> None:
+            told.add(epoch)
+            metrics = {f"epoch/{name}": value for name, value in figures.items() if name != "epoch"}
+            tracker.log(run_id, metrics=metrics, step=epoch)
+
+        job = TrainingJob(
+            rows[rows["split"] == "train"],
+            rows[rows["split"] == "validation"],
+            classes=taxonomy.names,
+            stems=taxonomy.keyword_stems,
+            seed=settings.seed,
+            encoders=settings.encoders,
+            checkpoints=settings.home.expanduser().resolve() / "checkpoints" / key,
+            on_epoch=on_epoch,
+        )
+        started = time.perf_counter()
+        with tracker.hardware(run_id), memory_limit(settings.training.max_memory_gib):
+            classifier = spec.train(job)
+        seconds = time.perf_counter() - started
+        for entry in classifier.history:
+            # What a killed attempt had told is told again: its run is gone.
+            if int(entry["epoch"]) not in told:
+                on_epoch(int(entry["epoch"]), entry)
+        weighted_f1 = _log_training(tracker, run_id, spec, job, classifier, seconds)
+        package = package_of(spec.kind)
+        with tracker.errors("store the model"), tempfile.TemporaryDirectory() as folder:
+            classifier.save(Path(folder))
+            model_uri = log_model(
+                tracker,
+                run_id,
+                Path(folder),
+                packages=[*classifier.packages, *([package] if package else [])],
+                example="Платье красивое, но маломерит на размер",
+                metadata={"candidate": spec.name, "dataset": dataset.digest, "taxonomy": digest_of(taxonomy)},
+            )
+    logger.info("%s: validation weighted F1 %.3f (agreement with votes), %.1f s", spec.name, weighted_f1, seconds)
+    return StageResult(
+        counts={"train_rows": len(job.train), "validation_rows": len(job.validation)},
+        details={
+            "candidate": spec.name,
+            "run_id": run_id,
+            "model_uri": model_uri,
+            "validation_weighted_f1": weighted_f1,
+        },
+    )
+
+
+def _log_training(
+    tracker: Tracker, run_id: str, spec: Candidate, job: TrainingJob, classifier: TextClassifier, seconds: float
+) -> float:
+    """Log what training ended with; returns weighted F1 on validation, 0 without rows."""
+    from reviewclf.evaluation import evaluate as score
+    from reviewclf.evaluation import expected_calibration_error, plot_learning_curves, plot_reliability
+
+    figures = {"seconds": seconds, "rows": len(job.train), **classifier.figures}
+    metrics = {"validation/rows": float(len(job.validation)), **{f"train/{name}": value for name, value in figures.items()}}
+    weighted_f1 = 0.0
+    probabilities = classifier.validation_probabilities
+    if probabilities is not None and len(job.validation):
+        true = job.validation["label"].tolist()
+        result = score(true, classifier.answers(probabilities), job.classes)
+        calibration = expected_calibration_error(true, probabilities, job.classes)
+        weighted_f1 = result.weighted_f1.value
+        metrics |= {**metrics_of("validation", result), "validation/ece": calibration.value}
+        figure = plot_reliability(calibration, f"{spec.name} against votes on validation")
+        tracker.log_figure(run_id, figure, "validation/reliability.png")
+    tracker.log(run_id, metrics=metrics, params=classifier.chosen)
+    artifacts = {"abstain": classifier.abstain, "export": classifier.exported, "trials": classifier.trials}
+    for name, content in {**artifacts, "epochs": classifier.history}.items():
+        if content:
+            tracker.log_json(run_id, content, f"{name}.json")
+    if classifier.history:
+        tracker.log_figure(run_id, plot_learning_curves(classifier.history, spec.name), "learning_curves.png")
+    tracker.log_environment(run_id)
+    return weighted_f1

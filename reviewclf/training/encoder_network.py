@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch  # noqa: TID253 - this module is itself imported inside functions only
 from torch import nn  # noqa: TID253
 
 from reviewclf.errors import TrainingError
 
-Pooling = Literal["mean", "cls"]
-
 _WEIGHTS = "model.safetensors"
 _HEAD = "head.json"
+# The padding token must keep its id, since some encoders know it from their configuration; the ids below it stay with it.
+_LARGEST_PAD_ID = 1000
 
 
 class EncoderNetwork(nn.Module):
@@ -33,12 +35,14 @@ class EncoderNetwork(nn.Module):
         Share of pooled features dropped in training.
     """
 
-    def __init__(self, encoder: Any, *, classes: int, pooling: Pooling, dropout: float = 0.1) -> None:
+    def __init__(self, encoder: Any, *, classes: int, pooling: str, dropout: float = 0.1) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(encoder.config.hidden_size, classes)
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler.requires_grad_(False)  # else distributed training waits for its gradients
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Token ids and mask of shape (n, tokens) to logits of shape (n, k)."""
@@ -83,3 +87,46 @@ class EncoderNetwork(nn.Module):
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise TrainingError(f"{folder}: is no saved encoder ({error!r:.200}); train it anew") from error
         return network.eval()
+
+
+class SmallVocabulary:
+    """A network's token embeddings cut to the tokens that occur, until :meth:`restore`.
+
+    Tokens that do not occur get no gradient, so training with or without them comes to the same, but for their weight decay.
+
+    Parameters
+    ----------
+    network : EncoderNetwork
+        Changed in place. Left as it is if its embeddings are of a kind of their own.
+    tokens : list of list of int
+        All texts that it will see.
+    pad_id : int
+        Keeps its number.
+    """
+
+    def __init__(self, network: EncoderNetwork, tokens: Sequence[Sequence[int]], pad_id: int) -> None:
+        self._body = network.encoder
+        self._full: nn.Embedding | None = None
+        full = self._body.get_input_embeddings()
+        if type(full) is not nn.Embedding or pad_id > _LARGEST_PAD_ID:
+            return
+        used = np.unique(np.concatenate([np.arange(pad_id + 1), *map(np.asarray, tokens)])).astype(np.int64)
+        if len(used) == full.num_embeddings:
+            return
+        small = nn.Embedding(len(used), full.embedding_dim, padding_idx=full.padding_idx, dtype=full.weight.dtype)
+        small.weight.data.copy_(full.weight.data[used])
+        self._body.set_input_embeddings(small)
+        self._full, self._used = full, used
+
+    def translate(self, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Token ids in the network's present vocabulary."""
+        if self._full is None:
+            return [list(ids) for ids in tokens]
+        return [np.searchsorted(self._used, ids).tolist() for ids in tokens]
+
+    def restore(self) -> None:
+        """Put the full vocabulary back, with what was learned."""
+        if self._full is not None:
+            self._full.weight.data[self._used] = self._body.get_input_embeddings().weight.data.to(self._full.weight.device)
+            self._body.set_input_embeddings(self._full)
+            self._full = None

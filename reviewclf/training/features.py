@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from scipy import sparse
 
 from reviewclf.taxonomy import StemMatcher
-from reviewclf.text import clean_text
-from reviewclf.training.candidates import LinearSettings, Ngrams
+from reviewclf.training.candidates import Strict
 
 # Blocks of TF-IDF features in the order of their columns, and scikit-learn's name for how each reads a text.
 _BLOCKS = {"word": "word", "char": "char_wb"}
 _DIGIT = re.compile(r"\d")
 
 
-def prepare(text: str | None) -> str:
-    """Cleaned text in the one letter case and spelling that features are made of; empty for None and NaN."""
-    if not isinstance(text, str):
-        return ""
-    return clean_text(text).casefold().replace("ё", "е")
+class Ngrams(Strict):
+    """One block of TF-IDF features; the names are those of scikit-learn's TfidfVectorizer."""
+
+    ngram_range: tuple[PositiveInt, PositiveInt]
+    max_features: PositiveInt | None = Field(None, description="keep the most frequent ones only")
+    min_df: PositiveInt = Field(1, description="training reviews that must hold an n-gram")
+    sublinear_tf: bool = Field(False, description="1 + log(count) in place of the count")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.ngram_range[0] > self.ngram_range[1]:
+            raise ValueError(f"ngram_range must go from short to long, found {list(self.ngram_range)}")
+        return self
+
+
+class FeatureSettings(Strict):
+    """Which features are made of a text."""
+
+    word: Ngrams | None = Field(None, description="n-grams of words")
+    char: Ngrams | None = Field(None, description="n-grams of characters inside word boundaries")
+    stem_weight: NonNegativeFloat = Field(0.0, description="scale of the features from the taxonomy's keyword stems; 0: none")
+    digits_as_zero: bool = Field(False, description="read every digit as 0, so that «92-74-98» and «88-70-96» are one pattern")
 
 
 class TextFeatures:
-    """Turns prepared texts into feature rows.
+    """Turns cleaned texts into feature rows.
 
     Parameters
     ----------
-    settings : LinearSettings
-        Which blocks there are: ``word``, ``char``, ``stem_weight``.
+    settings : FeatureSettings
     stems : mapping of str to list of str
         Keyword stems by category, see :class:`reviewclf.taxonomy.StemMatcher`.
     vectorizers : mapping of str to TfidfVectorizer, optional
@@ -39,7 +55,7 @@ class TextFeatures:
     """
 
     def __init__(
-        self, settings: LinearSettings, stems: Mapping[str, list[str]], vectorizers: Mapping[str, Any] | None = None
+        self, settings: FeatureSettings, stems: Mapping[str, list[str]], vectorizers: Mapping[str, Any] | None = None
     ) -> None:
         self.settings = settings
         self.stems = {category: list(items) for category, items in stems.items()}
@@ -48,7 +64,7 @@ class TextFeatures:
         self._columns = {category: column for column, category in enumerate(self.stems)}
 
     def fit_transform(self, texts: Sequence[str]) -> Any:
-        """Learn the vocabulary of n prepared texts.
+        """Learn the vocabulary of n cleaned texts.
 
         Returns
         -------
@@ -62,28 +78,27 @@ class TextFeatures:
         """
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        folded = self._fold(texts)
+        texts, counted = self._spellings(texts)
         blocks = []
         reasons = []
         for name, analyzer in _BLOCKS.items():
-            ngrams: Ngrams | None = getattr(self.settings, name)
-            if ngrams is None:
+            if getattr(self.settings, name) is None:
                 continue
-            vectorizer = TfidfVectorizer(analyzer=analyzer, lowercase=False, **_arguments(ngrams))
+            vectorizer = TfidfVectorizer(analyzer=analyzer, lowercase=False, **getattr(self.settings, name).model_dump())
             try:
-                blocks.append(vectorizer.fit_transform(folded))
+                blocks.append(vectorizer.fit_transform(counted))
             except ValueError as error:  # scikit-learn's word for an empty vocabulary
                 reasons.append(f"{name}: {error}")
             else:
                 self.vectorizers[name] = vectorizer
-        if not blocks and not self._has_stems:
+        if not blocks and not self.has_stems:
             raise ValueError("; ".join(reasons) or "the taxonomy has no keyword stems")
         return self._join(blocks, texts)
 
     def transform(self, texts: Sequence[str]) -> Any:
-        """Features of n prepared texts: CSR of shape (n, features)."""
-        folded = self._fold(texts)
-        return self._join([self.vectorizers[n].transform(folded) for n in _BLOCKS if n in self.vectorizers], texts)
+        """Features of n cleaned texts: CSR of shape (n, features)."""
+        texts, counted = self._spellings(texts)
+        return self._join([self.vectorizers[n].transform(counted) for n in _BLOCKS if n in self.vectorizers], texts)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What the fitted vectorizers have learned: ``terms`` (one a line, by column) and ``idf`` of each block.
@@ -106,23 +121,24 @@ class TextFeatures:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         for name, learned in state.items():
-            ngrams: Ngrams = getattr(self.settings, name)
+            options = {**getattr(self.settings, name).model_dump(), "max_features": None}
             terms = str(learned["terms"]).split("\n")
-            vectorizer = TfidfVectorizer(
-                analyzer=_BLOCKS[name], lowercase=False, vocabulary=terms, **{**_arguments(ngrams), "max_features": None}
-            )
+            vectorizer = TfidfVectorizer(analyzer=_BLOCKS[name], lowercase=False, vocabulary=terms, **options)
             vectorizer.idf_ = learned["idf"]
             self.vectorizers[name] = vectorizer
 
     @property
-    def _has_stems(self) -> bool:
+    def has_stems(self) -> bool:
+        """Whether there are features from keyword stems."""
         return self.settings.stem_weight > 0 and bool(self.stems)
 
-    def _fold(self, texts: Sequence[str]) -> Sequence[str]:
-        return [_DIGIT.sub("0", text) for text in texts] if self.settings.digits_as_zero else texts
+    def _spellings(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Texts in one letter case and spelling, as stems are looked for in them and as their n-grams are counted."""
+        folded = [text.casefold().replace("ё", "е") for text in texts]
+        return folded, [_DIGIT.sub("0", text) for text in folded] if self.settings.digits_as_zero else folded
 
     def _join(self, blocks: list[Any], texts: Sequence[str]) -> Any:
-        if self._has_stems:
+        if self.has_stems:
             blocks = [*blocks, self._stem_block(texts)]
         return sparse.hstack(blocks, format="csr", dtype=np.float64)
 
@@ -139,7 +155,3 @@ class TextFeatures:
             columns += found
         weights = np.full(len(rows), self.settings.stem_weight)
         return sparse.csr_matrix((weights, (rows, columns)), shape=(len(texts), len(self._columns) + 1))
-
-
-def _arguments(ngrams: Ngrams) -> dict[str, Any]:
-    return {**ngrams.model_dump(), "ngram_range": tuple(ngrams.ngram_range)}

@@ -1,135 +1,218 @@
-"""Training of linear classifiers over TF-IDF and keyword-stem features, with probabilities one can trust."""
+"""Linear classifiers over TF-IDF and keyword-stem features, with probabilities one can trust."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
 
 from reviewclf.errors import TrainingError
-from reviewclf.training.calibration import abstain_thresholds
-from reviewclf.training.candidates import LinearCandidate, LinearSettings
-from reviewclf.training.features import TextFeatures, prepare
-from reviewclf.training.linear_classifier import LinearClassifier
+from reviewclf.training.candidates import Candidate, ClassWeightPower
+from reviewclf.training.features import FeatureSettings, TextFeatures
+from reviewclf.training.model import ModelCard, TextClassifier
+from reviewclf.training.rows import Floats, Integers, TrainingJob, class_weights
+from reviewclf.training.skops_files import read_skops, write_skops
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+# A search is chosen on a small validation split: more than this many settings would mostly pick noise, and take long.
+_MAX_SETTINGS = 64
+_FILE = "model.skops"
+# All that a saved file may hold beyond what skops trusts by itself; a file with any other type is not loaded.
+TRUSTED_TYPES = frozenset({"sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"})
 
 
-def train_linear(
-    candidate: LinearCandidate,
-    train: pd.DataFrame,
-    validation: pd.DataFrame,
-    *,
-    classes: Sequence[str],
-    stems: Mapping[str, list[str]] | None = None,
-    seed: int,
-) -> LinearClassifier:
-    """Train a linear candidate.
+class LinearSettings(FeatureSettings):
+    """Settings of one linear classifier over TF-IDF and keyword-stem features."""
+
+    estimator: Literal["logistic_regression", "linear_svc"]
+    C: PositiveFloat = Field(1.0, description="inverse strength of regularisation")
+    class_weight_power: ClassWeightPower = 1.0
+    calibration: Literal["none", "sigmoid"] = Field(
+        "sigmoid", description="sigmoid: probabilities by Platt scaling on out-of-fold scores"
+    )
+    calibration_folds: Annotated[int, Field(ge=2, le=20)] = 5
+    max_iter: PositiveInt = 2000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.word is None and self.char is None and self.stem_weight == 0:
+            raise ValueError("no features: give `word`, `char` or a `stem_weight` above 0")
+        if self.estimator == "linear_svc" and self.calibration == "none":
+            raise ValueError("linear_svc has no probabilities of its own; `calibration` must be sigmoid")
+        return self
+
+
+class LinearParams(LinearSettings):
+    """Settings, and optionally lists of values to choose among on the validation split.
+
+    Attributes
+    ----------
+    search : dict
+        Values to try, by name of a setting: ``{C: [1, 3, 10]}``. All combinations are tried in the order written; the best
+        weighted F1 on validation wins, the earlier one on ties. Without validation rows the first combination is taken.
+    """
+
+    search: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
+
+    @model_validator(mode="after")
+    def _search_is_valid(self) -> Self:
+        unknown = sorted(set(self.search) - set(LinearSettings.model_fields))
+        if unknown:
+            raise ValueError(f"search: no setting {', '.join(unknown)}; there are {', '.join(LinearSettings.model_fields)}")
+        self.settings()
+        return self
+
+    def settings(self) -> list[LinearSettings]:
+        """All combinations to try, in order; one when there is nothing to search."""
+        fixed = self.model_dump(exclude={"search"})
+        combinations = list(itertools.product(*self.search.values()))
+        if len(combinations) > _MAX_SETTINGS:
+            raise ValueError(
+                f"search: {len(combinations)} combinations; at most {_MAX_SETTINGS} can be told apart on validation"
+            )
+        return [LinearSettings.model_validate(fixed | dict(zip(self.search, values, strict=True))) for values in combinations]
+
+
+class LinearClassifier(TextClassifier):
+    """A fitted linear model with its features.
 
     Parameters
     ----------
-    candidate : LinearCandidate
-        Where it lists values to search, those are taken that give the best weighted F1 on `validation`.
-    train, validation : DataFrame
-        Columns ``text_clean``, ``label`` and ``weight``. Training rows of weight 0 or without a text are left out.
-        `validation` may be empty and is never fitted on; its weights are not used.
-    classes : sequence of str, length k
-        All categories; those without a training row get probability 0.
-    stems : mapping of str to list of str, optional
-        Keyword stems by category, for candidates with a ``stem_weight``.
-    seed : int
-        Of all randomness: equal inputs give an equal classifier.
-
-    Returns
-    -------
-    LinearClassifier
-        With ``chosen`` and ``validation_probabilities``.
-
-    Raises
-    ------
-    TrainingError
-        A column is missing, a label is unknown, a weight is negative or NaN, fewer than two classes are left, or the texts hold
-        no feature; the message names candidate and column or setting.
+    features : TextFeatures
+        Fitted.
+    estimator : LogisticRegression or CalibratedClassifierCV
+        Fitted on places in `seen`.
+    **common
+        See :class:`reviewclf.training.model.TextClassifier`.
     """
-    title = f"candidate {candidate.name}"
-    texts, target, weights = _training_rows(title, train, classes)
-    _check_columns(title, "validation", validation)
-    # The estimators count the classes that occur, 0, 1, 2, ...: scikit-learn's cross-validation renames all others to that.
-    seen, encoded = np.unique(target, return_inverse=True)
-    best: tuple[float, LinearClassifier] | None = None
-    fitted: tuple[dict[str, Any], TextFeatures, Any] | None = None
-    for settings in candidate.params.settings():
-        # Neighbouring combinations mostly differ in the estimator alone; then the features are those of the one before.
-        shape = settings.model_dump(include={"word", "char", "stem_weight", "digits_as_zero"})
-        if fitted is None or fitted[0] != shape:
-            features = TextFeatures(settings, stems or {})
-            try:
-                fitted = (shape, features, features.fit_transform(texts))
-            except ValueError as error:
-                raise TrainingError(
-                    f"{title}: {len(texts)} training texts give no features ({error}); lower min_df or give stems"
-                ) from error
-        features = TextFeatures(settings, fitted[1].stems, fitted[1].vectorizers)
-        classifier = LinearClassifier(
-            classes=classes,
-            features=features,
-            estimator=_fit(settings, fitted[2], encoded, weights, seed=seed),
-            seen=seen.tolist(),
-            prior=np.bincount(target, weights=weights, minlength=len(classes)) / weights.sum(),
-            candidate=candidate.model_dump(mode="json"),
-        )
-        classifier.validation_probabilities = classifier.predict_proba(validation["text_clean"].tolist())
-        score = _weighted_f1(classifier, validation["label"].tolist()) if len(validation) else 0.0
-        if best is None or score > best[0]:
-            best = (score, classifier)
-        if not len(validation):
-            break  # nothing to choose by
-    assert best is not None  # noqa: S101 - there is always one combination
-    probabilities = best[1].validation_probabilities
-    if probabilities is not None:
-        best[1].abstain = abstain_thresholds(probabilities, validation["label"].tolist(), classes)
-    if len(validation):
-        logger.info("%s: weighted F1 %.3f on %d validation rows with %s", title, best[0], len(validation), best[1].chosen)
-    return best[1]
+
+    kind = "linear"
+    packages = ("scikit-learn", "scipy", "skops")
+
+    def __init__(self, *, features: TextFeatures, estimator: Any, **common: Any) -> None:
+        super().__init__(**common)
+        self._features = features
+        self._estimator = estimator
+
+    def seen_probabilities(self, texts: list[str]) -> Floats:  # type: ignore[override]
+        """See :class:`reviewclf.training.model.TextClassifier`."""
+        answers = self._estimator.predict_proba(self._features.transform(texts))
+        result: Floats = answers / answers.sum(axis=1, keepdims=True)
+        return result
+
+    def write_parts(self, folder: Path) -> dict[str, JsonValue]:
+        """Write ``model.skops``."""
+        write_skops({"features": self._features.state(), "estimator": self._estimator}, folder / _FILE)
+        return {"stems": dict(self._features.stems)}  # type: ignore[arg-type]
+
+    @classmethod
+    def read_parts(cls, folder: Path, card: ModelCard, threads: int | None) -> dict[str, Any]:
+        """Read ``model.skops``, in which only types of scikit-learn are trusted."""
+        content = read_skops(folder / _FILE, trusted=TRUSTED_TYPES)
+        stems: Any = card.extra["stems"]
+        features = TextFeatures(LinearSettings.model_validate(card.chosen), stems)
+        features.restore(content["features"])
+        return {"features": features, "estimator": content["estimator"]}
 
 
-def _fit(settings: LinearSettings, features: Any, target: Integers, weights: Floats, *, seed: int) -> Any:
-    from sklearn.calibration import CalibratedClassifierCV
+class LinearCandidate(Candidate):
+    """A linear classifier."""
+
+    params: LinearParams
+
+    @classmethod
+    def classifier(cls) -> type[TextClassifier]:
+        """See :class:`reviewclf.training.candidates.Candidate`."""
+        return LinearClassifier
+
+    def train(self, job: TrainingJob) -> TextClassifier:
+        """Fit each combination of settings and keep the best on validation."""
+        rows = job.training_rows(self.title)
+        job.validation_rows(self.title)  # whose columns are checked so
+        labels = job.validation["label"].tolist()
+        # The estimators count the classes that occur, 0, 1, 2, ...: scikit-learn's cross-validation renames all others to that.
+        encoded = np.searchsorted(rows.seen, rows.target)
+        best: tuple[float, LinearClassifier] | None = None
+        fitted: tuple[FeatureSettings, TextFeatures, Any] | None = None
+        for settings in self.params.settings() if labels else self.params.settings()[:1]:
+            # Neighbouring combinations mostly differ in the estimator alone; then the features are those of the one before.
+            wanted = FeatureSettings.model_validate(settings.model_dump(include=set(FeatureSettings.model_fields)))
+            if fitted is None or fitted[0] != wanted:
+                fitted = (wanted, *_features(self.title, wanted, rows.texts, job.stems))
+            classifier = LinearClassifier(
+                features=fitted[1],
+                estimator=_fit(settings, fitted[2], encoded, rows.weights, seed=job.seed),
+                classes=job.classes,
+                seen=rows.seen,
+                prior=rows.prior,
+                candidate=self.model_dump(mode="json"),
+                chosen=settings.model_dump(mode="json"),
+            )
+            answers = classifier.calibrate(job.validation)
+            score = weighted_f1(labels, classifier.answers(answers)) if labels else 0.0
+            if best is None or score > best[0]:
+                best = (score, classifier)
+        assert best is not None  # noqa: S101 - there is always one combination
+        if labels:
+            logger.info("%s: weighted F1 %.3f on %d validation rows with %s", self.title, best[0], len(labels), best[1].chosen)
+        return best[1]
+
+
+def weighted_f1(true: list[str], predicted: list[str]) -> float:
+    """Mean of the classes' F1, weighted by their rows."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(true, predicted, average="weighted", zero_division=0))
+
+
+def fit_or_warn(estimator: Any, features: Any, target: Integers, weights: Floats) -> None:
+    """Fit an estimator; one that does not converge is still a usable model, judged by the gate like any other."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.svm import LinearSVC
 
-    totals = {int(label): weights[target == label].sum() for label in np.unique(target)}
-    by_class = {
-        label: float((weights.sum() / (len(totals) * total)) ** settings.class_weight_power) for label, total in totals.items()
-    }
-    kind = LogisticRegression if settings.estimator == "logistic_regression" else LinearSVC
-    estimator: Any = kind(C=settings.C, class_weight=by_class, max_iter=settings.max_iter, random_state=seed)
-    if settings.calibration == "sigmoid":
-        features, target, weights, folds = _calibration_folds(settings, features, target, weights, seed=seed)
-        estimator = CalibratedClassifierCV(estimator, method="sigmoid", cv=folds, ensemble=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         estimator.fit(features, target, sample_weight=weights)
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        # Still a usable model, judged by the gate like any other.
-        logger.warning(
-            "%s with C=%g did not converge in %d steps; raise max_iter or lower C",
-            settings.estimator,
-            settings.C,
-            settings.max_iter,
-        )
-    if settings.calibration == "sigmoid":
-        estimator.set_params(cv=None)  # row numbers of the folds, of no use in a saved model
-    return estimator
+        logger.warning("%s did not converge; raise max_iter or lower C", estimator)
+
+
+def _features(
+    title: str, settings: FeatureSettings, texts: list[str], stems: Mapping[str, list[str]]
+) -> tuple[TextFeatures, Any]:
+    features = TextFeatures(settings, stems)
+    try:
+        return features, features.fit_transform(texts)
+    except ValueError as error:
+        raise TrainingError(
+            f"{title}: {len(texts)} training texts give no features ({error}); lower min_df or give stems"
+        ) from error
+
+
+def _fit(settings: LinearSettings, features: Any, target: Integers, weights: Floats, *, seed: int) -> Any:
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    by_class = class_weights(target, weights, classes=int(target.max()) + 1, power=settings.class_weight_power)
+    kind = LogisticRegression if settings.estimator == "logistic_regression" else LinearSVC
+    estimator: Any = kind(
+        C=settings.C, class_weight=dict(enumerate(by_class.tolist())), max_iter=settings.max_iter, random_state=seed
+    )
+    if settings.calibration == "none":
+        fit_or_warn(estimator, features, target, weights)
+        return estimator
+    features, target, weights, folds = _calibration_folds(settings, features, target, weights, seed=seed)
+    calibrated = CalibratedClassifierCV(estimator, method="sigmoid", cv=folds, ensemble=False)
+    fit_or_warn(calibrated, features, target, weights)
+    # Row numbers of the folds are of no use in a saved model.
+    return calibrated.set_params(cv=None)
 
 
 def _calibration_folds(
@@ -156,43 +239,3 @@ def _calibration_folds(
         warnings.filterwarnings("ignore", message="The least populated class")
         split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, target)
         return features, target, weights, list(split)
-
-
-def _training_rows(title: str, train: pd.DataFrame, classes: Sequence[str]) -> tuple[list[str], Integers, Floats]:
-    _check_columns(title, "train", train)
-    weights = pd.to_numeric(train["weight"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = ~(np.isfinite(weights) & (weights >= 0))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise TrainingError(
-            f"{title}: train, row {row}, column weight: expected a number >= 0, found {train['weight'].iloc[row]!r}"
-        )
-    texts = [prepare(text) for text in train["text_clean"]]
-    keep = [row for row, text in enumerate(texts) if text and weights[row] > 0]
-    labels = train["label"].tolist()
-    position = {label: i for i, label in enumerate(classes)}
-    for row in keep:
-        if labels[row] not in position:
-            raise TrainingError(
-                f"{title}: train, row {row}, column label: {labels[row]!r} is no category of the taxonomy: {', '.join(classes)}"
-            )
-    target = np.array([position[labels[row]] for row in keep], dtype=np.int64)
-    if len(np.unique(target)) < 2:
-        found = ", ".join(sorted({labels[row] for row in keep})) or "none"
-        raise TrainingError(f"{title}: training needs rows of at least two classes, found {found}; label more reviews")
-    return [texts[row] for row in keep], target, weights[keep]
-
-
-def _check_columns(title: str, name: str, frame: pd.DataFrame) -> None:
-    missing = [column for column in ("text_clean", "label", "weight") if column not in frame.columns]
-    if missing:
-        raise TrainingError(f"{title}: {name} has no column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}")
-
-
-def _weighted_f1(classifier: LinearClassifier, labels: list[str]) -> float:
-    from sklearn.metrics import f1_score
-
-    probabilities = classifier.validation_probabilities
-    assert probabilities is not None  # noqa: S101 - set right before
-    predicted = [classifier.classes[position] for position in probabilities.argmax(axis=1)]
-    return float(f1_score(labels, predicted, average="weighted", zero_division=0))

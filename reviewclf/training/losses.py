@@ -4,50 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch  # noqa: TID253 - this module is itself imported inside functions only
-from numpy.typing import NDArray
 from torch.nn import functional  # noqa: TID253
 
-# Added to the logits of classes without a training row. Their probability is then 0 exactly, in half precision too, and no
+# Bias of the outputs of classes without a training row. Their probability is then 0 exactly, in half precision too, and no
 # product with 0 becomes NaN as with an infinity.
 NEVER = -1e4
-
-
-def class_weights(
-    target: NDArray[np.int64], weights: NDArray[np.float64], *, classes: int, power: float
-) -> NDArray[np.float64]:
-    """Weight of each class: (rows / (classes that occur * rows of the class)) ** power, rows counted by their weights.
-
-    Parameters
-    ----------
-    target : array of int, shape (n,)
-        Classes of the training rows.
-    weights : array, shape (n,)
-        Weights of the rows, above 0.
-    classes : int
-        k.
-    power : float
-        1 is scikit-learn's `balanced`, 0 leaves the classes as they are.
-
-    Returns
-    -------
-    array, shape (k,)
-        0 for classes that do not occur.
-    """
-    totals = np.bincount(target, weights=weights, minlength=classes)
-    seen = totals > 0
-    result = np.zeros(classes)
-    result[seen] = (totals.sum() / (seen.sum() * totals[seen])) ** power
-    return result
-
-
-def mask_unseen(logits: torch.Tensor, seen: Sequence[int]) -> torch.Tensor:
-    """Logits of shape (n, k) in which classes that are not among `seen` can never win, and get no gradient."""
-    masked = torch.full_like(logits, NEVER)
-    columns = torch.as_tensor(list(seen), device=logits.device)
-    masked[:, columns] = logits[:, columns]
-    return masked
 
 
 def cross_entropy(
@@ -60,7 +22,7 @@ def cross_entropy(
     logits : tensor, shape (n, k)
     target : tensor of int64, shape (n,)
     seen : sequence of int
-        Classes with training rows; the others take no part.
+        Classes with training rows, ascending; the others take no part.
     label_smoothing : float
         Share of the target that is spread evenly over all classes in `seen` (Szegedy et al., Rethinking the Inception
         Architecture for Computer Vision, 2016).
@@ -69,12 +31,9 @@ def cross_entropy(
     -------
     tensor, shape (n,)
     """
-    logs = functional.log_softmax(mask_unseen(logits.float(), seen), dim=1)
-    hit = -logs.gather(1, target.unsqueeze(1)).squeeze(1)
-    if not label_smoothing:
-        return hit
-    spread = -logs[:, list(seen)].mean(dim=1)
-    return (1.0 - label_smoothing) * hit + label_smoothing * spread
+    columns = torch.as_tensor(list(seen), device=logits.device)
+    place = torch.searchsorted(columns, target)
+    return functional.cross_entropy(logits.float()[:, columns], place, reduction="none", label_smoothing=label_smoothing)
 
 
 def focal(
@@ -83,7 +42,7 @@ def focal(
     """Focal loss of each row: cross-entropy times (1 - p) ** gamma, where p is the probability of the true class.
 
     Rows that are right already count less (Lin et al., Focal Loss for Dense Object Detection, 2017). The paper's alpha is a
-    weight of the row's class, see :func:`class_weights`. With gamma 0 this is :func:`cross_entropy`.
+    weight of the row's class, see :func:`reviewclf.training.rows.class_weights`. With gamma 0 this is :func:`cross_entropy`.
 
     Parameters
     ----------
@@ -99,8 +58,7 @@ def focal(
     loss = cross_entropy(logits, target, seen=seen, label_smoothing=label_smoothing)
     if not gamma:
         return loss
-    logs = functional.log_softmax(mask_unseen(logits.float(), seen), dim=1)
-    missing = -torch.expm1(logs.gather(1, target.unsqueeze(1)).squeeze(1))
+    missing = -torch.expm1(-cross_entropy(logits, target, seen=seen))
     # The slope of x ** gamma is infinite at 0 for gamma below 1.
     return missing.clamp(min=1e-6) ** gamma * loss
 
@@ -122,7 +80,6 @@ def symmetric_divergence(first: torch.Tensor, second: torch.Tensor, *, seen: Seq
     -------
     tensor, shape (n,)
     """
-    one = functional.log_softmax(mask_unseen(first.float(), seen), dim=1)
-    two = functional.log_softmax(mask_unseen(second.float(), seen), dim=1)
+    one, two = (functional.log_softmax(logits.float()[:, list(seen)], dim=1) for logits in (first, second))
     # KL(p || q) + KL(q || p) = sum of (p - q)(log p - log q).
     return 0.5 * ((one.exp() - two.exp()) * (one - two)).sum(dim=1)

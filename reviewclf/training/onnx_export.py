@@ -6,7 +6,7 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,8 @@ from torch import nn  # noqa: TID253
 
 from reviewclf.errors import TrainingError
 from reviewclf.training.encoder_network import EncoderNetwork
-from reviewclf.training.onnx_session import (
-    MODEL,
-    Floats,
-    OnnxEncoder,
-    batches,
-    multiplies_int8_exactly,
-    read_tokenizer,
-    softmax,
-)
+from reviewclf.training.onnx_session import OnnxEncoder, TextReader, multiplies_int8_exactly, softmax
+from reviewclf.training.rows import Floats, Integers
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +31,9 @@ Output = Literal["logits", "pooled"]
 REQUIRED_AGREEMENT = 0.995
 # More texts than these tell no more about the agreement and take the network minutes.
 _MAX_TEXTS = 1000
-_RANGE_TEXTS = 200
 # Outputs of a 32-bit file differ from torch's by rounding, about 1e-6 of their size; wrong masks or positions do by far more.
 _TOLERANCE = 1e-3
 _OPSET = 17
-# Input channels of a matrix that are multiplied in 32 bits when they reach far beyond the others, see _split_outliers.
-_OUTLIERS = 16
-_OUTLIER_RATIO = 2.0
 
 
 class Trial(BaseModel):
@@ -73,18 +62,18 @@ class ExportReport(BaseModel):
     Attributes
     ----------
     served : str
-        ``fp32``, ``int8``, or ``int8-split``: 8-bit with the outlying channels of an input apart, in 32 bits.
+        ``fp32`` or ``int8``.
     texts : int
         Texts that the files were compared on.
     seven_bits : bool
         Weights use 7 bits, for processors that overflow with 8.
     trials : dict
-        By the names of `served`, those that were tried, in order.
+        By the names of `served`, those that were tried.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    served: Literal["fp32", "int8", "int8-split"]
+    served: Literal["fp32", "int8"]
     texts: int
     seven_bits: bool
     trials: dict[str, Trial]
@@ -92,33 +81,28 @@ class ExportReport(BaseModel):
 
 def export(
     network: EncoderNetwork,
-    folder: Path,
+    reader: TextReader,
     *,
     texts: Sequence[str],
-    tokenizer: str,
-    pad_id: int,
-    max_length: int,
     precision: Precision = "auto",
     output: Output = "logits",
     head: Callable[[Floats, Sequence[int]], Floats] | None = None,
     expected: Floats | None = None,
-) -> ExportReport:
-    """Write ``model.onnx``.
+) -> tuple[OnnxEncoder, ExportReport]:
+    """Make an ONNX file of a network, and choose its precision.
 
     Parameters
     ----------
     network : EncoderNetwork
         Trained; left as it is.
-    folder : Path
-        Where the file goes; created.
+    reader : TextReader
+        How it reads texts.
     texts : sequence of str
         Cleaned real texts on which the files are compared; of more than 1,000 an even choice is taken. Below 200
         a share of 99.5 % says little.
-    tokenizer, pad_id, max_length
-        As for :class:`reviewclf.training.onnx_session.OnnxEncoder`.
     precision : {"auto", "fp32", "int8"}
-        auto: the first 8-bit file with labels equal to the network's on at least 99.5 % of the texts, the 32-bit one where
-        there is none (or no text to compare on). int8: the same, but the best 8-bit one where there is none.
+        auto: the 8-bit file if its labels equal the network's on at least 99.5 % of the texts, else (or without a text to
+        compare on) the 32-bit one.
     output : {"logits", "pooled"}
         What the file answers.
     head : callable, optional
@@ -131,65 +115,40 @@ def export(
     TrainingError
         The network reads fewer tokens, cannot be written as ONNX, or the 32-bit file does not answer as the network does.
     """
-    _check_length(network, max_length)
-    chosen = _even_choice(len(texts), _MAX_TEXTS)
+    _check_length(network, reader.max_length)
+    module = _exportable(network, output)
+    chosen = np.linspace(0, len(texts) - 1, min(len(texts), _MAX_TEXTS)).astype(int).tolist()
     texts = [texts[position] for position in chosen]
+    expected = _outputs(module, reader, texts) if expected is None else expected[chosen]
     logits = head or (lambda outputs, rows: outputs)
-    settings: dict[str, Any] = {"pad_id": pad_id, "max_length": max_length}
     seven_bits = not multiplies_int8_exactly()
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def trial(encoder: OnnxEncoder) -> Trial:
+        agreement = difference = None
+        if texts:
+            found, wanted = (softmax(logits(outputs, chosen)) for outputs in (encoder(texts), expected))
+            agreement = float((found.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+            difference = float(np.abs(found - wanted).max())
+        megabytes = round(len(encoder.model) / 1e6, 1)
+        return Trial(agreement=agreement, largest_difference=difference, megabytes=megabytes)
+
     with tempfile.TemporaryDirectory(prefix="reviewclf-onnx-") as scratch:
-        module = _exportable(network, output)
-        plain = Path(scratch) / "fp32.onnx"
-        _write_onnx(module, plain, max_length=max_length)
-        expected = _outputs(module, texts, tokenizer, **settings) if expected is None else expected[chosen]
-        fp32 = _checked_fp32(module, plain, texts, expected, tokenizer, settings)
-        reference = softmax(logits(expected, chosen)) if len(texts) else np.empty((0, 1))
-
-        def trial(path: Path) -> Trial:
-            megabytes = round(path.stat().st_size / 1e6, 1)
-            if not len(texts):
-                return Trial(agreement=None, largest_difference=None, megabytes=megabytes)
-            found = softmax(logits(OnnxEncoder(path.read_bytes(), tokenizer, **settings)(texts), chosen))
-            return Trial(
-                agreement=float((found.argmax(axis=1) == reference.argmax(axis=1)).mean()),
-                largest_difference=float(np.abs(found - reference).max()),
-                megabytes=megabytes,
-            )
-
-        files = {"fp32": fp32}
-        trials = {"fp32": trial(fp32)}
-        served = "fp32"
-        if precision == "int8" or (precision == "auto" and len(texts)):
-            few = [texts[position] for position in _even_choice(len(texts), _RANGE_TEXTS)]
-            ranges = _input_ranges(fp32, few, tokenizer, max_length=max_length)
-            for name, outliers in (("int8", 0), ("int8-split", _OUTLIERS)):
-                files[name] = Path(scratch) / f"{name}.onnx"
-                _quantise(fp32, files[name], ranges, outliers=outliers, seven_bits=seven_bits)
-                trials[name] = trial(files[name])
-                if (trials[name].agreement or 0.0) >= REQUIRED_AGREEMENT:
-                    served = name
-                    break
-            else:
-                if precision == "int8":
-                    served = max(("int8", "int8-split"), key=lambda name: trials[name].agreement or 0.0)
-        (folder / MODEL).write_bytes(files[served].read_bytes())
-    report = ExportReport.model_validate(
-        {"served": served, "texts": len(texts), "seven_bits": seven_bits and served != "fp32", "trials": trials}
-    )
+        fp32 = _checked_fp32(module, Path(scratch), reader, texts, expected)
+        encoders = {"fp32": OnnxEncoder(fp32.read_bytes(), reader)}
+        if precision == "int8" or (precision == "auto" and texts):
+            encoders["int8"] = OnnxEncoder(_quantised(fp32, seven_bits=seven_bits).read_bytes(), reader)
+    trials = {name: trial(encoder) for name, encoder in encoders.items()}
+    agrees = "int8" in trials and (trials["int8"].agreement or 0.0) >= REQUIRED_AGREEMENT
+    served: Literal["fp32", "int8"] = "int8" if precision == "int8" or agrees else "fp32"
+    report = ExportReport(served=served, texts=len(texts), seven_bits=seven_bits and served == "int8", trials=trials)
     logger.info("exported as %s; against the network on %d texts: %s", served, len(texts), report.model_dump()["trials"])
-    return report
+    return encoders[served], report
 
 
-def network_outputs(
-    network: EncoderNetwork, texts: Sequence[str], *, tokenizer: str, pad_id: int, max_length: int, output: Output
-) -> Floats:
+def network_outputs(network: EncoderNetwork, reader: TextReader, texts: Sequence[str], output: Output) -> Floats:
     """What the network itself answers to cleaned texts, on the CPU: array of shape (n, width)."""
-    _check_length(network, max_length)
-    return _outputs(_exportable(network, output), texts, tokenizer, pad_id=pad_id, max_length=max_length)
-
-
-# -- the 32-bit file ---------------------------------------------------------------------------------------------------
+    _check_length(network, reader.max_length)
+    return _outputs(_exportable(network, output), reader, texts)
 
 
 def _check_length(network: EncoderNetwork, max_length: int) -> None:
@@ -211,9 +170,13 @@ class _Exportable(nn.Module):
         self.output = output
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.output == "pooled":
-            return self.network.pooled(input_ids, attention_mask)
-        return self.network(input_ids, attention_mask)  # type: ignore[no-any-return]
+        answer = self.network.pooled if self.output == "pooled" else self.network
+        return answer(input_ids, attention_mask)
+
+    def run(self, inputs: Mapping[str, Integers]) -> NDArray[Any]:
+        """Output rows of one batch."""
+        with torch.inference_mode():
+            return self(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()  # type: ignore[no-any-return]
 
 
 def _exportable(network: EncoderNetwork, output: Output) -> _Exportable:
@@ -221,6 +184,35 @@ def _exportable(network: EncoderNetwork, output: Output) -> _Exportable:
     duplicate = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
     duplicate.encoder.set_attn_implementation("eager")
     return _Exportable(duplicate, output).eval()
+
+
+def _outputs(module: _Exportable, reader: TextReader, texts: Sequence[str]) -> Floats:
+    return reader.answers(module.run, texts) if texts else np.empty((0, 1))
+
+
+# -- the 32-bit file ---------------------------------------------------------------------------------------------------
+
+
+def _checked_fp32(module: _Exportable, folder: Path, reader: TextReader, texts: Sequence[str], expected: Floats) -> Path:
+    """The optimised file where there is one that answers as torch does, else the plain one."""
+    plain = folder / "fp32.onnx"
+    _write_onnx(module, plain, max_length=reader.max_length)
+    error = "not tried"
+    for path in (_optimised(plain, module.network.encoder.config), plain):
+        if path is None:
+            continue
+        encoder = OnnxEncoder(path.read_bytes(), reader)
+        difference = max(
+            _difference_on_shapes(module, encoder), _relative_difference(expected, encoder(texts)) if texts else 0.0
+        )
+        if difference <= _TOLERANCE:
+            return path
+        error = f"outputs differ by {difference:.2g} of their size"
+        logger.warning("%s: %s from those of the network", path.name, error)
+    raise TrainingError(
+        f"the exported {type(module.network.encoder).__name__} does not answer as the network does ({error}); "
+        "choose a checkpoint of another architecture, such as BERT's"
+    )
 
 
 def _write_onnx(module: _Exportable, path: Path, *, max_length: int) -> None:
@@ -251,56 +243,19 @@ def _write_onnx(module: _Exportable, path: Path, *, max_length: int) -> None:
         ) from error
 
 
-def _outputs(module: _Exportable, texts: Sequence[str], tokenizer: str, *, pad_id: int, max_length: int) -> Floats:
-    """What torch answers, shape (n, width)."""
-    answers: list[tuple[Any, NDArray[np.float32]]] = []
-    with torch.inference_mode():
-        for rows, inputs in batches(read_tokenizer(tokenizer, max_length), texts, pad_id=pad_id):
-            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-            answers.append((rows, module(**tensors).numpy()))
-    result = np.empty((len(texts), answers[0][1].shape[1] if answers else 0))
-    for rows, answer in answers:
-        result[rows] = answer
-    return result
-
-
-def _checked_fp32(
-    module: _Exportable, plain: Path, texts: Sequence[str], expected: Floats, tokenizer: str, settings: dict[str, Any]
-) -> Path:
-    """The optimised file where there is one that answers as torch does, else the plain one."""
-    error = "not tried"
-    config = module.network.encoder.config
-    heads, width = getattr(config, "num_attention_heads", 0), getattr(config, "hidden_size", 0)
-    for path in (_optimised(plain, heads=heads, width=width), plain):
-        if path is None:
-            continue
-        encoder = OnnxEncoder(path.read_bytes(), tokenizer, **settings)
-        difference = _difference_on_shapes(module, encoder, max_length=settings["max_length"])
-        if len(texts):
-            difference = max(difference, _relative_difference(expected, encoder(texts)))
-        if difference <= _TOLERANCE:
-            return path
-        error = f"outputs differ by {difference:.2g} of their size"
-        logger.warning("%s: %s from those of the network", path.name, error)
-    raise TrainingError(
-        f"the exported {type(module.network.encoder).__name__} does not answer as the network does ({error}); "
-        "choose a checkpoint of another architecture, such as BERT's"
-    )
-
-
-def _difference_on_shapes(module: _Exportable, encoder: OnnxEncoder, *, max_length: int) -> float:
+def _difference_on_shapes(module: _Exportable, encoder: OnnxEncoder) -> float:
     """Largest difference on batches of other shapes than the example's, with masks of all lengths."""
     generator = np.random.default_rng(0)
     vocabulary = module.network.encoder.get_input_embeddings().num_embeddings
+    longest = encoder.reader.max_length
     worst = 0.0
-    for rows, length in ((1, 1), (1, 3), (3, 2), (5, 17), (2, max_length)):
-        length = min(length, max_length)
+    for rows, length in ((1, 1), (1, 3), (3, 2), (5, 17), (2, longest)):
+        length = min(length, longest)
         ids = generator.integers(0, vocabulary, (rows, length))
         mask = (np.arange(length) < np.linspace(length, 1, rows).astype(int)[:, None]).astype(np.int64)
-        ids[mask == 0] = encoder.pad_id
-        with torch.inference_mode():
-            expected = module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
-        worst = max(worst, _relative_difference(expected, encoder.raw(ids, mask)))
+        ids[mask == 0] = encoder.reader.pad_id
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        worst = max(worst, _relative_difference(module.run(inputs), encoder.run(inputs)))
     return worst
 
 
@@ -308,7 +263,7 @@ def _relative_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
     return float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
-def _optimised(plain: Path, *, heads: int, width: int) -> Path | None:
+def _optimised(plain: Path, config: Any) -> Path | None:
     """Attention and activation as one operation each; None where the optimizer cannot."""
     from onnxruntime.transformers import optimizer  # type: ignore[import-untyped]
     from onnxruntime.transformers.fusion_options import FusionOptions  # type: ignore[import-untyped]
@@ -321,8 +276,8 @@ def _optimised(plain: Path, *, heads: int, width: int) -> Path | None:
             fused = optimizer.optimize_model(
                 str(plain),
                 model_type="bert",
-                num_heads=heads,
-                hidden_size=width,
+                num_heads=getattr(config, "num_attention_heads", 0),
+                hidden_size=getattr(config, "hidden_size", 0),
                 optimization_options=options,
                 opt_level=0,
             )
@@ -348,45 +303,19 @@ def _fold_segments(fused: Any) -> None:
     fused.prune_graph()
 
 
-# -- 8-bit files -------------------------------------------------------------------------------------------------------
+# -- the 8-bit file ----------------------------------------------------------------------------------------------------
 
 
-def _input_ranges(fp32: Path, texts: Sequence[str], tokenizer: str, *, max_length: int) -> dict[str, Floats]:
-    """Largest absolute value of each input channel of each matrix, by the input's name."""
-    import onnx
-    import onnxruntime  # type: ignore[import-untyped]
-
-    model = onnx.load(fp32)
-    names = sorted({node.input[0] for node in _matrix_nodes(model, "MatMul")})
-    if not texts or not names:
-        return {}
-    for name in names:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    ranges: dict[str, Floats] = {}
-    # One text a batch: what stands in padding must not count.
-    for _, inputs in batches(read_tokenizer(tokenizer, max_length), texts, pad_id=0, tokens=1):
-        for name, value in zip(names, session.run(names, inputs), strict=True):
-            largest = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-            ranges[name] = np.maximum(ranges.get(name, 0.0), largest)
-    return ranges
-
-
-def _matrix_nodes(model: Any, *kinds: str) -> list[Any]:
-    constants = {item.name for item in model.graph.initializer}
-    return [node for node in model.graph.node if node.op_type in kinds and node.input[1] in constants]
-
-
-def _quantise(fp32: Path, path: Path, ranges: dict[str, Floats], *, outliers: int, seven_bits: bool) -> None:
+def _quantised(fp32: Path, *, seven_bits: bool) -> Path:
     """8-bit weights by output channel, activations by batch; embeddings stay, as they cost memory and no time."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # type: ignore[import-untyped]
 
+    path = fp32.with_name("int8.onnx")
     model = onnx.load(fp32)
-    kept = _split_outliers(model, ranges, outliers)
     # The last layer is small, and by far the most sensitive. The quantizer names a Gemm so once it has made a MatMul of it.
-    kept += [node.name + suffix for node in model.graph.node if node.op_type == "Gemm" for suffix in ("", "_MatMul")]
+    kept = [node.name + suffix for node in model.graph.node if node.op_type == "Gemm" for suffix in ("", "_MatMul")]
     add_pre_process_metadata(model)  # else the quantizer advises to fuse the graph first
     with _quiet():
         quantize_dynamic(
@@ -399,56 +328,7 @@ def _quantise(fp32: Path, path: Path, ranges: dict[str, Floats], *, outliers: in
             nodes_to_exclude=kept,
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-
-
-def _split_outliers(model: Any, ranges: dict[str, Floats], count: int) -> list[str]:
-    """Multiply the few input channels with very large values apart from the others, in 32 bits.
-
-    One scale serves all values of an input, so a channel that reaches ten times as far as the others leaves those three bits
-    (Dettmers et al., LLM.int8(), 2022). Encoders have such channels: `e5-small-ru` one or two in each feed-forward layer.
-
-    Returns
-    -------
-    list of str
-        Names of the products that must stay in 32 bits.
-    """
-    import onnx
-
-    graph = model.graph
-    weights = {item.name: item for item in graph.initializer}
-    split = {node.output[0] for node in _matrix_nodes(model, "MatMul")} if count else set()
-    nodes, kept = [], []
-    for position, node in enumerate(graph.node):
-        reach = ranges.get(node.input[0]) if node.output[0] in split else None
-        if reach is None or len(reach) <= 2 * count:
-            nodes.append(node)
-            continue
-        order = np.argsort(-reach, kind="stable")
-        if reach[order[0]] <= _OUTLIER_RATIO * reach[order[count]]:
-            nodes.append(node)
-            continue
-        name = f"split_{position}"
-        top = np.sort(order[:count])
-        others = np.ones(len(reach), dtype=np.float32)
-        others[top] = 0.0
-        matrix = onnx.numpy_helper.to_array(weights[node.input[1]])
-        for suffix, array in (("others", others), ("channels", top.astype(np.int64)), ("matrix", matrix[top])):
-            graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{name}_{suffix}"))
-        source, target = node.input[0], node.output[0]
-        node.input[0], node.output[0] = f"{name}_masked", f"{name}_rest"
-        make = onnx.helper.make_node
-        nodes += [
-            make("Mul", [source, f"{name}_others"], [f"{name}_masked"], name=f"{name}_mask"),
-            make("Gather", [source, f"{name}_channels"], [f"{name}_picked"], name=f"{name}_pick", axis=-1),
-            make("MatMul", [f"{name}_picked", f"{name}_matrix"], [f"{name}_apart"], name=f"{name}_product"),
-            node,
-            make("Add", [f"{name}_rest", f"{name}_apart"], [target], name=f"{name}_sum"),
-        ]
-        kept.append(f"{name}_product")
-    copies = [copy.deepcopy(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-    return kept
+    return path
 
 
 @contextmanager
@@ -467,7 +347,3 @@ def _quiet() -> Iterator[None]:
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
-
-
-def _even_choice(total: int, count: int) -> list[int]:
-    return [int(position) for position in np.linspace(0, total - 1, min(total, count))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from reviewclf.errors import RegistryError
-from reviewclf.text import clean_text
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.training.rows import Floats, Integers
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +34,91 @@ _SCALES_ITS_INPUT = b"DynamicQuantizeLinear"
 # make the reader open any file of the machine.
 _EXTERNAL = b"location"
 
+# Runs an encoder on the arrays ``input_ids`` and ``attention_mask`` of one batch.
+Run = Callable[[Mapping[str, Integers]], NDArray[Any]]
 
-class EncoderFiles(BaseModel):
-    """What the model card holds about ``model.onnx`` and ``tokenizer.json``.
 
-    Attributes
+class TextReader:
+    """Texts as an encoder reads them: batches of token ids.
+
+    Parameters
     ----------
+    content : str
+        Of ``tokenizer.json``.
     pad_id : int
         Token that fills up the shorter texts of a batch.
     max_length : int
         Tokens after which a text is cut off.
-    sha256 : dict
-        Digest of either file.
+
+    Raises
+    ------
+    ValueError
+        `content` is no tokenizer.
     """
+
+    def __init__(self, content: str, *, pad_id: int, max_length: int) -> None:
+        from tokenizers import Tokenizer
+
+        self.content = content
+        self.pad_id = pad_id
+        self.max_length = max_length
+        try:
+            self._tokenizer = Tokenizer.from_str(content)
+        except Exception as error:  # the package raises bare Exception
+            raise ValueError(f"{TOKENIZER}: is no tokenizer ({error!r:.200})") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_length)
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, max_length: int) -> TextReader:
+        """Reads as a tokenizer of Transformers does.
+
+        Raises
+        ------
+        TrainingError
+            It is no fast one, or has no padding token.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None or tokenizer.pad_token_id is None:
+            missing = "padding token" if backend is not None else "tokenizer.json"
+            name = getattr(tokenizer, "name_or_path", "tokenizer")
+            raise TrainingError(f"{name}: has no {missing}; choose another checkpoint")
+        return cls(backend.to_str(), pad_id=int(tokenizer.pad_token_id), max_length=max_length)
+
+    def batches(self, texts: Sequence[str], *, tokens: int = _BATCH_TOKENS) -> Iterator[tuple[Integers, dict[str, Integers]]]:
+        """Texts of similar length together, so that little is padded.
+
+        Yields
+        ------
+        rows, inputs
+            Positions in `texts`, and the arrays ``input_ids`` and ``attention_mask`` of shape (rows, longest of them); `tokens`
+            numbers at most, or one text.
+        """
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+        order = np.argsort(lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
+                stop += 1
+            rows = order[start:stop]
+            ids = np.full((len(rows), max(1, int(lengths[rows[-1]]))), self.pad_id, dtype=np.int64)
+            for place, row in enumerate(rows):
+                ids[place, : lengths[row]] = encoded[row]
+            mask = (np.arange(ids.shape[1]) < lengths[rows, None]).astype(np.int64)
+            yield rows, {"input_ids": ids, "attention_mask": mask}
+            start = stop
+
+    def answers(self, run: Run, texts: Sequence[str], *, tokens: int = _BATCH_TOKENS, apply: Any = map) -> Floats:
+        """What `run` answers to n texts, at least one: array of shape (n, width), in the order of `texts`."""
+        rows, inputs = zip(*self.batches(texts, tokens=tokens), strict=True)
+        answers = np.concatenate(list(apply(run, inputs)))
+        return answers[np.argsort(np.concatenate(rows))].astype(np.float64)
+
+
+class EncoderFiles(BaseModel):
+    """What the model card holds about ``model.onnx`` and ``tokenizer.json``: how texts are read, and either file's digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,10 +137,8 @@ class OnnxEncoder:
     ----------
     model : bytes
         ONNX file with inputs ``input_ids`` and ``attention_mask`` and one output of shape (n, width).
-    tokenizer : str
-        Content of ``tokenizer.json``.
-    pad_id, max_length : int
-        See :class:`EncoderFiles`.
+    reader : TextReader
+        How it reads texts.
     threads : int, optional
         Threads of one call; default: the physical cores, at most 4.
 
@@ -83,53 +150,40 @@ class OnnxEncoder:
     Raises
     ------
     ValueError
-        The model or the tokenizer is none; the message begins with the name of its file.
+        The model is none; the message begins with the name of its file.
     """
 
-    def __init__(self, model: bytes, tokenizer: str, *, pad_id: int, max_length: int, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, reader: TextReader, *, threads: int | None = None) -> None:
         self.model = model
-        self.tokenizer = tokenizer
-        self.pad_id = pad_id
-        self.max_length = max_length
+        self.reader = reader
         self.alone = _SCALES_ITS_INPUT in model
         self._threads = threads or default_threads()
-        self._session = open_session(model, 1 if self.alone else self._threads)
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        self._tokenizer = read_tokenizer(tokenizer, max_length)
+        self._session = _open_session(model, 1 if self.alone else self._threads)
+        (self._output,) = self._session.get_outputs()
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Output rows of n texts: array of shape (n, width), in the order of `texts`."""
-        found = batches(self._tokenizer, texts, pad_id=self.pad_id, tokens=1 if self.alone else _BATCH_TOKENS)
-        if self.alone and self._threads > 1 and len(texts) > 1:
-            rows, inputs = zip(*found, strict=True)
-            answers = zip(rows, self._side_by_side.map(self._run, inputs), strict=True)
-        else:
-            answers = ((positions, self._run(arrays)) for positions, arrays in found)  # type: ignore[assignment]
-        result: Floats | None = None
-        for positions, answer in answers:
-            if result is None:
-                result = np.empty((len(texts), answer.shape[1]))
-            result[positions] = answer
-        return np.empty((0, self._session.get_outputs()[0].shape[1])) if result is None else result
+        if not texts:
+            return np.empty((0, self._output.shape[1]))
+        side_by_side = self.alone and self._threads > 1 and len(texts) > 1
+        tokens = 1 if self.alone else _BATCH_TOKENS
+        return self.reader.answers(self.run, texts, tokens=tokens, apply=self._pool.map if side_by_side else map)
 
-    def _run(self, inputs: Mapping[str, Integers]) -> NDArray[np.float32]:
-        return self._session.run(self._outputs, inputs)[0]  # type: ignore[no-any-return]
+    def run(self, inputs: Mapping[str, Integers]) -> NDArray[np.float32]:
+        """Output rows of one batch."""
+        return self._session.run([self._output.name], inputs)[0]  # type: ignore[no-any-return]
 
     @cached_property
-    def _side_by_side(self) -> ThreadPoolExecutor:
+    def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="encoder")
-
-    def raw(self, input_ids: Integers, attention_mask: Integers) -> Floats:
-        """Output rows of one batch of token ids and their mask, both of shape (n, tokens)."""
-        return self._run({"input_ids": input_ids, "attention_mask": attention_mask}).astype(np.float64)
 
     def save(self, folder: Path) -> EncoderFiles:
         """Write ``model.onnx`` and ``tokenizer.json``."""
-        contents = {MODEL: self.model, TOKENIZER: self.tokenizer.encode("utf-8")}
+        contents = {MODEL: self.model, TOKENIZER: self.reader.content.encode("utf-8")}
         for name, content in contents.items():
             (folder / name).write_bytes(content)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        return EncoderFiles(pad_id=self.pad_id, max_length=self.max_length, sha256=digests)
+        return EncoderFiles(pad_id=self.reader.pad_id, max_length=self.reader.max_length, sha256=digests)
 
     @classmethod
     def load(cls, folder: Path, files: object, *, threads: int | None = None) -> OnnxEncoder:
@@ -161,20 +215,12 @@ class OnnxEncoder:
             if hashlib.sha256(contents[name]).hexdigest() != known.sha256.get(name):
                 raise RegistryError(f"{path}: is damaged or was replaced (not the saved content); train the classifier anew")
         try:
-            return cls(
-                contents[MODEL],
-                contents[TOKENIZER].decode("utf-8", errors="replace"),  # what is then no tokenizer is refused as such
-                pad_id=known.pad_id,
-                max_length=known.max_length,
-                threads=threads,
-            )
+            # What is no text is then no tokenizer, and is refused as such.
+            tokenizer = contents[TOKENIZER].decode("utf-8", errors="replace")
+            reader = TextReader(tokenizer, pad_id=known.pad_id, max_length=known.max_length)
+            return cls(contents[MODEL], reader, threads=threads)
         except ValueError as error:
             raise RegistryError(f"{folder}/{error}; train the classifier anew") from error
-
-
-def encoder_text(text: str | None) -> str:
-    """Cleaned text, letter case and ё kept, as encoders are used to; empty for None and NaN."""
-    return clean_text(text) if isinstance(text, str) else ""
 
 
 def softmax(logits: Floats) -> Floats:
@@ -203,7 +249,7 @@ def multiplies_int8_exactly() -> bool:
     return "vnni" in described or "asimd" in described
 
 
-def warn_of_other_processor(exported: Mapping[str, Any], folder: Path) -> None:
+def warn_of_other_processor(exported: Any, folder: Path) -> None:
     """Log when an 8-bit model that uses all bits of its weights is to run on a processor that cannot."""
     if str(exported.get("served")).startswith("int8") and not exported.get("seven_bits") and not multiplies_int8_exactly():
         logger.warning(
@@ -213,7 +259,7 @@ def warn_of_other_processor(exported: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def open_session(model: bytes, threads: int | None = None) -> Any:
+def _open_session(model: bytes, threads: int) -> Any:
     """Start ONNX Runtime on a model that has the two inputs and one output of an encoder.
 
     Raises
@@ -226,7 +272,7 @@ def open_session(model: bytes, threads: int | None = None) -> Any:
     if _EXTERNAL in model:
         raise ValueError(f"{MODEL}: refers to weights in other files, which no saved classifier does; it is not loaded")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or default_threads()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised as well
     try:
@@ -241,55 +287,3 @@ def open_session(model: bytes, threads: int | None = None) -> Any:
     if inputs != wanted or outputs != [("tensor(float)", 2)]:
         raise ValueError(f"{MODEL}: is no encoder: inputs {sorted(inputs)}, outputs {outputs}")
     return session
-
-
-def read_tokenizer(content: str, max_length: int) -> Any:
-    """Tokenizer that cuts off after `max_length` tokens and does not pad.
-
-    Raises
-    ------
-    ValueError
-        `content` is none.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(content)
-    except Exception as error:  # the package raises bare Exception
-        raise ValueError(f"{TOKENIZER}: is no tokenizer ({error!r:.200})") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    return tokenizer
-
-
-def batches(
-    tokenizer: Any, texts: Sequence[str], *, pad_id: int, tokens: int = _BATCH_TOKENS
-) -> Iterator[tuple[Integers, Mapping[str, Integers]]]:
-    """Texts of similar length together, so that little is padded.
-
-    Yields
-    ------
-    rows, inputs
-        Positions in `texts`, and the arrays ``input_ids`` and ``attention_mask`` of shape (rows, longest of them); `tokens`
-        numbers at most, or one text.
-    """
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
-    if len(encoded) == 1 and encoded[0]:
-        ids = np.array(encoded, dtype=np.int64)
-        yield np.zeros(1, dtype=np.int64), {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        return
-    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
-            stop += 1
-        rows = order[start:stop]
-        ids = np.full((len(rows), max(1, int(lengths[rows[-1]]))), pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : lengths[row]] = encoded[row]
-            mask[place, : lengths[row]] = 1
-        yield rows, {"input_ids": ids, "attention_mask": mask}
-        start = stop

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from reviewclf.training.candidates import LinearSettings, Ngrams
-from reviewclf.training.features import TextFeatures, prepare
+from reviewclf.training.features import FeatureSettings, Ngrams, TextFeatures
+from reviewclf.training.rows import clean_texts
 
 _FOLDS = 5
 # Rows beyond which a linear classifier gains little, and rows whose features are held in memory together.
@@ -32,14 +32,11 @@ def out_of_fold(
     classes, y = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     if len(classes) < 2 or len(y) < 2 * _FOLDS:
         return None
-    settings = LinearSettings(
-        estimator="logistic_regression",
-        C=30.0,
+    settings = FeatureSettings(
         word=Ngrams(ngram_range=(1, 2), min_df=2, max_features=30_000),
         char=Ngrams(ngram_range=(2, 4), min_df=2, max_features=60_000, sublinear_tf=True),
         stem_weight=0.5,
         digits_as_zero=True,
-        calibration="none",
     )
     fold = _folds(y, seed)
     is_learned = _sampled(y, seed)
@@ -49,11 +46,11 @@ def out_of_fold(
         if len(np.unique(y[train])) < 2 or not len(held):
             continue
         features = TextFeatures(settings, stems)
-        model = LogisticRegression(C=settings.C, max_iter=settings.max_iter)
-        model.fit(features.fit_transform([prepare(texts[i]) for i in train.tolist()]), y[train])
+        model = LogisticRegression(C=30.0, max_iter=2000)
+        model.fit(features.fit_transform(clean_texts([texts[i] for i in train.tolist()])), y[train])
         for start in range(0, len(held), _PORTION):
             part = held[start : start + _PORTION]
-            answers = model.predict_proba(features.transform([prepare(texts[i]) for i in part.tolist()]))
+            answers = model.predict_proba(features.transform(clean_texts([texts[i] for i in part.tolist()])))
             probabilities[np.ix_(part, model.classes_)] = answers
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return classes, y, probabilities

@@ -68,10 +68,7 @@ def measure() -> list[Measurement]:
         seen=list(range(_CLASSES)),
         prior=np.full(_CLASSES, 1 / _CLASSES),
         candidate={},
-        chosen={},
-        verify_texts=texts[:50],
-        validation_logits=np.empty((0, _CLASSES)),
-        validation_labels=[],
+        texts=texts[:50],
         max_length=_MAX_LENGTH,
         precision="int8",  # random weights say nothing about which labels 8 bits change
     )

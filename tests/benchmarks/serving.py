@@ -127,10 +127,13 @@ def _register(folder: Path, kind: str, example: str) -> str:
     from reviewclf.registry import CHAMPION, REGISTERED_MODEL
     from reviewclf.registry.model import log_model, register
     from reviewclf.registry.tracking import Tracker
+    from reviewclf.training.kinds import load_kind
 
     tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db")
     run = tracker.open_run("key", kind="candidate", name="benchmark", description="")
-    uri = log_model(tracker, run, folder / "classifier", kind=kind, example=example, metadata={})
+    uri = log_model(
+        tracker, run, folder / "classifier", packages=load_kind(kind).classifier().packages, example=example, metadata={}
+    )
     version = register(tracker, run_id=run, model_uri=uri, tags={}, description="")
     tracker.client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
     return tracker.tracking_uri
@@ -213,10 +216,7 @@ def _random_encoder(folder: Path) -> bool:
         seen=list(range(_CLASSES)),
         prior=np.full(_CLASSES, 1 / _CLASSES),
         candidate={},
-        chosen={},
-        verify_texts=load_reviews()[0][:50],
-        validation_logits=np.empty((0, _CLASSES)),
-        validation_labels=[],
+        texts=load_reviews()[0][:50],
         max_length=128,
         precision="int8",  # random weights say nothing about which labels 8 bits change
     ).save(folder)
@@ -229,8 +229,8 @@ def _frozen_encoder(folder: Path) -> bool:
         return False
     from reviewclf.settings import load_settings
     from reviewclf.taxonomy import Taxonomy
-    from reviewclf.training import train_candidate
     from reviewclf.training.candidates import load_candidates
+    from reviewclf.training.rows import TrainingJob
 
     taxonomy = Taxonomy.load(load_settings(_env_file=None).taxonomy)
     with (_SHARED / "data" / "reviews.csv").open(encoding="utf-8", newline="") as file:
@@ -241,13 +241,7 @@ def _frozen_encoder(folder: Path) -> bool:
     frame = frame[frame["label"].isin(taxonomy.names)]
     bundled = load_candidates(ROOT / "tests" / "candidates-e5-small-ru.yaml")
     candidate = next(candidate for candidate in bundled if candidate.kind == "frozen-encoder")
-    train_candidate(
-        candidate,
-        frame,
-        frame.iloc[:0],
-        classes=taxonomy.names,
-        stems=taxonomy.keyword_stems,
-        seed=0,
-        encoders=_SHARED / "models",
-    ).save(folder)
+    stems = taxonomy.keyword_stems
+    job = TrainingJob(frame, frame.iloc[:0], classes=taxonomy.names, stems=stems, encoders=_SHARED / "models")
+    candidate.train(job).save(folder)
     return True

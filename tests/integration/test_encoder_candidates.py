@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -176,13 +177,13 @@ def test_fine_tuning_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_o
     }
     command = [sys.executable, "-c", _TRAIN, str(manifest)]
     process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
-    steps: dict[str, int] = {}
+    steps: dict[Path, float] = {}
 
     def in_the_middle() -> bool:
-        for path in settings.home.glob("checkpoints/*/checkpoint-*/progress.json"):
-            progress = json.loads(path.read_text(encoding="utf-8"))
-            steps.update(epochs=len(progress["history"]), rows=progress["rows"])
-        return steps.get("epochs", 0) >= 1 and steps.get("rows", 0) > 0
+        for path in settings.home.glob("checkpoints/*/job-*/checkpoint-*/trainer_state.json"):
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # it goes, or is just being written
+                steps[path] = json.loads(path.read_text(encoding="utf-8"))["epoch"]
+        return any(epoch > 1 and not epoch.is_integer() for epoch in steps.values())
 
     deadline = time.monotonic() + 240
     while not in_the_middle():

@@ -106,9 +106,9 @@ def test_run_of_a_registered_version_outlives_a_store_that_forgot_it(tracker: Tr
     arguments = {"parent": parent, "candidate": "logreg", "name": "logreg", "description": ""}
     save_small(tmp_path / "classifier")
     with tracker.candidate_run("key-1", **arguments) as first:
-        uri = log_model(tracker, first, tmp_path / "classifier", kind="linear", example="платье", metadata={})
+        uri = log_model(tracker, first, tmp_path / "classifier", packages=["skops"], example="платье", metadata={})
     with tracker.candidate_run("key-1", **arguments) as second:
-        uri = log_model(tracker, second, tmp_path / "classifier", kind="linear", example="платье", metadata={})
+        uri = log_model(tracker, second, tmp_path / "classifier", packages=["skops"], example="платье", metadata={})
     assert not tracker.is_alive(first), "nothing was made of it"
     version = register(tracker, run_id=second, model_uri=uri, tags={}, description="")
     with tracker.candidate_run("key-1", **arguments) as third:

@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db")
     run = tracker.open_run("key", kind="candidate", name="small", description="")
     saved: Path = save_small(folder / "model")
-    return mlflow.pyfunc.load_model(log_model(tracker, run, saved, kind="linear", example=REVIEWS[0], metadata={}))
+    return mlflow.pyfunc.load_model(log_model(tracker, run, saved, packages=["skops"], example=REVIEWS[0], metadata={}))
 
 
 @pytest.mark.case(79)

@@ -52,7 +52,7 @@ class Registry:
 
     def _register(self, folder: Path, number: int) -> str:
         run = self.tracker.open_run(f"key{number}", kind="candidate", name=f"small-{number}", description="for tests")
-        uri = log_model(self.tracker, run, folder, kind="linear", example=REVIEWS[0], metadata={})
+        uri = log_model(self.tracker, run, folder, packages=["skops"], example=REVIEWS[0], metadata={})
         figures = {"gold/weighted_f1": 0.9, "gold/weighted_f1_low": 0.8, "gold/weighted_f1_high": 0.95, "gold/rows": 420}
         self.tracker.log(run, metrics=figures)
         tags = {"reviewclf.candidate": f"small-{number}", "reviewclf.gate": "passed"}

@@ -10,7 +10,8 @@ import pytest
 from reviewclf.augmentation.amounts import Choice, cheapest, choose_amounts, curve_table, in_order, recall_on
 from reviewclf.settings import AugmentationSettings, load_settings
 from reviewclf.text import text_hash
-from reviewclf.training.candidates import LinearCandidate, load_candidates, parse_candidate
+from reviewclf.training.candidates import load_candidates, parse_candidate
+from reviewclf.training.linear import LinearCandidate
 
 CLASSES = ["обувь", "одежда", "зонты"]
 CANDIDATE = parse_candidate(

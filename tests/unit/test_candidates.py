@@ -10,7 +10,8 @@ import yaml
 from reviewclf.errors import TrainingError
 from reviewclf.manifest import digest_of
 from reviewclf.settings import load_settings
-from reviewclf.training.candidates import LinearParams, load_candidates
+from reviewclf.training.candidates import load_candidates
+from reviewclf.training.linear import LinearParams
 
 WORDS = {"ngram_range": [1, 2], "min_df": 2, "max_features": 30_000}
 PARAMS = {"estimator": "logistic_regression", "word": WORDS}

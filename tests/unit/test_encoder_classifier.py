@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from transformers import AutoTokenizer
 from reviewclf.errors import RegistryError, TrainingError
 from reviewclf.training import onnx_session
 from reviewclf.training.calibration import abstain_thresholds, fit_temperature
-from reviewclf.training.encoder_classifier import EncoderClassifier, fast_tokenizer
+from reviewclf.training.encoder_classifier import EncoderClassifier
 from reviewclf.training.encoder_network import EncoderNetwork
 from reviewclf.training.model import load_model
-from reviewclf.training.onnx_session import batches, default_threads, open_session, read_tokenizer, softmax
+from reviewclf.training.onnx_session import OnnxEncoder, TextReader, default_threads, softmax
 from tests.unit.tiny_encoder import CLASSES, SEEN, tiny_network, tiny_tokenizer, torch_logits, toy_reviews
 
 TEXTS, LABELS = toy_reviews()
@@ -33,20 +34,20 @@ VALIDATION = toy_reviews(150)[0][120:]
 VALIDATION_LABELS = toy_reviews(150)[1][120:]
 
 
-def _classifier(**changes: Any) -> EncoderClassifier:
+def _classifier(labels: Sequence[str] = VALIDATION_LABELS, **changes: Any) -> EncoderClassifier:
     arguments: dict[str, Any] = {
         "classes": CLASSES,
         "seen": SEEN,
         "prior": PRIOR,
         "candidate": {"name": "tiny"},
         "chosen": {"learning_rate": 0.1},
-        "verify_texts": TEXTS,
-        "validation_logits": torch_logits(tiny_network(), VALIDATION),
-        "validation_labels": VALIDATION_LABELS,
+        "texts": TEXTS,
         "max_length": 64,
         **changes,
     }
-    return EncoderClassifier.from_network(tiny_network(), tiny_tokenizer(), **arguments)
+    classifier = EncoderClassifier.from_network(tiny_network(), tiny_tokenizer(), **arguments)
+    classifier.calibrate(pd.DataFrame({"text_clean": VALIDATION, "label": labels}), scale=True)
+    return classifier
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +128,11 @@ def test_verification_ignores_classes_never_seen() -> None:
     network.load_state_dict(tiny_network().state_dict())
     with torch.no_grad():
         network.head.bias[2] += 1000.0
-    arguments: dict[str, Any] = {"classes": CLASSES, "seen": SEEN, "prior": PRIOR, "candidate": {}, "chosen": {}}
+    arguments: dict[str, Any] = {"classes": CLASSES, "seen": SEEN, "prior": PRIOR, "candidate": {}}
     classifier = EncoderClassifier.from_network(
         network,
         tiny_tokenizer(),
-        verify_texts=TEXTS,
-        validation_logits=np.empty((0, 4)),
-        validation_labels=[],
+        texts=TEXTS,
         max_length=64,
         **arguments,
     )
@@ -150,17 +149,17 @@ def test_tokens_are_those_of_transformers_on_real_reviews(shared_data: Path, nam
         pytest.skip(f"{name} is not here: put it into ../shared/models")
     texts = pd.read_csv(shared_data / "reviews.csv")["text"].tolist()[:500]
     theirs = AutoTokenizer.from_pretrained(folder)
-    content, pad_id = fast_tokenizer(theirs)
+    reader = TextReader.of(theirs, max_length=24)
     expected = theirs(texts, truncation=True, max_length=24)["input_ids"]
-    assert pad_id == theirs.pad_token_id
-    for rows, inputs in batches(read_tokenizer(content, 24), texts, pad_id=pad_id):
+    assert reader.pad_id == theirs.pad_token_id
+    for rows, inputs in reader.batches(texts):
         for row, ids, mask in zip(rows, inputs["input_ids"], inputs["attention_mask"], strict=True):
             assert ids[: mask.sum()].tolist() == expected[row]
 
 
 def test_tokenizer_without_a_fast_form_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"has no tokenizer\.json"):
-        fast_tokenizer(object())
+        TextReader.of(object(), max_length=64)
 
 
 def test_threads_are_bounded() -> None:
@@ -188,9 +187,9 @@ def test_validation_rows_calibrate(fp32: EncoderClassifier) -> None:
     assert fp32.validation_probabilities is not None
     assert np.allclose(fp32.validation_probabilities, fp32.predict_proba(VALIDATION), atol=1e-4)
     wrong = ["посуда" if label == "одежда" else "одежда" for label in VALIDATION_LABELS]
-    unsure = _classifier(precision="fp32", validation_labels=wrong)
+    unsure = _classifier(precision="fp32", labels=wrong)
     assert unsure.temperature > 5 > fp32.temperature
-    foreign = _classifier(precision="fp32", validation_labels=["мебель"] * len(VALIDATION))
+    foreign = _classifier(precision="fp32", labels=["мебель"] * len(VALIDATION))
     assert foreign.temperature == 1.0
     assert foreign.predict(["платье"], abstain=True) == ["не уверен"]
 
@@ -383,4 +382,4 @@ def test_8_bit_model_on_a_processor_without_vnni_is_announced(
 
 def test_session_of_no_model_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"^model\.onnx"):
-        open_session(b"")
+        OnnxEncoder(b"", TextReader.of(tiny_tokenizer(), max_length=8))

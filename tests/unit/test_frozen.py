@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,22 +17,17 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.errors import EncoderUnavailableError, RegistryError, TrainingError
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training.candidates import CandidateBase
 from reviewclf.training.encoder_network import EncoderNetwork
-from reviewclf.training.frozen import FrozenEncoderClassifier, FrozenEncoderParams, train_frozen
-from reviewclf.training.model import load_model
+from reviewclf.training.frozen import FrozenEncoderCandidate, FrozenEncoderClassifier, FrozenEncoderParams
+from reviewclf.training.model import TextClassifier, load_model
+from reviewclf.training.rows import TrainingJob
 from tests.unit.tiny_encoder import CLASSES, save_checkpoint, tiny_body, tiny_tokenizer, toy_reviews
 
 TEXTS, LABELS = toy_reviews(150)
 STEMS = {"одежда": ["плать", "юбк"], "посуда": ["чашк", "нож"]}
-
-
-class Candidate(CandidateBase):
-    kind: Literal["frozen-encoder"]
-    params: FrozenEncoderParams
 
 
 def _rows(texts: list[str], labels: list[str]) -> pd.DataFrame:
@@ -49,14 +44,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(
     checkpoint: Path, train: pd.DataFrame = TRAIN, validation: pd.DataFrame = VALIDATION, *, stems: Any = None, **params: Any
-) -> FrozenEncoderClassifier:
-    settings = {"checkpoint": "tiny", "C": [10.0], "max_length": 64, "standardise": True, "precision": "fp32", **params}
-    candidate = Candidate.model_validate({"name": "trial", "kind": "frozen-encoder", "params": settings})
-    return train_frozen(candidate, train, validation, classes=CLASSES, stems=stems, seed=0, checkpoint=checkpoint)
+) -> TextClassifier:
+    settings = {
+        "checkpoint": checkpoint.name,
+        "C": [10.0],
+        "max_length": 64,
+        "standardise": True,
+        "precision": "fp32",
+        **params,
+    }
+    candidate = FrozenEncoderCandidate.model_validate({"name": "trial", "kind": "frozen-encoder", "params": settings})
+    return candidate.train(TrainingJob(train, validation, classes=CLASSES, stems=stems or {}, encoders=checkpoint.parent))
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint: Path) -> FrozenEncoderClassifier:
+def plain(checkpoint: Path) -> TextClassifier:
     return _train(checkpoint)
 
 
@@ -96,7 +98,7 @@ def test_answers_are_those_of_a_logistic_regression_of_the_states(checkpoint: Pa
     assert np.ptp(expected, axis=0).min() > 0.2
 
 
-def test_unseen_class_gets_nothing_and_empty_texts_the_prior(plain: FrozenEncoderClassifier) -> None:
+def test_unseen_class_gets_nothing_and_empty_texts_the_prior(plain: TextClassifier) -> None:
     answer = plain.predict_proba(["чашка", "", None, "<br>"])
     assert plain.seen_classes == ["одежда", "посуда", "нет товара"]
     assert answer[0, 2] == 0.0
@@ -104,7 +106,7 @@ def test_unseen_class_gets_nothing_and_empty_texts_the_prior(plain: FrozenEncode
     assert np.allclose(answer.sum(axis=1), 1.0)
 
 
-def test_validation_probabilities_are_the_answers_and_calibrated(plain: FrozenEncoderClassifier, checkpoint: Path) -> None:
+def test_validation_probabilities_are_the_answers_and_calibrated(plain: TextClassifier, checkpoint: Path) -> None:
     assert plain.validation_probabilities is not None
     assert np.array_equal(plain.validation_probabilities, plain.predict_proba(TEXTS[120:]))
     wrong = VALIDATION.assign(label=VALIDATION["label"].iloc[::-1].tolist())
@@ -143,7 +145,7 @@ def test_stems_help_with_words_the_training_rows_lack(checkpoint: Path) -> None:
     assert with_stems.predict_proba([unknown])[0, 0] > without.predict_proba([unknown])[0, 0] + 0.05
 
 
-def test_prefix_is_put_before_each_text(checkpoint: Path, plain: FrozenEncoderClassifier) -> None:
+def test_prefix_is_put_before_each_text(checkpoint: Path, plain: TextClassifier) -> None:
     bare = _rows([f"query {text}" for text in TEXTS[:120]], LABELS[:120])
     prefixed = _train(checkpoint, prefix="query ", validation=VALIDATION.head(0))
     spelled_out = _train(checkpoint, train=bare, validation=VALIDATION.head(0))
@@ -168,7 +170,7 @@ def test_served_precision_is_chosen_by_labels(checkpoint: Path) -> None:
     assert 1e-4 < trained["int8"]["largest_difference"] < 0.5  # type: ignore[index, call-overload, operator]
 
 
-def test_equal_inputs_give_an_equal_classifier(checkpoint: Path, plain: FrozenEncoderClassifier) -> None:
+def test_equal_inputs_give_an_equal_classifier(checkpoint: Path, plain: TextClassifier) -> None:
     assert np.array_equal(_train(checkpoint).predict_proba(TEXTS), plain.predict_proba(TEXTS))
 
 
@@ -188,7 +190,7 @@ def test_rows_that_cannot_be_trained_on_are_refused(checkpoint: Path, change: An
 
 
 def test_folder_without_an_encoder_is_refused(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(TrainingError, match=r"candidate trial: .*no encoder can be loaded"):
+    with pytest.raises(EncoderUnavailableError, match=r"holds no config\.json"):
         _train(tmp_path)
     damaged = Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
     with pytest.raises(TrainingError, match="max_length: 65, but the encoder reads 64 tokens"):
@@ -210,7 +212,7 @@ def test_settings_have_a_contract(change: dict[str, Any]) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def test_saved_classifier_answers_as_before(plain: FrozenEncoderClassifier, saved: Path, tmp_path: Path) -> None:
+def test_saved_classifier_answers_as_before(plain: TextClassifier, saved: Path, tmp_path: Path) -> None:
     plain.save(tmp_path / "plain")
     texts = [*TEXTS[:20], "", None]
     loaded = load_model(tmp_path / "plain")
@@ -284,15 +286,10 @@ def test_real_encoder_on_real_reviews(shared_data: Path) -> None:
     held_out = np.arange(len(rows)) % 4 == 0
     taxonomy = Taxonomy.load(load_settings(_env_file=None).taxonomy)
     params = {"checkpoint": "e5-small-ru", "precision": "fp32"}
-    candidate = Candidate.model_validate({"name": "e5", "kind": "frozen-encoder", "params": params})
-    classifier = train_frozen(
-        candidate,
-        rows[~held_out],
-        rows[held_out],
-        classes=taxonomy.names,
-        stems=taxonomy.keyword_stems,
-        seed=0,
-        checkpoint=checkpoint,
+    candidate = FrozenEncoderCandidate.model_validate({"name": "e5", "kind": "frozen-encoder", "params": params})
+    stems = taxonomy.keyword_stems
+    classifier = candidate.train(
+        TrainingJob(rows[~held_out], rows[held_out], classes=taxonomy.names, stems=stems, encoders=checkpoint.parent)
     )
     predicted = classifier.predict(rows[held_out]["text_clean"].tolist())
     assert f1_score(rows[held_out]["label"], predicted, average="weighted") > 0.88

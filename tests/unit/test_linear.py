@@ -19,11 +19,10 @@ from reviewclf.errors import RegistryError, TrainingError
 from reviewclf.evaluation import evaluate, expected_calibration_error
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
-from reviewclf.training import train_candidate
-from reviewclf.training.candidates import LinearCandidate, load_candidates
-from reviewclf.training.linear import train_linear
-from reviewclf.training.linear_classifier import LinearClassifier
-from reviewclf.training.model import load_model
+from reviewclf.training.candidates import Candidate, load_candidates
+from reviewclf.training.linear import LinearCandidate
+from reviewclf.training.model import TextClassifier, load_model
+from reviewclf.training.rows import TrainingJob
 
 SETTINGS = load_settings(_env_file=None)
 TAXONOMY = Taxonomy.load(SETTINGS.taxonomy)
@@ -83,15 +82,15 @@ def _candidate(**params: Any) -> LinearCandidate:
 
 
 def _train(
-    candidate: LinearCandidate,
+    candidate: Candidate,
     train: pd.DataFrame | None = None,
     validation: pd.DataFrame = EMPTY,
     *,
     stems: dict[str, list[str]] = STEMS,
     seed: int = 0,
-) -> LinearClassifier:
+) -> TextClassifier:
     rows = _rows(REVIEWS) if train is None else train
-    return train_linear(candidate, rows, validation, classes=CLASSES, stems=stems, seed=seed)
+    return candidate.train(TrainingJob(rows, validation, classes=CLASSES, stems=stems, seed=seed))
 
 
 def _labels(classifier: Any, texts: list[str]) -> list[str]:
@@ -99,14 +98,14 @@ def _labels(classifier: Any, texts: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=list(BUNDLED))
-def bundled(request: pytest.FixtureRequest) -> LinearClassifier:
+def bundled(request: pytest.FixtureRequest) -> TextClassifier:
     return _train(BUNDLED[request.param])
 
 
 # -- what they learn -------------------------------------------------------------------------------------------------
 
 
-def test_bundled_candidates_tell_products_and_no_product_apart(bundled: LinearClassifier) -> None:
+def test_bundled_candidates_tell_products_and_no_product_apart(bundled: TextClassifier) -> None:
     texts = ["Юбка села хорошо, ткань приятная", "Крышка от кастрюли треснула", "Продавец вернул деньги"]
     assert _labels(bundled, texts) == ["одежда", "посуда", "нет товара"]
 
@@ -199,7 +198,7 @@ def test_two_classes_of_one_row_each_are_enough(name: str) -> None:
     assert _labels(classifier, ["платье", "кружка"]) == ["одежда", "посуда"]
 
 
-def test_category_without_rows_is_answered_with_zero(bundled: LinearClassifier) -> None:
+def test_category_without_rows_is_answered_with_zero(bundled: TextClassifier) -> None:
     assert bundled.classes == CLASSES
     assert bundled.seen_classes == ["одежда", "посуда", "нет товара"]
     answers = bundled.predict_proba(["телефон не заряжается", ""])
@@ -212,7 +211,7 @@ def test_category_without_rows_is_answered_with_zero(bundled: LinearClassifier) 
 
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.one_of(st.none(), st.text(max_size=60), st.just(float("nan"))), max_size=5))
-def test_any_texts_get_probabilities(bundled: LinearClassifier, texts: list[Any]) -> None:
+def test_any_texts_get_probabilities(bundled: TextClassifier, texts: list[Any]) -> None:
     answers = bundled.predict_proba(texts)
     assert answers.shape == (len(texts), len(CLASSES))
     assert answers.dtype == np.float64
@@ -221,18 +220,18 @@ def test_any_texts_get_probabilities(bundled: LinearClassifier, texts: list[Any]
 
 
 @pytest.mark.parametrize("text", [None, float("nan"), "", "  ", "😀", "https://example.com/a"])
-def test_text_without_content_gets_the_shares_of_training(bundled: LinearClassifier, text: Any) -> None:
+def test_text_without_content_gets_the_shares_of_training(bundled: TextClassifier, text: Any) -> None:
     expected = [1 / 3 if label in REVIEWS else 0.0 for label in CLASSES]
     assert bundled.predict_proba(["платье", text])[1].tolist() == pytest.approx(expected)
 
 
-def test_raw_text_is_answered_like_clean_text(bundled: LinearClassifier) -> None:
+def test_raw_text_is_answered_like_clean_text(bundled: TextClassifier) -> None:
     raw = "<b>ПЛАТЬЕ</b> &quot;огонь&quot; 😍 https://example.com/x  сёло"
     clean = 'платье "огонь" село'
     assert np.array_equal(bundled.predict_proba([raw]), bundled.predict_proba([clean]))
 
 
-def test_answer_does_not_depend_on_the_rest_of_the_batch(bundled: LinearClassifier) -> None:
+def test_answer_does_not_depend_on_the_rest_of_the_batch(bundled: TextClassifier) -> None:
     texts = [text for part in REVIEWS.values() for text in part]
     together = bundled.predict_proba(texts)
     assert np.allclose(together, np.vstack([bundled.predict_proba([text]) for text in texts]), atol=1e-12)
@@ -316,7 +315,7 @@ def test_validation_without_labels_is_refused() -> None:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_saved_classifier_answers_as_before(bundled: LinearClassifier, tmp_path: Path) -> None:
+def test_saved_classifier_answers_as_before(bundled: TextClassifier, tmp_path: Path) -> None:
     bundled.save(tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     texts = ["Платье село", "дуршлаг", "", None, "пришло 12.05, 92-74-98"]
@@ -325,7 +324,7 @@ def test_saved_classifier_answers_as_before(bundled: LinearClassifier, tmp_path:
     assert loaded.validation_probabilities is None
 
 
-def test_saved_folder_says_what_it_is_and_holds_no_pickle(bundled: LinearClassifier, tmp_path: Path) -> None:
+def test_saved_folder_says_what_it_is_and_holds_no_pickle(bundled: TextClassifier, tmp_path: Path) -> None:
     bundled.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.skops"]
     card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
@@ -343,14 +342,14 @@ class Foreign:
         self.payload = 1
 
 
-def test_tampered_file_with_another_type_is_refused(bundled: LinearClassifier, tmp_path: Path) -> None:
+def test_tampered_file_with_another_type_is_refused(bundled: TextClassifier, tmp_path: Path) -> None:
     bundled.save(tmp_path)
     skops.io.dump({"vectorizers": {}, "estimator": Foreign()}, tmp_path / "model.skops")
     with pytest.raises(RegistryError, match=r"model\.skops: holds .*Foreign"):
         load_model(tmp_path)
 
 
-def test_parts_that_do_not_fit_together_are_refused(bundled: LinearClassifier, tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_together_are_refused(bundled: TextClassifier, tmp_path: Path) -> None:
     bundled.save(tmp_path)
     card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     for change in (
@@ -369,7 +368,7 @@ def test_parts_that_do_not_fit_together_are_refused(bundled: LinearClassifier, t
             load_model(tmp_path)
 
 
-def test_damaged_and_missing_files_are_refused_by_name(bundled: LinearClassifier, tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused_by_name(bundled: TextClassifier, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"model\.json: cannot be read"):
         load_model(tmp_path)
     bundled.save(tmp_path)
@@ -386,9 +385,11 @@ def test_damaged_and_missing_files_are_refused_by_name(bundled: LinearClassifier
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(("change", "said"), [({"kind": "forest"}, "unknown kind 'forest'"), ({"format": 9}, "format 9")])
+@pytest.mark.parametrize(
+    ("change", "said"), [({"kind": "forest"}, "kind: expected one of linear, .*found 'forest'"), ({"format": 9}, "format 9")]
+)
 def test_folder_of_another_kind_or_format_is_refused(
-    bundled: LinearClassifier, tmp_path: Path, change: dict[str, Any], said: str
+    bundled: TextClassifier, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     bundled.save(tmp_path)
     card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
@@ -397,7 +398,7 @@ def test_folder_of_another_kind_or_format_is_refused(
         load_model(tmp_path)
 
 
-def test_other_package_versions_are_logged(bundled: LinearClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_package_versions_are_logged(bundled: TextClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundled.save(tmp_path)
     card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     card["versions"] = {"numpy": "0.1", "no-such-package": "1"}
@@ -428,7 +429,7 @@ def test_defaults_agree_with_votes_on_real_reviews_better_than_the_notebook(
     train, held_out = voted
     true = held_out["label"].tolist()
     started = time.perf_counter()
-    classifier = train_candidate(BUNDLED[name], train, held_out, classes=CLASSES, stems=STEMS, seed=0)
+    classifier = _train(BUNDLED[name], train, held_out)
     assert time.perf_counter() - started < 20
     probabilities = classifier.validation_probabilities
     assert probabilities is not None
@@ -449,7 +450,7 @@ def test_doubtful_answers_are_marked_only_if_asked_for(tmp_path: Path) -> None:
         {"text_clean": ["платье 1"] * 10 + ["чашка 2"] * 10, "label": ["одежда"] * 15 + ["посуда"] * 5, "weight": 1.0}
     )
     candidate = next(iter(BUNDLED.values()))
-    classifier = train_candidate(candidate, train, validation, classes=["одежда", "посуда"], seed=0)
+    classifier = candidate.train(TrainingJob(train, validation, classes=["одежда", "посуда"]))
     assert classifier.abstain["посуда"] == 1.0
     assert classifier.predict(["платье 1", "чашка 2"]) == ["одежда", "посуда"]
     classifier.save(tmp_path)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from reviewclf.training.losses import NEVER, class_weights, cross_entropy, focal, mask_unseen, symmetric_divergence
+from reviewclf.training.losses import cross_entropy, focal, symmetric_divergence
+from reviewclf.training.rows import class_weights
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [-3.0, 4.0, 1.0]])
 TARGET = torch.tensor([0, 2, 0])
@@ -55,13 +56,6 @@ def test_unseen_classes_take_no_part() -> None:
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[:, 1].tolist() == [0, 0, 0]
     assert logits.grad[:, 0].abs().min() > 0
-
-
-def test_masked_classes_have_no_probability_at_all() -> None:
-    masked = mask_unseen(torch.tensor([[-50.0, 80.0]]), [0])
-    assert masked.tolist() == [[-50.0, NEVER]]
-    assert torch.softmax(masked, 1).tolist() == [[1.0, 0.0]]
-    assert torch.softmax(masked.half(), 1).tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])

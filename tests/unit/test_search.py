@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from reviewclf.training.candidates import EncoderCandidate
+from reviewclf.training.encoder_params import EncoderParams
+from reviewclf.training.rows import TrainingJob
 from reviewclf.training.search import search
 
 
-def _candidate(trials: int = 6, **space: Any) -> EncoderCandidate:
+def _params(trials: int = 6, **space: Any) -> EncoderParams:
     space = space or {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "layer_decay": [0.8, 0.9, 1.0]}
-    params = {"checkpoint": "tiny", "epochs": 3, "search": {"trials": trials, "space": space}}
-    return EncoderCandidate.model_validate({"name": "trial", "kind": "encoder", "params": params})
+    return EncoderParams.model_validate({"checkpoint": "tiny", "epochs": 3, "search": {"trials": trials, "space": space}})
+
+
+def _job(seed: int = 0, checkpoints: Path | None = None) -> TrainingJob:
+    return TrainingJob(pd.DataFrame(), pd.DataFrame(), classes=[], seed=seed, checkpoints=checkpoints)
+
+
+class Tuned(NamedTuple):
+    history: list[dict[str, float]]
+    network: str
 
 
 class Killed(BaseException):
@@ -29,31 +39,32 @@ class Trainer:
         self.tried: list[dict[str, float]] = []
         self._dies_after = dies_after
 
-    def __call__(self, candidate: EncoderCandidate, scratch: Path | None) -> tuple[float, str]:
+    def __call__(self, title: str, params: EncoderParams, job: TrainingJob) -> Tuned:
         if self._dies_after is not None and len(self.tried) == self._dies_after:
             raise Killed
-        assert candidate.params.search is None
-        self.tried.append({"learning_rate": candidate.params.learning_rate, "layer_decay": candidate.params.layer_decay})
-        return -abs(candidate.params.learning_rate - 1e-4), f"{candidate.params.learning_rate}"
+        assert params.search is None
+        self.tried.append({"learning_rate": params.learning_rate, "layer_decay": params.layer_decay})
+        score = 1 - abs(params.learning_rate - 1e-4)
+        return Tuned([{"epoch": 1.0, "weighted_f1": score}], f"{params.learning_rate}")
 
 
 def test_the_best_trial_wins() -> None:
     train = Trainer()
-    chosen, trained, trials = search(_candidate(), train, seed=0, scratch=None)
+    chosen, trained, trials = search("x", _params(), train, _job(seed=0, checkpoints=None))
     best = min(train.tried, key=lambda tried: abs(tried["learning_rate"] - 1e-4))
-    assert chosen.params.learning_rate == best["learning_rate"]
-    assert trained == str(best["learning_rate"])
+    assert chosen.learning_rate == best["learning_rate"]
+    assert trained.network == str(best["learning_rate"])
     assert [trial["learning_rate"] for trial in trials] == [tried["learning_rate"] for tried in train.tried]
     assert len({tried["learning_rate"] for tried in train.tried}) == 6
     assert all(1e-5 <= tried["learning_rate"] <= 1e-3 for tried in train.tried)
-    assert (chosen.params.epochs, chosen.params.search) == (3, None)
+    assert (chosen.epochs, chosen.search) == (3, None)
 
 
 def test_equal_seeds_ask_the_same_and_others_do_not() -> None:
     tried = []
     for seed in (0, 0, 1):
         train = Trainer()
-        search(_candidate(), train, seed=seed, scratch=None)
+        search("x", _params(), train, _job(seed=seed, checkpoints=None))
         tried.append(train.tried)
     assert tried[0] == tried[1] != tried[2]
 
@@ -61,11 +72,11 @@ def test_equal_seeds_ask_the_same_and_others_do_not() -> None:
 @pytest.mark.parametrize("done", [0, 2, 5])
 def test_killed_search_goes_on_behind_its_last_trial(tmp_path: Path, done: int) -> None:
     whole = Trainer()
-    undisturbed = search(_candidate(), whole, seed=0, scratch=None)
+    undisturbed = search("x", _params(), whole, _job(seed=0, checkpoints=None))
     first, second = Trainer(dies_after=done), Trainer()
     with pytest.raises(Killed):
-        search(_candidate(), first, seed=0, scratch=tmp_path)
-    assert search(_candidate(), second, seed=0, scratch=tmp_path) == undisturbed
+        search("x", _params(), first, _job(seed=0, checkpoints=tmp_path))
+    assert search("x", _params(), second, _job(seed=0, checkpoints=tmp_path)) == undisturbed
     assert [*first.tried, *second.tried][:6] == whole.tried
     assert len(second.tried) <= 6 - done + 1  # the best is trained once more if it is no longer at hand
     assert not list(tmp_path.iterdir())
@@ -83,4 +94,4 @@ def test_killed_search_goes_on_behind_its_last_trial(tmp_path: Path, done: int) 
 )
 def test_space_that_makes_no_sense_is_refused(space: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        _candidate(**space)
+        _params(**space)

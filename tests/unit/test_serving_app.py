@@ -168,10 +168,7 @@ def test_answer_of_an_8_bit_encoder_does_not_depend_on_who_else_asks(start: Call
         seen=SEEN,
         prior=np.array([0.5, 0.3, 0.0, 0.2]),
         candidate={},
-        chosen={},
-        verify_texts=texts,
-        validation_logits=np.empty((0, len(NAMES))),
-        validation_labels=[],
+        texts=texts,
         max_length=64,
         precision="int8",
     )
