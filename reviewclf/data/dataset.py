@@ -16,13 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_groups
-from reviewclf.data.gold import prepare_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.data.weights import over_cap, row_weights, suspected_errors
 from reviewclf.errors import DatasetError
 from reviewclf.settings import AugmentationSettings, DatasetSettings
-
-__all__ = ["DATASET_COLUMNS", "LEFT_OUT_COLUMNS", "build_dataset", "check_leaks", "prepare_gold", "split_groups"]
 
 DATASET_COLUMNS = ["review_id", "text_clean", "label", "weight", "origin", "group", "split"]
 LEFT_OUT_COLUMNS = ["review_id", "text_clean", "label", "origin", "reason"]
@@ -129,17 +126,15 @@ def build_dataset(
     made["group"] = near_duplicate_groups(made["text_clean"].tolist(), similarity=options.near_duplicate_similarity)
     made["split"] = "train"
     made["weight"] = made["confidence"] * synthetic.weight
-    parts = [kept[DATASET_COLUMNS], made[DATASET_COLUMNS]] if len(made) else [kept[DATASET_COLUMNS]]
+    parts = [kept, made] if len(made) else [kept]
     if gold is not None and len(gold):
-        parts.append(_test_rows(gold))
-    left_out = rows.loc[~reasons.none, [name for name in LEFT_OUT_COLUMNS if name != "reason"]].assign(
-        reason=reasons.values[~reasons.none]
-    )
-    dataset = pd.concat(parts, ignore_index=True).sort_values(["split", "review_id"], kind="stable", ignore_index=True)
+        parts.append(gold.assign(weight=1.0, origin="human", group=gold["text_hash"], split="test"))
+    left_out = rows.assign(reason=reasons.values).loc[~reasons.none, LEFT_OUT_COLUMNS].reset_index(drop=True)
+    dataset = pd.concat([part[DATASET_COLUMNS] for part in parts], ignore_index=True)
+    dataset = dataset.sort_values(["split", "review_id"], kind="stable", ignore_index=True)
     # The check looks at a million texts as well; what the dataset was made of need not stay beside them.
     del rows, kept, made, parts
     check_leaks(dataset, similarity=options.near_duplicate_similarity, synthetic_similarity=synthetic.similarity)
-    left_out = left_out[LEFT_OUT_COLUMNS].reset_index(drop=True)
     return dataset, left_out
 
 
@@ -230,20 +225,6 @@ def split_groups(rows: pd.DataFrame, *, share: float, seed: int) -> np.ndarray:
                 validation.add(str(group))
                 taken += size
     return np.where(rows["group"].isin(validation), "validation", "train")
-
-
-def _test_rows(gold: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "review_id": gold["review_id"],
-            "text_clean": gold["text_clean"],
-            "label": gold["label"],
-            "weight": 1.0,
-            "origin": "human",
-            "group": gold["text_hash"],
-            "split": "test",
-        }
-    )
 
 
 def _seeded_hash(seed: int, name: str) -> str:

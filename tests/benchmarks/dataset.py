@@ -52,7 +52,8 @@ def build(n: int) -> dict[str, float]:
 
     import pandas as pd
 
-    from reviewclf.data.dataset import build_dataset, prepare_gold
+    from reviewclf.data.dataset import build_dataset
+    from reviewclf.data.gold import prepare_gold
     from reviewclf.settings import DatasetSettings, load_settings
     from reviewclf.taxonomy import Taxonomy
     from reviewclf.text import clean_texts, text_hash

@@ -19,6 +19,7 @@ from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
+from reviewclf.training.linear import LinearCandidate
 from tests.integration.test_augmentation import CATEGORY, fast, labelled, make_settings
 
 __all__ = ["fast", "labelled", "make_settings"]
@@ -121,10 +122,10 @@ def test_what_another_attempt_may_mend_is_raised_while_there_is_one(
     dataset = train_stages.build_dataset(settings.model_copy(update={"seed": 5}))
 
     def fail(error: Exception) -> None:
-        def train_candidate(*arguments: object, **options: object) -> None:
+        def train(*arguments: object) -> None:
             raise error
 
-        monkeypatch.setattr(train_stages, "train_candidate", train_candidate)
+        monkeypatch.setattr(LinearCandidate, "train", train)
 
     fail(MemoryError("out of memory"))
     with pytest.raises(MemoryError):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reviewclf.data.dataset import build_dataset, check_leaks, prepare_gold
+from reviewclf.data.dataset import build_dataset
 from reviewclf.data.duplicates import near_duplicate_groups
-from reviewclf.data.gold import Gold, check_gold, load_gold
+from reviewclf.data.gold import Gold, check_gold, load_gold, prepare_gold
+from reviewclf.data.leaks import check_leaks
 from reviewclf.errors import DataContractError, DatasetError, LeakError
 from reviewclf.manifest import digest_of
 from reviewclf.settings import AugmentationSettings, DatasetSettings, load_settings

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reviewclf.data.dataset import build_dataset, prepare_gold
+from reviewclf.data.dataset import build_dataset
 from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_groups
+from reviewclf.data.gold import prepare_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.errors import LeakError
 from reviewclf.settings import DatasetSettings
