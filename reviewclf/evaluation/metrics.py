@@ -6,7 +6,7 @@ Intervals are percentile bootstrap intervals (Efron & Tibshirani, An Introductio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -115,18 +115,14 @@ def evaluate(
     draws = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=bootstrap).reshape(bootstrap, k, k)
     values, drawn = _metrics(confusion), _metrics(draws)
 
-    def interval(name: Metric) -> Interval:
+    intervals: dict[str, Any] = {}
+    for name, value in values.items():
         low, high = _bounds(drawn[name], confidence)
-        return Interval(value=float(values[name]), low=low, high=high)
-
+        intervals[name] = Interval(value=float(value), low=low, high=high)
     precision, recall, f1 = _class_scores(confusion)
     return Evaluation(
         n=n,
-        accuracy=interval("accuracy"),
-        precision=interval("precision"),
-        recall=interval("recall"),
-        weighted_f1=interval("weighted_f1"),
-        macro_f1=interval("macro_f1"),
+        **intervals,
         per_class=[
             ClassScore(
                 label=label,

@@ -56,6 +56,23 @@ class EncoderNetwork(nn.Module):
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
 
+    def check_length(self, max_length: int, *, title: str = "encoder", tokenizer: Any = None) -> None:
+        """Whether the encoder, and its tokenizer if it is given, read texts of `max_length` tokens.
+
+        Raises
+        ------
+        TrainingError
+            They do not; the message says how many they read.
+        """
+        usable: int = getattr(self.encoder.config, "max_position_embeddings", None) or max_length
+        # RoBERTa's kind counts positions from the one after the padding token's number.
+        table: Any = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        if getattr(table, "padding_idx", None) is not None:
+            usable -= table.padding_idx + 1
+        usable = min(usable, getattr(tokenizer, "model_max_length", usable))
+        if max_length > usable:
+            raise TrainingError(f"{title}: max_length: {max_length}, but the encoder reads {usable} tokens at most; lower it")
+
     def save(self, folder: Path) -> None:
         """Write ``config.json`` of the body, ``head.json`` and all weights as ``model.safetensors``."""
         from safetensors.torch import save_file

@@ -115,7 +115,7 @@ def export(
     TrainingError
         The network reads fewer tokens, cannot be written as ONNX, or the 32-bit file does not answer as the network does.
     """
-    _check_length(network, reader.max_length)
+    network.check_length(reader.max_length)
     module = _exportable(network, output)
     chosen = np.linspace(0, len(texts) - 1, min(len(texts), _MAX_TEXTS)).astype(int).tolist()
     texts = [texts[position] for position in chosen]
@@ -147,20 +147,8 @@ def export(
 
 def network_outputs(network: EncoderNetwork, reader: TextReader, texts: Sequence[str], output: Output) -> Floats:
     """What the network itself answers to cleaned texts, on the CPU: array of shape (n, width)."""
-    _check_length(network, reader.max_length)
+    network.check_length(reader.max_length)
     return _outputs(_exportable(network, output), reader, texts)
-
-
-def _check_length(network: EncoderNetwork, max_length: int) -> None:
-    positions: int | None = getattr(network.encoder.config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    # RoBERTa's kind counts positions from the one after the padding token's number.
-    table = getattr(getattr(network.encoder, "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    usable = positions - (0 if offset is None else offset + 1)
-    if max_length > usable:
-        raise TrainingError(f"max_length: {max_length}, but the encoder reads {usable} tokens at most; lower it")
 
 
 class _Exportable(nn.Module):

@@ -24,9 +24,10 @@ from reviewclf.training.candidates import load_candidates, parse_candidate
 from reviewclf.training.checkpoints import resolve_checkpoint
 from reviewclf.training.encoder import EncoderCandidate
 from reviewclf.training.encoder_network import EncoderNetwork
-from reviewclf.training.finetuning import SeededLengthGroups, TunedEncoder, Tuner, fine_tune, layer_rates
+from reviewclf.training.finetuning import TunedEncoder, fine_tune
 from reviewclf.training.losses import NEVER
 from reviewclf.training.rows import TrainingJob, without_light_rows
+from reviewclf.training.tuner import SeededLengthGroups, Tuner, layer_rates
 from tests.tiny_encoder import save_tiny_encoder
 
 CLASSES = ["одежда", "посуда", "электроника", "нет товара"]
@@ -362,9 +363,9 @@ def test_mixed_precision_leaves_a_plain_network(encoders: Path) -> None:
 def test_processor_decides_the_precision(
     encoders: Path, monkeypatch: pytest.MonkeyPatch, capable: bool, precision: str
 ) -> None:
-    from reviewclf.training import finetuning
+    from reviewclf.training import tuner
 
-    monkeypatch.setattr(finetuning, "_cpu_has_bf16", lambda: capable)
+    monkeypatch.setattr(tuner, "_cpu_has_bf16", lambda: capable)
     assert _difference(_train(encoders, epochs=1, precision="auto"), _train(encoders, epochs=1, precision=precision)) == 0
 
 
@@ -546,7 +547,7 @@ def test_checkpoint_is_a_name_and_no_path(name: str) -> None:
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"max_length": 65}, "max_length: tiny reads at most 64 tokens, found 65"),
+        ({"max_length": 65}, "max_length: 65, but the encoder reads 64 tokens at most"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"learning_rate": 1e30, "validation": EMPTY}, "the loss of epoch . is nan; lower learning_rate"),
         ({"train": TRAIN.assign(label="одежда")}, "at least two classes"),
@@ -567,7 +568,7 @@ def test_fallback_to_the_cpu_is_said_and_nothing_else_is_printed(
     _train(encoders, epochs=1)
     assert f"no GPU here: fine-tuning on the CPU with {torch.get_num_threads()} threads" in caplog.text
     assert "epoch 1 of 1" in caplog.text
-    assert {record.name for record in caplog.records} == {"reviewclf.training.finetuning"}
+    assert {record.name for record in caplog.records} == {"reviewclf.training.tuner"}
     assert capfd.readouterr() == ("", "")
 
 
