@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reviewclf import tables
 from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
