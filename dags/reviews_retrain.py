@@ -113,7 +113,7 @@ def reviews_retrain() -> None:
     @task
     def plan_synthesis() -> JsonValue:
         """Find the classes that are thin, and how many synthetic reviews to try for each."""
-        from reviewclf.stages import dataset as stages
+        from reviewclf.stages import synthesize as stages
 
         planned = run_stage(stages.plan_synthesis)
         details = planned["details"]
@@ -124,7 +124,7 @@ def reviews_retrain() -> None:
     def thin_classes(planned: JsonValue) -> JsonValue:
         """Name the thin classes, so that a task of its own writes for each; with none of them `synthesize` is skipped."""
         from reviewclf.manifest import Manifest
-        from reviewclf.stages import dataset as stages
+        from reviewclf.stages import synthesize as stages
 
         return stages.thin_classes(Manifest.model_validate(planned))  # type: ignore[return-value]
 
@@ -136,7 +136,7 @@ def reviews_retrain() -> None:
         "refused.",
     )
     def synthesize(planned: JsonValue, category: str) -> JsonValue:
-        from reviewclf.stages import dataset as stages
+        from reviewclf.stages import synthesize as stages
 
         return run_stage(stages.synthesize, planned, category=category, retry=has_attempts_left())
 

@@ -28,13 +28,13 @@ from reviewclf.night.report import (
 )
 from reviewclf.registry import CHAMPION
 from reviewclf.settings import Settings
-from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import promotion as promotion_stages
 from reviewclf.stages import review as review_stages
 from reviewclf.stages import score as score_stages
+from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 
@@ -149,10 +149,10 @@ class Night:
         settings = self.settings
         champion = champion_of(settings)
         self.report.champion = ChampionReport(before=champion, after=champion)
-        planned = self.call("plan_synthesis", dataset_stages.plan_synthesis)
+        planned = self.call("plan_synthesis", synthesize_stages.plan_synthesis)
         written = [
-            self.call(f"synthesize [{category}]", dataset_stages.synthesize, planned, category=category)
-            for category in dataset_stages.thin_classes(planned)
+            self.call(f"synthesize [{category}]", synthesize_stages.synthesize, planned, category=category)
+            for category in synthesize_stages.thin_classes(planned)
         ]
         dataset = self.call("build_dataset", train_stages.build_dataset, written)
         not_written: Any = dataset.details["not_written"]

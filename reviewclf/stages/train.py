@@ -1,11 +1,11 @@
-"""Retraining: the dataset and the candidates. What follows lies in the modules `evaluate`, `judge` and `promotion`."""
+"""Training of one candidate, and all that a retrain consists of."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
 from reviewclf.registry.runs import candidate_name, log_dataset, metrics_of, retrain_run, skip_candidate, tracker_of
 from reviewclf.settings import Settings
-from reviewclf.stages.dataset import build
+from reviewclf.stages.dataset import build_dataset
 from reviewclf.stages.evaluate import evaluate
 from reviewclf.stages.gate import gate
 from reviewclf.stages.promotion import promote
@@ -45,31 +45,6 @@ def candidate_names(settings: Settings, *, encoders: bool | None = None) -> list
     """
     known = load_candidates(settings.candidates)
     return [candidate.name for candidate in known if encoders is None or candidate.fine_tunes == encoders]
-
-
-def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> Manifest:
-    """Build the training set (:func:`reviewclf.stages.dataset.build`) and open the retrain's MLflow run.
-
-    Parameters
-    ----------
-    synthesized : sequence of Manifest
-        From :func:`reviewclf.stages.dataset.synthesize`, one a thin class.
-
-    Returns
-    -------
-    Manifest
-        The dataset card; ``details["not_written"]`` says for which thin classes nothing could be written, and why.
-    """
-    manifest = build(settings, synthesized)
-    tracker, store = tracker_of(settings), Store(settings.store_uri)
-    run_id = retrain_run(tracker, manifest, store)
-    not_written = {
-        str(part.details["category"]): str(part.details["skipped"]) for part in synthesized if "skipped" in part.details
-    }
-    if not_written:
-        logger.error("goes on without synthetic reviews of %s", ", ".join(not_written))
-        tracker.log(run_id, tags={"reviewclf.not_written": "; ".join(f"{name}: {why}" for name, why in not_written.items())})
-    return manifest.model_copy(update={"details": {**manifest.details, "not_written": not_written}})
 
 
 def train(settings: Settings, dataset: Manifest, candidate: str, *, retry: bool = False) -> Manifest:

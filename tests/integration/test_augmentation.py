@@ -20,6 +20,7 @@ from reviewclf.manifest import Manifest
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 from tests.integration.test_stages import run_ingest, run_label, tables
@@ -64,8 +65,8 @@ def make_settings(tmp_path: Path, fast: Path, labelled: str, monkeypatch: pytest
 
 
 def build(settings: Settings) -> tuple[Manifest, list[Manifest], Manifest]:
-    planned = dataset_stages.plan_synthesis(settings)
-    synthesized = [dataset_stages.synthesize(settings, planned, name) for name in dataset_stages.thin_classes(planned)]
+    planned = synthesize_stages.plan_synthesis(settings)
+    synthesized = [synthesize_stages.synthesize(settings, planned, name) for name in synthesize_stages.thin_classes(planned)]
     return planned, synthesized, train_stages.build_dataset(settings, synthesized)
 
 
@@ -77,7 +78,7 @@ def rows_of(settings: Settings, manifest: Manifest, output: str = "dataset") -> 
 def test_sample_goes_the_whole_way(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
     planned, synthesized, dataset = build(settings)
-    assert dataset_stages.thin_classes(planned) == [CATEGORY]
+    assert synthesize_stages.thin_classes(planned) == [CATEGORY]
     counts = synthesized[0].counts
     assert counts["written"] == counts["kept"] + sum(n for name, n in counts.items() if name.startswith("refused_"))
 
@@ -150,14 +151,14 @@ def test_without_recorded_votes_nothing_is_kept(make_settings: Callable[..., Set
 
 def test_class_that_was_not_planned_is_named(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings()
-    planned = dataset_stages.plan_synthesis(settings)
+    planned = synthesize_stages.plan_synthesis(settings)
     with pytest.raises(AugmentationError, match="nothing is planned for 'обувь'; planned are украшения"):
-        dataset_stages.synthesize(settings, planned, "обувь")
+        synthesize_stages.synthesize(settings, planned, "обувь")
 
 
 def test_costly_writer_is_paid_once(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make_settings(augmentation={"amounts": [0.5], "folds": 2})
-    recorded = generators.make_generator(settings, dataset_stages.Taxonomy.load(settings.taxonomy))
+    recorded = generators.make_generator(settings, synthesize_stages.Taxonomy.load(settings.taxonomy))
     assert recorded is not None
     paid: list[int] = []
 
@@ -178,18 +179,18 @@ def test_costly_writer_is_paid_once(make_settings: Callable[..., Settings], monk
                 yield answer.model_copy(update={"generator": self.version, "tokens_out": 10})
 
     writer = Costly()
-    monkeypatch.setattr(dataset_stages, "make_generator", lambda *arguments: writer)
-    planned = dataset_stages.plan_synthesis(settings)
+    monkeypatch.setattr(synthesize_stages, "make_generator", lambda *arguments: writer)
+    planned = synthesize_stages.plan_synthesis(settings)
     with pytest.raises(AnnotatorUnavailableError):
-        dataset_stages.synthesize(settings, planned, CATEGORY, retry=True)
+        synthesize_stages.synthesize(settings, planned, CATEGORY, retry=True)
     writer.lasts = 100
-    synthesized = [dataset_stages.synthesize(settings, planned, CATEGORY)]
+    synthesized = [synthesize_stages.synthesize(settings, planned, CATEGORY)]
     assert sorted(paid) == list(range(len(paid)))
     train_stages.build_dataset(settings, synthesized)
     assert tables(settings)["synthetic_written"]["number"].tolist() == paid
     # The next night, with another candidate stage digest: everything is known.
     before = list(paid)
-    again = dataset_stages.synthesize(settings, dataset_stages.plan_synthesis(settings), CATEGORY)
+    again = synthesize_stages.synthesize(settings, synthesize_stages.plan_synthesis(settings), CATEGORY)
     assert paid == before
     assert again.keys("kept") == synthesized[0].keys("kept")
 

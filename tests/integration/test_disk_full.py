@@ -25,10 +25,10 @@ from reviewclf.promotion.aliases import history
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings, load_settings
-from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import score as score_stages
+from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.stages.evaluate import score_champion
 from reviewclf.storage import Store
@@ -211,10 +211,10 @@ def undisturbed(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Set
 
 def train(settings: Settings) -> tuple[Manifest, list[Manifest]]:
     forget_tracking_server()
-    planned = dataset_stages.plan_synthesis(settings)
-    categories = dataset_stages.thin_classes(planned)
+    planned = synthesize_stages.plan_synthesis(settings)
+    categories = synthesize_stages.thin_classes(planned)
     assert categories
-    synthesized = [dataset_stages.synthesize(settings, planned, category) for category in categories]
+    synthesized = [synthesize_stages.synthesize(settings, planned, category) for category in categories]
     dataset = train_stages.build_dataset(settings, synthesized)
     return dataset, [train_stages.train(settings, dataset, name) for name in train_stages.candidate_names(settings)]
 

@@ -16,7 +16,7 @@ from reviewclf.errors import AnnotatorUnavailableError, AugmentationError, Regis
 from reviewclf.promotion.leaderboard import leaderboard, render
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
-from reviewclf.stages import dataset as dataset_stages
+from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
 from reviewclf.training.linear import LinearCandidate
@@ -161,10 +161,10 @@ def test_retrain_goes_on_without_a_writer_and_says_so(
 ) -> None:
     settings = make_settings()
     plain = train_stages.build_dataset(make_settings(synthetic=None))
-    monkeypatch.setattr(dataset_stages, "make_generator", lambda *arguments: Writer(error))
-    planned = dataset_stages.plan_synthesis(settings)
-    assert dataset_stages.thin_classes(planned) == [CATEGORY]
-    written = dataset_stages.synthesize(settings, planned, CATEGORY)
+    monkeypatch.setattr(synthesize_stages, "make_generator", lambda *arguments: Writer(error))
+    planned = synthesize_stages.plan_synthesis(settings)
+    assert synthesize_stages.thin_classes(planned) == [CATEGORY]
+    written = synthesize_stages.synthesize(settings, planned, CATEGORY)
     dataset = train_stages.build_dataset(settings, [written])
     assert dataset.details["not_written"] == {CATEGORY: f"{type(error).__name__}: {error}"}
     assert dataset.keys("dataset") == plain.keys("dataset")
@@ -172,7 +172,7 @@ def test_retrain_goes_on_without_a_writer_and_says_so(
     assert run.data.tags["reviewclf.not_written"] == f"{CATEGORY}: {type(error).__name__}: {error}"
     # The next night asks again.
     monkeypatch.undo()
-    again = dataset_stages.synthesize(settings, dataset_stages.plan_synthesis(settings), CATEGORY)
+    again = synthesize_stages.synthesize(settings, synthesize_stages.plan_synthesis(settings), CATEGORY)
     assert again.counts["kept"] > 0
     assert train_stages.build_dataset(settings, [again]).details["not_written"] == {}
 
@@ -181,8 +181,8 @@ def test_file_of_synthetic_reviews_that_cannot_be_read_costs_only_them(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = make_settings(synthetic=str(tmp_path / "none.csv"))
-    planned = dataset_stages.plan_synthesis(settings)
-    assert dataset_stages.thin_classes(planned) == []
+    planned = synthesize_stages.plan_synthesis(settings)
+    assert synthesize_stages.thin_classes(planned) == []
     assert planned.details["failed"] is True
     assert "none.csv" in str(planned.details["skipped"])
     assert Store(settings.store_uri).read_table(train_stages.build_dataset(settings).keys("dataset")).num_rows > 0
