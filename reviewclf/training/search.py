@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,6 @@ from reviewclf.training.rows import TrainingJob
 
 logger = logging.getLogger(__name__)
 
-_FILE = "search.json"
-
-
 T = TypeVar("T")
 
 
@@ -26,7 +23,7 @@ def search(
 ) -> tuple[EncoderParams, T, list[dict[str, Any]]]:
     """Fine-tune several times, as ``params.search`` says, and keep the best.
 
-    Finished trials are noted in the job's scratch folder: a search that was killed goes on behind the last of them.
+    Finished trials are kept in the job's scratch folder: a search that was killed goes on behind the last of them.
 
     Parameters
     ----------
@@ -53,56 +50,47 @@ def search(
 
     assert params.search is not None  # noqa: S101 - the caller's business
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=job.seed))
-    trials = _read(job.checkpoints)
-    done = len(trials)
-    best: tuple[float, int, T | None] = (-1.0, 0, None)
+    folder = None if job.checkpoints is None else job.checkpoints / "search"
+    study = optuna.create_study(storage=_storage(folder), study_name="search", load_if_exists=True, direction="maximize")
+    trained: dict[int, T] = {}
 
-    def run(number: int) -> T:
+    def run(trial: Any) -> T:
         # The epochs of trials would mix with each other; those of the best are told at the end.
-        folder = None if job.checkpoints is None else job.checkpoints / f"trial-{number}"
-        return fine_tune(title, _with(title, params, trials[number]), replace(job, checkpoints=folder, on_epoch=None))
+        scratch = None if job.checkpoints is None else job.checkpoints / f"trial-{trial.number}"
+        return fine_tune(title, _with(title, params, trial.params), replace(job, checkpoints=scratch, on_epoch=None))
 
-    for number in range(params.search.trials):
-        # The sampler sees the same scores as before a kill, so it asks the same questions.
+    for number in range(len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])), params.search.trials):
+        # A sampler for each trial: after a kill it asks what it would have asked.
+        study.sampler = optuna.samplers.TPESampler(seed=job.seed + number)
         trial = study.ask(params.search.distributions())
-        tuned: T | None = None
-        if number >= done:
-            trials.append(dict(trial.params))
-            tuned = run(number)
-            trials[number]["weighted_f1"] = max(entry.get("weighted_f1", 0.0) for entry in tuned.history)  # type: ignore[attr-defined]
-            _write(job.checkpoints, trials)
-        score = trials[number]["weighted_f1"]
+        tuned: Any = run(trial)
+        score = max(entry.get("weighted_f1", 0.0) for entry in tuned.history)
         study.tell(trial, score)
-        logger.info("%s: trial %d of %d: %s", title, number + 1, params.search.trials, trials[number])
-        if score > best[0]:
-            best = (score, number, tuned)
-    _, number, winner = best
-    if winner is None:  # it was trained before the kill
-        winner = run(number)
-    if job.checkpoints is not None:
-        (job.checkpoints / _FILE).unlink(missing_ok=True)
-    return _with(title, params, trials[number]), winner, trials
+        if study.best_trial.number == trial.number:
+            trained = {trial.number: tuned}
+        logger.info("%s: trial %d of %d: %s, %.4f", title, number + 1, params.search.trials, trial.params, score)
+    best = study.best_trial
+    winner = trained.get(best.number) or run(best)  # the latter if it was trained before a kill
+    trials = [{**trial.params, "weighted_f1": trial.value} for trial in study.trials if trial.value is not None]
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _with(title, params, best.params), winner, trials
 
 
-def _with(title: str, params: EncoderParams, trial: dict[str, Any]) -> EncoderParams:
+def _storage(folder: Path | None) -> Any:
+    """Where trials outlive the process; None: nowhere."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(folder / "trials.log")))
+
+
+def _with(title: str, params: EncoderParams, values: dict[str, Any]) -> EncoderParams:
     """The settings of one trial."""
-    values = {name: value for name, value in trial.items() if name != "weighted_f1"}
     try:
         return EncoderParams.model_validate({**params.model_dump(exclude={"search"}), **values})
     except ValueError as error:
         raise TrainingError(f"{title}: search: {values} cannot be trained with: {error}") from error
-
-
-def _read(scratch: Path | None) -> list[dict[str, Any]]:
-    if scratch is None or not (scratch / _FILE).exists():
-        return []
-    return list(json.loads((scratch / _FILE).read_text(encoding="utf-8")))
-
-
-def _write(scratch: Path | None, trials: list[dict[str, Any]]) -> None:
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-        partial = scratch / f"{_FILE}.partial"
-        partial.write_text(json.dumps(trials), encoding="utf-8")
-        partial.replace(scratch / _FILE)
