@@ -9,11 +9,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reviewclf.errors import TaxonomyError
 from reviewclf.text import repaired
+from reviewclf.yaml_files import read_yaml
 
 _WORD = re.compile(r"\w+")
 # Copied from a page or a table, a name may hold characters that nobody sees.
@@ -96,22 +96,7 @@ class Taxonomy(BaseModel):
         TaxonomyError
             The file is missing, is no YAML, or a category lacks or repeats a field; the message names it.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise TaxonomyError(f"{path}: cannot be read ({error.strerror}); check REVIEWCLF_TAXONOMY") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise TaxonomyError(f"{path}: is no UTF-8 YAML file: {error}") from error
-        if not isinstance(content, dict):
-            raise TaxonomyError(f"{path}: expected a mapping with the key `categories`, found {type(content).__name__}")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            places = (
-                f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']} (found {item.get('input')!r:.80})"
-                for item in error.errors()
-            )
-            raise TaxonomyError(f"{path}: " + "; ".join(places)) from error
+        return read_yaml(path, cls, setting="REVIEWCLF_TAXONOMY", error_type=TaxonomyError)
 
     @property
     def names(self) -> list[str]:

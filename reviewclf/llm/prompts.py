@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from reviewclf.errors import ReviewclfError
+from reviewclf.yaml_files import read_yaml
 
 
 class PromptFile(BaseModel):
@@ -45,13 +45,7 @@ def read_prompts(
     root = Path(str(resources.files("reviewclf").joinpath(bundled))) if folder is None else Path(folder)
     prompts: dict[str, AnyPrompt] = {}
     for path in sorted(root.glob("*.yaml")):
-        try:
-            prompt = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise error_type(f"{path}: is no readable UTF-8 YAML file: {error}") from error
-        except ValidationError as error:
-            places = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-            raise error_type(f"{path}: {places}") from error
+        prompt = read_yaml(path, kind, setting=setting, error_type=error_type)
         if prompt.id in prompts:
             raise error_type(f"{path}: id: another prompt is called {prompt.id!r} already")
         prompts[prompt.id] = prompt

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reviewclf.errors import TrainingError
 from reviewclf.training.kinds import load_kind
 from reviewclf.training.model import TextClassifier
 from reviewclf.training.rows import TrainingJob
+from reviewclf.yaml_files import describe, read_yaml
 
 ClassWeightPower = Annotated[
     float,
@@ -80,6 +79,10 @@ class Candidate(Strict, ABC):
         """
 
 
+class _CandidatesFile(Strict):
+    candidates: Annotated[list[Any], Field(min_length=1)]
+
+
 def load_candidates(path: str | Path) -> list[Candidate]:
     """Read a candidates file.
 
@@ -95,7 +98,8 @@ def load_candidates(path: str | Path) -> list[Candidate]:
         and field.
     """
     candidates: list[Candidate] = []
-    for position, entry in enumerate(_read_entries(path), start=1):
+    file = read_yaml(path, _CandidatesFile, setting="REVIEWCLF_CANDIDATES", error_type=TrainingError)
+    for position, entry in enumerate(file.candidates, start=1):
         if not isinstance(entry, dict):
             raise TrainingError(
                 f"{path}: candidate {position}: expected a mapping with name, kind and params, found {entry!r:.80}"
@@ -104,7 +108,7 @@ def load_candidates(path: str | Path) -> list[Candidate]:
         try:
             candidate = parse_candidate(entry)
         except ValidationError as error:
-            raise TrainingError(f"{title}: {_describe(error)}") from error
+            raise TrainingError(f"{title}: {describe(error)}") from error
         except TrainingError as error:
             raise TrainingError(f"{title}: {error}") from error
         if candidate.name in {known.name for known in candidates}:
@@ -117,26 +121,3 @@ def parse_candidate(entry: dict[str, Any]) -> Candidate:
     """A candidate from its entry in the file, or from its dump in a manifest."""
     candidate: Candidate = load_kind(entry.get("kind")).model_validate(entry)
     return candidate
-
-
-def _read_entries(path: str | Path) -> Sequence[Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot be read ({error.strerror}); check REVIEWCLF_CANDIDATES") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: is no UTF-8 YAML file: {error}") from error
-    entries = content.get("candidates") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise TrainingError(f"{path}: expected the key `candidates` with a list of at least one candidate")
-    unknown = sorted(map(str, set(content) - {"candidates"}))
-    if unknown:
-        raise TrainingError(f"{path}: unknown key {', '.join(unknown)}; the file has the one key `candidates`")
-    return entries
-
-
-def _describe(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'entry'}: {item['msg']} (found {item.get('input')!r:.80})"
-        for item in error.errors()
-    )

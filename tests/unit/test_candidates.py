@@ -90,12 +90,12 @@ def test_entry_that_breaks_the_contract_is_refused_with_its_field(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "expected the key `candidates`"),
-        ("candidates: []", "at least one candidate"),
-        ("candidates: {a: 1}", "expected the key `candidates` with a list"),
+        ("", "file: Input should be a valid dictionary"),
+        ("candidates: []", "candidates: List should have at least 1 item"),
+        ("candidates: {a: 1}", "candidates: Input should be a valid list"),
         ("candidates: [логит]", "candidate 1: expected a mapping"),
         ("candidates: [{name: a, kind: linear}]", "params: Field required"),
-        ("candidate: []\ncandidates: [{name: a}]", "unknown key candidate"),
+        ("candidate: []\ncandidates: [{name: a}]", "candidate: Extra inputs are not permitted"),
         ("candidates: [", "no UTF-8 YAML"),
     ],
 )

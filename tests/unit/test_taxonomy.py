@@ -100,7 +100,7 @@ def test_other_classes_in_another_language_need_nothing_but_a_file(tmp_path: Pat
     ("content", "message"),
     [
         ("categories: []", "categories"),
-        ("[]", "expected a mapping"),
+        ("[]", "file: Input should be a valid dictionary"),
         ("categories: [{id: 0, name: a, description: x}, {id: 0, name: b, description: x}]", "ids must be 0, 1, 2"),
         ("categories: [{id: 0, name: a, description: x}, {id: 1, name: a, description: x}]", r"repeat.*'a'"),
         ("categories: [{id: 0, name: a}, {id: 1, name: b, description: x}]", r"categories\.0\.description"),
