@@ -175,10 +175,10 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what happened to the champion: promotions, rollbacks, rejections, by whom and why, newest first."""
-    from reviewclf.promotion.aliases import history as read
     from reviewclf.promotion.aliases import render
+    from reviewclf.promotion.history import History
 
-    events = read(_tracker(), newest)
+    events = History.of(load_settings()).events()[::-1][:newest]
     if as_json:
         typer.echo(json.dumps([event.model_dump(mode="json") for event in events], ensure_ascii=False, indent=2))
     else:

@@ -11,20 +11,12 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from reviewclf.errors import StoreError
 from reviewclf.monitoring.report import HealthReport, headline, report_text
 from reviewclf.outages import space_hint
-from reviewclf.registry import REGISTERED_MODEL
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
 
 _KIND = "scoring"
 _VERDICTS = ("healthy", "drift", "unknown")
-
-
-def dataset_of(tracker: Tracker, version: str) -> str:
-    """Digest of the dataset that a version was trained on; ``unknown`` where its tags do not say."""
-    with tracker.errors(f"show version {version}"):
-        tags = tracker.client.get_model_version(REGISTERED_MODEL, version).tags
-    return str(tags.get("reviewclf.dataset", "unknown"))
 
 
 def log_health(

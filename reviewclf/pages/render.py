@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from reviewclf.pages import view
+from reviewclf.pages.person import Person
 from reviewclf.pages.texts import LANGUAGES, Texts
+from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
-    from reviewclf.pages.person import Person
     from reviewclf.pages.state import Look
 
 
@@ -33,12 +34,9 @@ def render(look: Look, *, texts: Texts, person: Person, base: str, winner: view.
         Which of the differing answers are shown.
     """
     overview, other, comparison = look.overview, look.other, look.comparison
-    champion = overview.champion
-    evaluations = () if comparison is None else (comparison.champion_evaluation, comparison.evaluation)
     content: dict[str, Any] = {
-        **_common(texts, base),
         "overview": overview,
-        "champion": champion,
+        "champion": overview.champion,
         "challenger": overview.challenger,
         "previous": overview.previous,
         "other": other,
@@ -48,48 +46,49 @@ def render(look: Look, *, texts: Texts, person: Person, base: str, winner: view.
         "person": person,
         "mlflow": look.mlflow_url,
         "headline": view.headline(overview, look.challenged, look.health, texts),
-        "metrics": view.metric_rows(champion or other, other, texts) if other is not None else [],
-        "rules": view.rule_rows(comparison.gate, texts) if comparison is not None and comparison.gate is not None else [],
+        "metrics": [] if other is None else view.metric_rows(overview.champion or other, other, texts),
+        "rules": [] if comparison is None or comparison.gate is None else view.rule_rows(comparison.gate, texts),
         "matrices": _matrices(look, texts),
-        "matrix_labels": view.pick_labels(evaluations),
         "answers": None if comparison is None else view.answer_page(comparison, look.gold, winner=winner, page=page),
         "link": lambda **changes: _query(other, winner, changes),
     }
-    return _environment().get_template("promotion.html").render(content)
+    return _fill("promotion.html", texts, base, content)
 
 
 def render_error(*, texts: Texts, base: str, title: str, message: str, detail: str = "", again: bool = False) -> str:
     """A page that says what is wrong and what that means."""
-    content = {**_common(texts, base), "heading": title, "message": message, "detail": detail, "again": again}
-    return _environment().get_template("error.html").render(content)
+    return _fill("error.html", texts, base, {"heading": title, "message": message, "detail": detail, "again": again})
 
 
-def _matrices(look: Look, texts: Texts) -> list[tuple[str, str, list[view.MatrixRow]]]:
+def _matrices(look: Look, texts: Texts) -> list[tuple[str, str, list[view.Row]]]:
     """Name of the role, version and rows of each matrix that there is."""
     comparison, other, champion = look.comparison, look.other, look.overview.champion
     if comparison is None or other is None:
         return []
-    found = []
-    if champion is not None and comparison.champion_evaluation is not None:
-        found.append((texts("champion"), champion.version, view.matrix_rows(comparison.champion_evaluation, texts)))
-    if comparison.evaluation is not None:
-        found.append((role(other.aliases, texts), other.version, view.matrix_rows(comparison.evaluation, texts)))
-    return found
+    shown = [(other, comparison.evaluation)]
+    if champion is not None:
+        shown.insert(0, (champion, comparison.champion_evaluation))
+    return [
+        (_role(version.aliases, texts), version.version, view.matrix_rows(evaluation, texts))
+        for version, evaluation in shown
+        if evaluation is not None
+    ]
 
 
-def role(aliases: tuple[str, ...], texts: Texts) -> str:
+def _role(aliases: tuple[str, ...], texts: Texts) -> str:
     """What a version is in the registry, in words."""
-    return next((texts(alias) for alias in ("champion", "challenger", "previous") if alias in aliases), texts("candidate"))
-
-
-def _common(texts: Texts, base: str) -> dict[str, Any]:
-    return {"t": texts, "base": base, "languages": LANGUAGES, "role": lambda aliases: role(aliases, texts)}
+    return texts(next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if alias in aliases), "candidate"))
 
 
 def _query(other: Any, winner: str | None, changes: dict[str, Any]) -> str:
     """The query of this page with something changed; what is None is left out."""
     now = {"version": None if other is None else other.version, "winner": winner, "page": None}
     return "?" + urlencode({name: value for name, value in {**now, **changes}.items() if value is not None})
+
+
+def _fill(template: str, texts: Texts, base: str, content: dict[str, Any]) -> str:
+    common = {"t": texts, "base": base, "languages": LANGUAGES, "role": lambda aliases: _role(aliases, texts)}
+    return _environment().get_template(template).render({**common, **content})
 
 
 @cache
@@ -106,13 +105,10 @@ def _environment() -> Environment:
     return environment
 
 
-def _when(moment: datetime | str | None) -> Markup:
+def _when(moment: datetime | str) -> Markup:
     """A time as an element that the page's script turns into the reader's own time; UTC without it."""
-    if not moment:
-        return Markup("")
-    if isinstance(moment, str):
-        try:
-            moment = datetime.fromisoformat(moment)
-        except ValueError:
-            return escape(moment)
-    return Markup('<time datetime="{}">{} UTC</time>').format(moment.isoformat(), moment.strftime("%Y-%m-%d %H:%M"))
+    try:
+        when = moment if isinstance(moment, datetime) else datetime.fromisoformat(moment)
+    except ValueError:
+        return escape(moment)
+    return Markup('<time datetime="{}">{} UTC</time>').format(when.isoformat(), when.strftime("%Y-%m-%d %H:%M"))

@@ -1,44 +1,44 @@
-"""The history of promotions: an append-only list of events in MLflow, of which the aliases are the visible end.
+"""The history of promotions: numbered events in the store, of which the aliases in MLflow are the visible end.
 
-MLflow moves an alias without asking what it was, so two promotions at once could each believe that the other never was. A
-parameter of a run, though, is written once: whoever writes `event/000007` first has decided what the seventh event is, and
-everybody else learns of it (optimistic concurrency, as in Delta Lake's log). So an event is appended first, and the aliases
-follow it; whoever comes next finishes what a killed process had begun. A process that slept through somebody else's event
-looks again after it has moved the aliases, and moves them to where the newest event wants them.
+MLflow moves an alias without asking where it was, so two promotions at once could each believe that the other never was. A
+manifest of the store, though, is written once: whoever commits number 7 first has decided what the seventh event is, and
+everybody else learns of it. So an event is committed first, and the aliases follow it; whoever comes next finishes what a
+killed process had begun. A process that slept through somebody else's event looks again after it has moved the aliases, and
+moves them to where the newest event wants them.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError, RegistryUnavailableError
-from reviewclf.outages import is_full
-from reviewclf.registry import CHALLENGER, CHAMPION, EXPERIMENT, PREVIOUS, REGISTERED_MODEL
-from reviewclf.registry.faults import registry_error
+from reviewclf.manifest import Manifest
+from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
-
-logger = logging.getLogger(__name__)
+from reviewclf.settings import Settings
+from reviewclf.storage import Store
 
 Action = Literal["promote", "rollback", "move", "reject", "expire", "retire"]
 
-_LEDGER_TAG = "reviewclf.promotions"
-_KIND = "promotions"
-_EVENT, _DONE = "event/", "done/"
-_MAX_REASON = 2000
 _ATTEMPTS = 50
 _FAILURES = 8
 _GRACE_SECONDS = 0.5
 _RESTLESS = f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
+
+# What an event writes on a version: when, who and why. A rollback writes it on the version that goes.
+_TAGS = {
+    "promote": ("reviewclf.promoted_at", "reviewclf.promoted_by", "reviewclf.promotion_reason"),
+    "rollback": ("reviewclf.rolled_back_at", "reviewclf.rolled_back_by", "reviewclf.rollback_reason"),
+    "reject": ("reviewclf.rejected_at", "reviewclf.rejected_by", "reviewclf.rejection_reason"),
+}
 
 
 class Event(BaseModel):
@@ -90,7 +90,6 @@ class State(BaseModel):
     champion: str | None = None
     below: tuple[str, ...] = ()
     retired: frozenset[str] = frozenset()
-    head: int = 0
 
     @property
     def previous(self) -> str | None:
@@ -103,64 +102,95 @@ class State(BaseModel):
         return {version for version in (self.champion, *self.below[-2:]) if version}
 
 
+class Promotion(BaseModel):
+    """What a promotion or a rollback did.
+
+    Attributes
+    ----------
+    champion : str or None
+        Version that production follows now.
+    previous : str or None
+        Version that a rollback would return to.
+    changed : bool
+        Whether the champion is another version than before.
+    """
+
+    champion: str | None
+    previous: str | None
+    changed: bool
+
+
 def fold(events: Sequence[Event]) -> State:
     """State after `events`, oldest first."""
-    state = State()
+    champion: str | None = None
+    below: list[str] = []
     for event in events:
-        champion, below = state.champion, list(state.below)
-        if event.action == "promote":
-            below = [*_without(below, event.version, champion), *([champion] if champion else [])]
-            champion = event.version
+        if event.action in ("reject", "expire"):
+            continue
+        if event.action == "promote" and champion:
+            below = [*_without(below, champion), champion]
         elif event.action == "rollback":
-            below = _without(below, event.version, champion)
-            champion = event.version
-        elif event.action == "move":
-            below = _without(below, event.version, event.previous)
-            if event.previous and event.previous != event.version:
-                below.append(event.previous)
+            below = _without(below, champion)
+        elif event.action == "move" and event.previous:
+            below = [*_without(below, event.previous), event.previous]
+        below = _without(below, event.version)
+        if event.action != "retire":
             champion = event.version or None
-        elif event.action == "retire":
-            below = _without(below, event.version)
-        gone = state.retired | {event.version} if event.action == "retire" else state.retired
-        state = State(champion=champion, below=tuple(below), retired=gone, head=event.number)
-    return state
+    retired = frozenset(event.version for event in events if event.action == "retire")
+    return State(champion=champion, below=tuple(below), retired=retired)
 
 
-class Ledger:
-    """The events of one tracking server; the aliases follow them.
+class History:
+    """What happened to the registered model of one MLflow server.
+
+    Parameters
+    ----------
+    tracker : Tracker
+        Where the aliases are.
+    store : Store
+        Where the events are.
 
     Raises
     ------
-    RegistryError
-        The server cannot be reached or refuses.
+    RegistryError, StoreError
+        From every method: the server or the store cannot be reached or refuses.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._client = tracker.client
-        self._run_id: str | None = None
+    def __init__(self, tracker: Tracker, store: Store) -> None:
+        self.tracker = tracker
+        self._store = store
+        self._stage = f"promotions/{tracker.identity.replace(':', '-')}"
+        # By number. Events never change: only those that are new are read.
+        self._events: dict[int, Event] = {}
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    @classmethod
+    def of(cls, settings: Settings) -> History:
+        """The history that the settings lead to."""
+        return cls(Tracker(settings.tracking_uri), Store(settings.store_uri))
 
     def events(self) -> list[Event]:
         """All events, oldest first; empty before the first one."""
-        return self._read()[0]
+        number = len(self._events)
+        if not number and self._read(1) is None:
+            self._import_from_mlflow()
+        while (event := self._read(number := number + 1)) is not None:
+            self._events[number] = event
+        return list(self._events.values())
 
-    def settled(self) -> tuple[list[Event], State]:
-        """Events and state, after the aliases were brought to where the newest event wants them.
+    def settle(self) -> list[Event]:
+        """All events, after the aliases were brought to where the newest one wants them.
 
         An alias that somebody moved by other means since then stays where it is, and is recorded as a ``move``.
         """
         waited = False
         for _ in range(_ATTEMPTS):
-            events, done = self._read()
-            state = fold(events)
-            if state.head and state.head not in done:
-                self.follow()
+            events = self.events()
+            if events and not self._is_done(len(events)):
+                self._follow()
                 continue
-            named = aliases(self._tracker)
-            if named.get(CHAMPION) == state.champion:
-                return events, state
+            champion, named = fold(events).champion, aliases(self.tracker)
+            if named.get(CHAMPION) == champion:
+                return events
             if events and not waited:
                 # A process that has just woken up may be about to put its late move right.
                 waited = True
@@ -170,62 +200,102 @@ class Ledger:
                 at=datetime.now(UTC),
                 action="move",
                 version=named.get(CHAMPION) or "",
-                from_version=state.champion,
+                from_version=champion,
                 previous=named.get(PREVIOUS),
                 reason="the alias was moved outside of reviewclf" if events else "was champion before this history began",
-                **self.data_of(state.champion),
+                **self.data_of(champion),
             )
-            if self._has_grown(state):
-                continue
-            if self.append(moved, after=state.head):
-                self._mark_done(state.head + 1)
-        raise RegistryUnavailableError(
-            f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
-        )
+            if self._append(moved, len(events) + 1):
+                self._mark_done(len(events) + 1)
+        raise RegistryUnavailableError(_RESTLESS)
+
+    def record(
+        self, action: Action, choose: Callable[[State], str | None], *, who: str, reason: str, key: str = ""
+    ) -> Promotion:
+        """Commit one event, and move the aliases to where it wants them.
+
+        Parameters
+        ----------
+        action : str
+            What happens.
+        choose : callable
+            Takes the state of the moment and returns the version that it happens to, or None: nothing happens. It is called
+            again where somebody else was quicker, and raises what makes the action impossible.
+        key : str
+            Identity of this request: a second call with the same key records nothing and answers like the first.
+        """
+        for _ in range(_ATTEMPTS):
+            events = self.settle()
+            state = fold(events)
+            if key and any((event.key, event.action) == (key, action) for event in events):
+                return Promotion(champion=state.champion, previous=state.previous, changed=True)
+            version = choose(state)
+            if version is None:
+                return Promotion(champion=state.champion, previous=state.previous, changed=False)
+            moves = action in ("promote", "rollback")
+            event = Event(
+                at=datetime.now(UTC),
+                action=action,
+                version=version,
+                from_version=state.champion if moves else None,
+                who=who,
+                reason=reason,
+                key=key,
+                **self.data_of(state.champion if moves else version),
+            )
+            if self._append(event, len(events) + 1):
+                state = self._follow()
+                return Promotion(champion=state.champion, previous=state.previous, changed=True)
+        raise RegistryUnavailableError(f"{action} was not recorded: {_RESTLESS}")
 
     def data_of(self, version: str | None) -> dict[str, str]:
         """Digests of the dataset and the gold behind the newest verdict on a version; empty ones where it is gone."""
-        if version is None:
-            return {}
         try:
-            tags = self._client.get_model_version(REGISTERED_MODEL, version).tags
+            found = version and self.tracker.client.get_model_version(REGISTERED_MODEL, version)
         except MlflowException:
-            return {}
-        return {"dataset": tags.get("reviewclf.dataset", ""), "gold": tags.get("reviewclf.gold", "")}
+            found = None
+        return {name: found.tags.get(f"reviewclf.{name}", "") for name in ("dataset", "gold")} if found else {}
 
-    # -- writing -----------------------------------------------------------------------------------------------------
+    # -- the events in the store -----------------------------------------------------------------------------------------
 
-    def append(self, event: Event, *, after: int) -> bool:
-        """Make `event` the one after number `after`; False, and nothing happened, when somebody else was quicker."""
-        number = after + 1
-        name = f"{_EVENT}{number:06d}"
-        # The token makes two events differ that look alike: MLflow takes a value written twice for one.
-        short = event.model_copy(update={"reason": event.reason[:_MAX_REASON], "who": event.who[:200]})
-        value = f"{uuid.uuid4().hex[:12]} {short.model_dump_json(exclude={'number'}, exclude_defaults=True)}"
-        run_id = self._run(create=True)
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._client.log_param(str(run_id), name, value)
-            except MlflowException as error:
-                found = self._params().get(name)
-                if found is not None:
-                    return found == value
-                # Nothing was written: the database was busy, or the server away for a moment. A full disk stays full.
-                if attempt == _ATTEMPTS - 1 or is_full(error):
-                    raise registry_error(error, self._tracker.tracking_uri, "take an event") from error
-                time.sleep(0.1)
+    def _read(self, number: int) -> Event | None:
+        manifest = self._store.manifest(self._stage, f"{number:06d}")
+        return None if manifest is None else Event.model_validate({**manifest.details, "number": number})
+
+    def _append(self, event: Event, number: int) -> bool:
+        """Make `event` the one with this number; False, and nothing happened, where somebody else was quicker."""
+        details = event.model_dump(mode="json", exclude={"number"}, exclude_defaults=True)
+        manifest = Manifest(stage=self._stage, digest=f"{number:06d}", details=details)
+        return self._store.commit_manifest(manifest) == manifest
+
+    def _is_done(self, number: int) -> bool:
+        """Whether the aliases have followed an event."""
+        return self._store.manifest(self._stage, f"{number:06d}-done") is not None
+
+    def _mark_done(self, number: int) -> None:
+        self._store.commit_manifest(Manifest(stage=self._stage, digest=f"{number:06d}-done"))
+
+    def _import_from_mlflow(self) -> None:
+        """Copy the events that earlier releases kept as parameters of a run; event 1 comes last: all or none count."""
+        with self.tracker.errors("show the history of promotions"):
+            runs = self.tracker.client.search_runs(
+                [self.tracker.experiment_id], f"tags.`{KIND_TAG}` = 'promotions'", run_view_type=ViewType.ALL
+            )
+        params = {tuple(name.split("/")): value for run in runs for name, value in run.data.params.items()}
+        for kind, number in sorted(params, key=lambda name: (name[0] == "done", name[1]), reverse=True):
+            if kind == "done":
+                self._mark_done(int(number))
             else:
-                return True
-        return False
+                self._append(Event.model_validate_json(params[kind, number].partition(" ")[2]), int(number))
 
-    def follow(self) -> State:
+    # -- the aliases in MLflow -------------------------------------------------------------------------------------------
+
+    def _follow(self) -> State:
         """Move the aliases to where the newest event wants them; also when a killed process had begun it."""
-        moved, failures = False, 0
+        failures = 0
         for _ in range(_ATTEMPTS):
-            events, done = self._read()
+            events = self.events()
             state = fold(events)
-            if not events or (state.head in done and not moved):
-                return state
             try:
                 self._move(state, events[-1])
             except RegistryError:
@@ -235,30 +305,24 @@ class Ledger:
                     raise
                 time.sleep(0.05 * failures)
                 continue
-            finally:
-                moved = True
-            if len(self._read()[0]) == state.head:
-                self._mark_done(state.head)
+            if len(self.events()) == len(events):
+                self._mark_done(len(events))
                 return state
-        raise RegistryUnavailableError(
-            f"the aliases of {REGISTERED_MODEL!r} keep moving; try again when nobody else moves them"
-        )
+        raise RegistryUnavailableError(_RESTLESS)
 
     def _move(self, state: State, event: Event) -> None:
         """Tags, then `previous`, then `champion`: at no moment is there a new champion without a way back."""
-        client = self._client
-        named = aliases(self._tracker)
-        with self._tracker.errors(f"{event.action} version {event.version}"):
+        client = self.tracker.client
+        named = aliases(self.tracker)
+        with self.tracker.errors(f"{event.action} version {event.version}"):
             # Somebody may have deleted versions in MLflow, and with them their aliases: nothing can be said of them there.
-            known = {str(version.version) for version in versions(self._tracker)}
-            _tag(self._tracker, event, known)
+            known = {str(version.version) for version in versions(self.tracker)}
+            self._tag(event, known)
             if event.action in ("reject", "expire", "retire") and named.get(CHAMPION) == state.champion:
                 return
             previous = next((version for version in reversed(state.below) if version in known), None)
             if previous is not None and named.get(PREVIOUS) != previous:
                 client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, previous)
-            if self._has_grown(state):
-                return
             if state.champion in known:
                 client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(state.champion))
             if previous is None and PREVIOUS in named:
@@ -266,118 +330,22 @@ class Ledger:
             if state.champion is not None and named.get(CHALLENGER) == state.champion:
                 client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
 
-    def _mark_done(self, number: int) -> None:
-        with self._tracker.errors("record that the aliases have moved"):
-            self._client.log_param(str(self._run(create=True)), f"{_DONE}{number:06d}", "yes")
-
-    # -- the run that holds the events -------------------------------------------------------------------------------
-
-    def _has_grown(self, state: State) -> bool:
-        # Somebody may have appended an event, and moved the aliases, since the events were read.
-        return len(self._read()[0]) != state.head
-
-    def _read(self) -> tuple[list[Event], set[int]]:
-        params = self._params()
-        events = []
-        for name in sorted(name for name in params if name.startswith(_EVENT)):
-            number = int(name.removeprefix(_EVENT))
-            event = Event.model_validate_json(params[name].partition(" ")[2])
-            events.append(event.model_copy(update={"number": number}))
-        return events, {int(name.removeprefix(_DONE)) for name in params if name.startswith(_DONE)}
-
-    def _params(self) -> dict[str, str]:
-        run_id = self._run(create=False)
-        if run_id is None:
-            return {}
-        with self._tracker.errors("show the history of promotions"):
-            return dict(self._client.get_run(run_id).data.params)
-
-    def _run(self, *, create: bool) -> str | None:
-        """Id of the run that holds the events.
-
-        Names of experiments are unique, names of runs are not: an experiment without runs of its own, made in one step with
-        a tag that names the run, says which run it is, however many were made at once.
-        """
-        if self._run_id is not None:
-            return self._run_id
-        with self._tracker.errors("find the history of promotions"):
-            for generation in range(100):
-                name = f"{EXPERIMENT}-promotions" + (f"-{generation}" if generation else "")
-                run = self._named_by(name, create=create)
-                if run == "":
-                    return None
-                if run is not None:
-                    self._run_id = run
-                    return run
-        raise RegistryError("the runs that held the history of promotions were all removed from MLflow for good")
-
-    def _named_by(self, name: str, *, create: bool) -> str | None:
-        """Run that the experiment `name` names; None where that run is gone for good, empty where there is no experiment."""
-        marker = self._client.get_experiment_by_name(name)
-        if marker is None:
-            if not create:
-                return ""
-            made = self._make(name)
-            if made is not None:
-                return made
-            marker = self._client.get_experiment_by_name(name)
-        run_id = "" if marker is None else str(marker.tags.get(_LEDGER_TAG, ""))
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        if run.info.lifecycle_stage == LifecycleStage.DELETED:
-            # Somebody tidied up in the UI; what happened to the registry is not his to forget.
-            self._client.restore_run(run_id)
-        return run_id
-
-    def _make(self, name: str) -> str | None:
-        run: Run = self._client.create_run(
-            self._tracker.experiment_id,
-            run_name="promotions",
-            tags={
-                KIND_TAG: _KIND,
-                "mlflow.note.content": "History of promotions: one parameter an event. The aliases of the registered model "
-                "follow it; do not delete this run.",
-            },
-        )
-        run_id = str(run.info.run_id)
-        self._client.set_terminated(run_id, "FINISHED")
-        note = "Names the run that holds the history of promotions, by its tag; it has no runs of its own."
-        try:
-            self._client.create_experiment(name, tags={_LEDGER_TAG: run_id, "mlflow.note.content": note})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            self._client.delete_run(run_id)
-            return None
-        return run_id
+    def _tag(self, event: Event, known: Collection[str]) -> None:
+        """Say on the version's page in MLflow what happened to it, by whom and why."""
+        version = (event.from_version or "") if event.action == "rollback" else event.version
+        if event.action not in _TAGS or version not in known:
+            return
+        client = self.tracker.client
+        values = (event.at.isoformat(timespec="seconds"), event.who, event.reason)
+        for name, value in zip(_TAGS[event.action], values, strict=True):
+            client.set_model_version_tag(REGISTERED_MODEL, version, name, value)
+        if event.action == "promote":
+            # It is champion again: what was said against it before is in the history.
+            tags = client.get_model_version(REGISTERED_MODEL, version).tags
+            for name in (*_TAGS["rollback"], *_TAGS["reject"]):
+                if name in tags:
+                    client.delete_model_version_tag(REGISTERED_MODEL, version, name)
 
 
-# What an event writes on a version, and on which: name of the time and of who, name of the reason.
-_TAGGED = {"promote": ("promoted", "promotion"), "rollback": ("rolled_back", "rollback"), "reject": ("rejected", "rejection")}
-
-
-def _tag(tracker: Tracker, event: Event, known: Collection[str]) -> None:
-    """What the version's page in MLflow says about the event."""
-    version = (event.from_version or "") if event.action == "rollback" else event.version
-    if event.action not in _TAGGED or version not in known:
-        return
-    past, noun = _TAGGED[event.action]
-    said = {f"{past}_at": event.at.isoformat(timespec="seconds"), f"{past}_by": event.who, f"{noun}_reason": event.reason}
-    for name, value in said.items():
-        tracker.client.set_model_version_tag(REGISTERED_MODEL, version, f"reviewclf.{name}", value)
-    if event.action != "promote":
-        return
-    # It is champion again: what was said against it before is in the history.
-    tags = tracker.client.get_model_version(REGISTERED_MODEL, version).tags
-    for past, noun in (_TAGGED["rollback"], _TAGGED["reject"]):
-        for name in (f"reviewclf.{past}_at", f"reviewclf.{past}_by", f"reviewclf.{noun}_reason"):
-            if name in tags:
-                tracker.client.delete_model_version_tag(REGISTERED_MODEL, version, name)
-
-
-def _without(versions: Sequence[str], *left_out: str | None) -> list[str]:
-    return [version for version in versions if version not in left_out]
+def _without(versions: Sequence[str], left_out: str | None) -> list[str]:
+    return [version for version in versions if version != left_out]

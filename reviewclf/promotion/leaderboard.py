@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import textwrap
 
+from mlflow.entities import Run
 from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
 from rich.table import Table
 
-from reviewclf.registry import CHAMPION
+from reviewclf.promotion.overview import newest_retrain
+from reviewclf.registry import CHAMPION, PREVIOUS
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.tracking import CANDIDATE_TAG, FAILED, KIND_TAG, OUTCOME_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
+from reviewclf.registry.tracking import CANDIDATE_TAG, FAILED, Tracker
 
 
 class Row(BaseModel):
@@ -50,31 +52,35 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
     """Read the newest retrain that has evaluated candidates; empty before the first one."""
     named = aliases(tracker)
     by_run = {str(version.run_id): str(version.version) for version in versions(tracker)}
-    retrain, rows, skipped, outcome = None, [], {}, ""
-    for parent in tracker.find_runs({KIND_TAG: "retrain"}):
-        children = tracker.find_runs({PARENT_TAG: parent.info.run_id})
-        rows = [
-            _row(run, by_run, named)
-            for run in children
-            if run.info.status == "FINISHED" and "latency/p95_seconds" in run.data.metrics
-        ]
-        if rows:
-            retrain = str(parent.info.run_name)
-            outcome = str(parent.data.tags.get(OUTCOME_TAG, ""))
-            trained = {row.candidate for row in rows}
-            reasons = {
-                name.removeprefix(SKIPPED_TAG): text for name, text in parent.data.tags.items() if name.startswith(SKIPPED_TAG)
-            }
-            skipped = {name: text for name, text in sorted(reasons.items()) if name not in trained}
-            break
+    retrain = newest_retrain(tracker, lambda run: run.info.status == "FINISHED" and "latency/p95_seconds" in run.data.metrics)
+    rows = [] if retrain is None else [_row(run, by_run.get(run.info.run_id), named) for run in retrain.runs]
     rows.sort(key=lambda row: (-(row.weighted_f1 if row.weighted_f1 is not None else -1.0), row.candidate))
     return Leaderboard(
-        retrain=retrain,
+        retrain=None if retrain is None else retrain.name,
         champion=named.get(CHAMPION),
-        previous=named.get("previous"),
+        previous=named.get(PREVIOUS),
         rows=tuple(rows),
-        skipped=skipped,
-        outcome=outcome,
+        skipped={} if retrain is None else retrain.skipped,
+        outcome="" if retrain is None else retrain.outcome,
+    )
+
+
+def _row(run: Run, version: str | None, named: dict[str, str]) -> Row:
+    metrics, tags = run.data.metrics, run.data.tags
+    return Row(
+        candidate=tags.get(CANDIDATE_TAG, run.info.run_name),
+        weighted_f1=metrics.get("gold/weighted_f1"),
+        weighted_f1_low=metrics.get("gold/weighted_f1_low"),
+        weighted_f1_high=metrics.get("gold/weighted_f1_high"),
+        macro_f1=metrics.get("gold/macro_f1"),
+        gold_rows=int(metrics.get("gold/rows", 0)),
+        seconds_per_example_p50=metrics.get("latency/p50_seconds"),
+        seconds_per_example_p95=metrics.get("latency/p95_seconds"),
+        gate=tags.get("reviewclf.gate", "not judged"),
+        gate_reason=tags.get("reviewclf.gate_reason", ""),
+        version=version,
+        aliases=tuple(sorted(alias for alias, number in named.items() if number == version)),
+        run_id=run.info.run_id,
     )
 
 
@@ -84,25 +90,12 @@ def render(board: Leaderboard) -> Table:
     judged = f"measured on {n} gold reviews, 95% bootstrap interval" if n else "no gold reviews: nothing was judged"
     caption = f"{judged}\n{escape(board.outcome)}" if board.outcome else judged
     table = Table(title=f"Leaderboard of {board.retrain or 'no retrain yet'}", caption=caption)
-    for name, justify in (
-        ("candidate", "left"),
-        ("weighted F1", "right"),
-        ("macro F1", "right"),
-        ("seconds/example p95", "right"),
-        ("gate", "left"),
-        ("version", "right"),
-        ("alias", "left"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "gate")  # type: ignore[arg-type]
+    for name in ("candidate", "weighted F1", "macro F1", "seconds/example p95", "gate", "version", "alias"):
+        table.add_column(name, justify="left" if name in ("candidate", "gate", "alias") else "right", no_wrap=name != "gate")
     for row in board.rows:
-        interval = (
-            f"{row.weighted_f1:.3f} [{row.weighted_f1_low:.3f}, {row.weighted_f1_high:.3f}]"
-            if row.weighted_f1 is not None and row.weighted_f1_low is not None and row.weighted_f1_high is not None
-            else "not measured"
-        )
         table.add_row(
             row.candidate,
-            interval.replace("[", r"\["),
+            _interval(row),
             "" if row.macro_f1 is None else f"{row.macro_f1:.3f}",
             "" if row.seconds_per_example_p95 is None else f"{row.seconds_per_example_p95:.4f}",
             _verdict(row, board),
@@ -117,29 +110,15 @@ def render(board: Leaderboard) -> Table:
     return table
 
 
+def _interval(row: Row) -> str:
+    if row.weighted_f1 is None:
+        return "not measured"
+    return escape(f"{row.weighted_f1:.3f} [{row.weighted_f1_low:.3f}, {row.weighted_f1_high:.3f}]")
+
+
 def _verdict(row: Row, board: Leaderboard) -> str:
     """The rules that it failed; or, where it passed, that another candidate is champion."""
     said = row.gate_reason or row.gate
-    if row.gate != "passed" or row.aliases or not any(CHAMPION in other.aliases for other in board.rows):
-        return escape(said)
-    return f"{escape(said)}; another candidate is champion"
-
-
-def _row(run: object, by_run: dict[str, str], named: dict[str, str]) -> Row:
-    info, data = run.info, run.data  # type: ignore[attr-defined]
-    version = by_run.get(info.run_id)
-    return Row(
-        candidate=data.tags.get(CANDIDATE_TAG, info.run_name),
-        weighted_f1=data.metrics.get("gold/weighted_f1"),
-        weighted_f1_low=data.metrics.get("gold/weighted_f1_low"),
-        weighted_f1_high=data.metrics.get("gold/weighted_f1_high"),
-        macro_f1=data.metrics.get("gold/macro_f1"),
-        gold_rows=int(data.metrics.get("gold/rows", 0)),
-        seconds_per_example_p50=data.metrics.get("latency/p50_seconds"),
-        seconds_per_example_p95=data.metrics.get("latency/p95_seconds"),
-        gate=data.tags.get("reviewclf.gate", "not judged"),
-        gate_reason=data.tags.get("reviewclf.gate_reason", ""),
-        version=version,
-        aliases=tuple(sorted(alias for alias, number in named.items() if number == version)),
-        run_id=info.run_id,
-    )
+    if row.gate == "passed" and not row.aliases and any(CHAMPION in other.aliases for other in board.rows):
+        said += "; another candidate is champion"
+    return escape(said)

@@ -1,17 +1,11 @@
-"""What a person needs to decide on a promotion, read from MLflow: the aliased versions, the newest retrain, the history.
-
-A :class:`Reader` lives as long as a server process. Figures are read anew after a few seconds; reports and answers, which do
-not change once their run has been judged, are kept.
-"""
+"""What a person needs to decide on a promotion, read from MLflow: the aliased versions, the newest retrain, the history."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -19,97 +13,75 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
-from reviewclf.promotion.aliases import Event, history
+from reviewclf.promotion.history import Event, History
 from reviewclf.promotion.rules import GateReport
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
+from reviewclf.registry.deployment import Version
 from reviewclf.registry.faults import registry_error
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.tracking import CANDIDATE_TAG, KEY_TAG, KIND_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
+from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, OUTCOME_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
 
 logger = logging.getLogger(__name__)
 
-# People who reload want to see what changed; a server that is asked by ten of them at once asks MLflow once.
-FRESH_SECONDS = 10.0
-_KEPT_REPORTS = 64
-
-T = TypeVar("T")
+_HISTORY = 50
+_RIGHT: tuple[Literal["champion", "other", "neither"], ...] = ("champion", "other", "neither")
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
 
-class Figure(_Value):
-    """A measured value, with the bounds of its 95% interval where it has one."""
+class Retrain(_Value):
+    """One retrain: the runs of its candidates, newest first, why it went on without others, and how it ended in words."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Version(_Value):
-    """One version of the registered model, and what its run measured.
-
-    Attributes
-    ----------
-    figures : dict
-        By MLflow's metric name (``gold/weighted_f1``, ``latency/p95_seconds``, ...).
-    gold : str
-        Digest of the gold reviews it was judged on; empty where none is noted.
-    promoted_at, promoted_by, promotion_reason : str
-        Of its newest promotion; empty when there was none. Likewise for the rollback away from it.
-    """
-
-    version: str
-    candidate: str
+    name: str
     run_id: str
-    aliases: tuple[str, ...]
-    created_at: datetime
-    dataset: str = ""
-    gold: str = ""
-    gate: Literal["passed", "failed", "not judged"]
-    gate_reason: str
-    figures: dict[str, Figure]
-    promoted_at: str = ""
-    promoted_by: str = ""
-    promotion_reason: str = ""
-    rolled_back_at: str = ""
-    rolled_back_by: str = ""
-    rollback_reason: str = ""
+    at: datetime
+    runs: tuple[Run, ...]
+    skipped: dict[str, str]
+    outcome: str
 
-    def value(self, name: str) -> float | None:
-        """A figure's value, or None where it was not measured."""
-        figure = self.figures.get(name)
-        return None if figure is None else figure.value
+
+class JudgedVersion(Version):
+    """A version with its aliases and the metrics of its run (``gold/weighted_f1``, ``latency/p95_seconds``, ...)."""
+
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+
+    def __hash__(self) -> int:
+        """Equal versions are equal in tags and metrics too, so that what is kept for one is read anew when it changes."""
+        return hash((self.version, self.run_id))
+
+    @property
+    def candidate(self) -> str:
+        """Name of the candidate."""
+        return self.tag("candidate") or "?"
+
+    @property
+    def gate(self) -> str:
+        """``passed``, ``failed`` or ``not judged``."""
+        return self.tag("gate") or "not judged"
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Bounds of the 95% interval of a metric, where it has one."""
+        low, high = (self.metrics.get(f"{metric}_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
 
 
 class Overview(_Value):
-    """State of the registry.
-
-    Attributes
-    ----------
-    retrain, retrain_at, retrain_run_id
-        Name, time and run of the newest retrain that has judged candidates; None before the first.
-    candidates : tuple of Version
-        Versions of that retrain, the best weighted F1 on gold first.
-    skipped : dict
-        Candidates that it could not train, with the reason.
-    """
+    """State of the registry; `candidates` are the versions of the newest retrain, the best weighted F1 on gold first."""
 
     at: datetime
     experiment_id: str
-    champion: Version | None
-    challenger: Version | None
-    previous: Version | None
-    retrain: str | None = None
-    retrain_at: datetime | None = None
-    retrain_run_id: str | None = None
-    candidates: tuple[Version, ...] = ()
-    skipped: dict[str, str] = {}
+    champion: JudgedVersion | None = None
+    challenger: JudgedVersion | None = None
+    previous: JudgedVersion | None = None
+    retrain: Retrain | None = None
+    candidates: tuple[JudgedVersion, ...] = ()
     history: tuple[Event, ...] = ()
 
     @property
-    def shown(self) -> dict[str, Version]:
+    def shown(self) -> dict[str, JudgedVersion]:
         """Every version in it by its number: those with an alias first."""
         named = [version for version in (self.challenger, self.champion, self.previous) if version is not None]
         return {version.version: version for version in (*named, *self.candidates)}
@@ -129,9 +101,7 @@ class Answer(_Value):
     @property
     def winner(self) -> Literal["champion", "other", "neither"]:
         """Who was right."""
-        if self.champion == self.label:
-            return "champion"
-        return "other" if self.other == self.label else "neither"
+        return "champion" if self.champion == self.label else "other" if self.other == self.label else "neither"
 
 
 class Comparison(_Value):
@@ -153,7 +123,6 @@ class Comparison(_Value):
         Whether both were judged on the same gold reviews, as far as is noted.
     """
 
-    version: str
     gate: GateReport | None
     champion_evaluation: Evaluation | None
     evaluation: Evaluation | None
@@ -163,216 +132,101 @@ class Comparison(_Value):
     same_gold: bool
 
 
-class Reader:
-    """Reads overviews and comparisons from one tracking server; safe to call from many threads.
-
-    Parameters
-    ----------
-    tracking_uri : str
-        What MLflow takes.
-    clock : callable, optional
-        Seconds that only grow.
-    """
-
-    def __init__(self, tracking_uri: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracking_uri = tracking_uri
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._tracker: Tracker | None = None
-        self._overview: tuple[float, Overview] | None = None
-        self._reports: dict[tuple[str, ...], Any] = {}
-
-    @property
-    def tracker(self) -> Tracker:
-        """The connection to MLflow, opened at the first use.
-
-        Raises
-        ------
-        RegistryError
-            MLflow does not answer.
-        """
-        if self._tracker is None:
-            self._tracker = Tracker(self._tracking_uri)
-        return self._tracker
-
-    def forget(self) -> None:
-        """Read the registry anew next time: somebody has just changed it."""
-        self._overview = None
-
-    def overview(self) -> Overview:
-        """The state of the registry, at most :data:`FRESH_SECONDS` old.
-
-        Raises
-        ------
-        RegistryError
-            MLflow does not answer.
-        """
-        with self._lock:
-            if self._overview is None or self._clock() - self._overview[0] >= FRESH_SECONDS:
-                self._overview = (self._clock(), read_overview(self.tracker))
-            return self._overview[1]
-
-    def compare(self, champion: Version, other: Version) -> Comparison:
-        """Hold a version against the champion; reports are read once per run and verdict."""
-        key = ("comparison", *_state(champion), *_state(other))
-        return self._kept(key, lambda: self._compare(champion, other))
-
-    def report_page(self, version: Version) -> str | None:
-        """The gate report of a version as a page; None where it has none."""
-        tracker = self.tracker
-        return self._kept(("page", *_state(version)), lambda: _text(tracker, version.run_id, "gate/report.html"))
-
-    def _compare(self, champion: Version, other: Version) -> Comparison:
-        tracker = self.tracker
-        ours, theirs = (_answers(tracker, version.run_id) for version in (champion, other))
-        evaluations = [_model(tracker, version.run_id, "evaluation/gold.json", Evaluation) for version in (champion, other)]
-        labels = evaluations[1].labels if evaluations[1] is not None else []
-        pairs = [
-            (first, theirs[key]) for key, first in ours.items() if key in theirs and theirs[key]["label"] == first["label"]
-        ]
-        return Comparison(
-            version=other.version,
-            gate=_model(tracker, other.run_id, "gate/report.json", GateReport),
-            champion_evaluation=evaluations[0],
-            evaluation=evaluations[1],
-            difference=_difference(pairs, labels),
-            common=len(pairs),
-            answers=_differing(pairs),
-            same_gold=champion.gold == other.gold,
-        )
-
-    def _kept(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
-        with self._lock:
-            if key in self._reports:
-                kept: T = self._reports[key]
-                return kept
-        value = read()
-        with self._lock:
-            while len(self._reports) >= _KEPT_REPORTS:
-                self._reports.pop(next(iter(self._reports)))
-            self._reports[key] = value
-        return value
-
-
-def read_overview(tracker: Tracker) -> Overview:
-    """Ask MLflow for the state of the registry.
+def read_overview(history: History) -> Overview:
+    """Ask MLflow for the state of the registry, and the store for its history.
 
     Raises
     ------
     RegistryError
         MLflow does not answer.
     """
+    tracker = history.tracker
     named = aliases(tracker)
     known = {str(version.version): version for version in versions(tracker)}
     by_run = {str(version.run_id): version for version in known.values()}
-    parent, runs = _newest_retrain(tracker, by_run)
-
-    def of_alias(alias: str) -> Version | None:
-        version = known.get(named.get(alias, ""))
-        return None if version is None else _version(version, _run_of(tracker, version, runs), named)
-
-    candidates = [_version(by_run[run_id], run, named) for run_id, run in runs.items() if run_id in by_run]
-    candidates.sort(key=lambda version: (-(version.value("gold/weighted_f1") or -1.0), version.candidate))
-    trained = {candidate.candidate for candidate in candidates}
-    tags: dict[str, str] = {} if parent is None else parent.data.tags
-    skipped = {name.removeprefix(SKIPPED_TAG): text for name, text in sorted(tags.items()) if name.startswith(SKIPPED_TAG)}
+    retrain = newest_retrain(tracker, lambda run: run.info.run_id in by_run)
+    runs = {} if retrain is None else {str(run.info.run_id): run for run in retrain.runs}
+    candidates = [_judged(tracker, by_run[run_id], named, run) for run_id, run in runs.items()]
+    candidates.sort(key=lambda version: (-version.metrics.get("gold/weighted_f1", -1.0), version.candidate))
+    with_alias = {
+        alias: _judged(tracker, known[named[alias]], named, runs.get(str(known[named[alias]].run_id)))
+        for alias in (CHAMPION, CHALLENGER, PREVIOUS)
+        if named.get(alias) in known
+    }
     return Overview(
         at=datetime.now(UTC),
         experiment_id=tracker.experiment_id,
-        champion=of_alias(CHAMPION),
-        challenger=of_alias(CHALLENGER),
-        previous=of_alias(PREVIOUS),
-        retrain=None if parent is None else str(parent.info.run_name),
-        retrain_at=None if parent is None else _time(parent.info.start_time),
-        retrain_run_id=None if parent is None else str(parent.info.run_id),
+        retrain=retrain,
         candidates=tuple(candidates),
-        skipped={name: text for name, text in skipped.items() if name not in trained},
-        history=tuple(history(tracker, newest=50)),
+        history=tuple(history.events()[::-1][:_HISTORY]),
+        **with_alias,
     )
 
 
-def find_version(tracker: Tracker, number: str) -> Version | None:
-    """One version, whatever its alias; None where there is no such number."""
-    known = {str(version.version): version for version in versions(tracker)}
-    version = known.get(number)
-    return None if version is None else _version(version, _run_of(tracker, version, {}), aliases(tracker))
-
-
-def run_of_key(tracker: Tracker, key: str) -> str | None:
-    """Id of the newest run that was made for a manifest's digest; None where there is none."""
-    runs = tracker.find_runs({KEY_TAG: key}, newest=1)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _newest_retrain(tracker: Tracker, by_run: Mapping[str, ModelVersion]) -> tuple[Run | None, dict[str, Run]]:
-    """The newest retrain that has registered candidates, and its child runs by id."""
-    for parent in tracker.find_runs({KIND_TAG: "retrain"}, newest=20):
-        children = {str(run.info.run_id): run for run in tracker.find_runs({PARENT_TAG: parent.info.run_id})}
-        if children.keys() & by_run.keys():
-            return parent, children
-    return None, {}
-
-
-def _run_of(tracker: Tracker, version: ModelVersion, known: Mapping[str, Run]) -> Run | None:
-    """The run behind a version; None when somebody has deleted it for good."""
-    run_id = str(version.run_id)
-    if run_id in known:
-        return known[run_id]
-    try:
-        return tracker.client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise registry_error(error, tracker.tracking_uri, f"show run {run_id}") from error
-        return None
-
-
-def _version(version: ModelVersion, run: Run | None, named: Mapping[str, str]) -> Version:
-    tags: dict[str, str] = dict(version.tags)
-    metrics: dict[str, float] = {} if run is None else dict(run.data.metrics)
-    number = str(version.version)
-    gate = tags.get("reviewclf.gate", "")
-    return Version(
-        version=number,
-        candidate=tags.get(CANDIDATE_TAG, "?"),
-        run_id=str(version.run_id),
-        aliases=tuple(sorted(alias for alias, of in named.items() if of == number)),
-        created_at=_time(version.creation_timestamp),
-        dataset=tags.get("reviewclf.dataset", ""),
-        gold=tags.get("reviewclf.gold", ""),
-        gate=gate if gate in ("passed", "failed") else "not judged",
-        gate_reason=tags.get("reviewclf.gate_reason", ""),
-        figures={
-            name: Figure(value=value, low=metrics.get(f"{name}_low"), high=metrics.get(f"{name}_high"))
-            for name, value in metrics.items()
-            if not name.startswith("system/") and not name.endswith(("_low", "_high"))
-        },
-        **{
-            name: tags.get(f"reviewclf.{name}", "")
-            for name in (
-                "promoted_at",
-                "promoted_by",
-                "promotion_reason",
-                "rolled_back_at",
-                "rolled_back_by",
-                "rollback_reason",
+def newest_retrain(tracker: Tracker, is_shown: Callable[[Run], bool]) -> Retrain | None:
+    """The newest retrain with candidates whose runs are to be shown; None before the first one."""
+    for parent in tracker.find_runs({KIND_TAG: "retrain"}):
+        runs = tuple(run for run in tracker.find_runs({PARENT_TAG: parent.info.run_id}) if is_shown(run))
+        if runs:
+            trained = {run.data.tags.get(CANDIDATE_TAG) for run in runs}
+            tags = {
+                name.removeprefix(SKIPPED_TAG): said
+                for name, said in sorted(parent.data.tags.items())
+                if name.startswith(SKIPPED_TAG)
+            }
+            return Retrain(
+                name=str(parent.info.run_name),
+                run_id=str(parent.info.run_id),
+                at=datetime.fromtimestamp(parent.info.start_time / 1000, UTC),
+                runs=runs,
+                skipped={name: said for name, said in tags.items() if name not in trained},
+                outcome=parent.data.tags.get(OUTCOME_TAG, ""),
             )
-        },
+    return None
+
+
+def compare(tracker: Tracker, champion: JudgedVersion, other: JudgedVersion) -> Comparison:
+    """Hold a version against the champion by what their runs keep of their answers on gold."""
+    ours, theirs = (
+        {str(row["review_id"]): row for row in _artifact(tracker, version.run_id, "evaluation/gold_answers.json") or []}
+        for version in (champion, other)
+    )
+    evaluations = [_model(tracker, version.run_id, "evaluation/gold.json", Evaluation) for version in (champion, other)]
+    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs and theirs[key]["label"] == row["label"]]
+    return Comparison(
+        gate=_model(tracker, other.run_id, "gate/report.json", GateReport),
+        champion_evaluation=evaluations[0],
+        evaluation=evaluations[1],
+        difference=None if evaluations[1] is None or not pairs else _difference(pairs, evaluations[1].labels),
+        common=len(pairs),
+        answers=_differing(pairs),
+        same_gold=champion.tag("gold") == other.tag("gold"),
     )
 
 
-def _state(version: Version) -> tuple[str, ...]:
-    # A version that is judged anew, on other gold, gets new reports under the same run.
-    return (version.run_id, version.gold, version.gate_reason, str(version.value("gold/weighted_f1")))
+def gate_report(tracker: Tracker, number: str) -> str | None:
+    """The gate report of a version as a page; None where there is no such version, or it has none."""
+    run_id = next((str(version.run_id) for version in versions(tracker) if str(version.version) == number), None)
+    return (
+        None
+        if run_id is None or not _has(tracker, run_id, "gate/report.html")
+        else tracker.read_text(run_id, "gate/report.html")
+    )
 
 
-def _time(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _answers(tracker: Tracker, run_id: str) -> dict[str, dict[str, Any]]:
-    """Answers on gold by review; empty where the run holds none."""
-    rows = _json(tracker, run_id, "evaluation/gold_answers.json") or []
-    return {str(row["review_id"]): row for row in rows}
+def _judged(tracker: Tracker, version: ModelVersion, named: Mapping[str, str], run: Run | None) -> JudgedVersion:
+    """A version with its aliases and metrics; it has none where somebody has deleted its run for good."""
+    if run is None:
+        try:
+            run = tracker.client.get_run(str(version.run_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise registry_error(error, tracker.tracking_uri, f"show run {version.run_id}") from error
+    return JudgedVersion(
+        **Version.of(version).model_dump(),
+        aliases=tuple(sorted(alias for alias, number in named.items() if number == str(version.version))),
+        metrics={} if run is None else dict(run.data.metrics),
+    )
 
 
 def _differing(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[Answer, ...]:
@@ -389,49 +243,32 @@ def _differing(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[
         for first, second in pairs
         if first["predicted"] != second["predicted"]
     ]
-    order = {"champion": 0, "other": 1, "neither": 2}
     # Within each kind the surest answers first: they are the most telling.
-    return tuple(
-        sorted(answers, key=lambda answer: (order[answer.winner], -max(answer.champion_confidence, answer.other_confidence)))
-    )
+    answers.sort(key=lambda it: (_RIGHT.index(it.winner), -max(it.champion_confidence, it.other_confidence)))
+    return tuple(answers)
 
 
-def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: Sequence[str]) -> Difference | None:
-    if not pairs or not labels:
-        return None
+def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: Sequence[str]) -> Difference:
+    true = [first["label"] for first, _ in pairs]
     return paired_bootstrap(
-        [first["label"] for first, _ in pairs],
-        [second["predicted"] for _, second in pairs],
-        [first["predicted"] for first, _ in pairs],
-        labels,
+        true, [second["predicted"] for _, second in pairs], [first["predicted"] for first, _ in pairs], labels
     )
 
 
 def _model(tracker: Tracker, run_id: str, path: str, kind: type[Any]) -> Any:
     """A JSON artifact as the value it was made from; None where it is missing or was written by another version."""
-    content = _json(tracker, run_id, path)
-    if content is None:
-        return None
+    content = _artifact(tracker, run_id, path)
     try:
-        return kind.model_validate(content)
+        return None if content is None else kind.model_validate(content)
     except ValidationError as error:
         logger.warning("%s of run %s cannot be read: %s", path, run_id, error)
         return None
 
 
-def _json(tracker: Tracker, run_id: str, path: str) -> Any:
-    if not _has(tracker, run_id, path):
-        return None
-    return tracker.read_json(run_id, path)
-
-
-def _text(tracker: Tracker, run_id: str, path: str) -> str | None:
-    if not _has(tracker, run_id, path):
-        return None
-    return tracker.read_text(run_id, path)
+def _artifact(tracker: Tracker, run_id: str, path: str) -> Any:
+    return tracker.read_json(run_id, path) if _has(tracker, run_id, path) else None
 
 
 def _has(tracker: Tracker, run_id: str, path: str) -> bool:
-    folder = path.rpartition("/")[0]
     with tracker.errors(f"list the artifacts of run {run_id}"):
-        return any(item.path == path for item in tracker.client.list_artifacts(run_id, folder))
+        return any(item.path == path for item in tracker.client.list_artifacts(run_id, path.rpartition("/")[0]))

@@ -4,52 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from reviewclf.promotion.history import Event, Ledger
+from reviewclf.promotion.history import History, State, fold
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import RETIRED_TAG, Tracker
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 20
 
-
-def too_old(
-    known: Sequence[ModelVersion], *, keep: Collection[str], keep_versions: int, keep_days: float, now: datetime
+def retire(
+    history: History, *, keep_versions: int, keep_days: float, who: str, dry_run: bool = False, now: datetime | None = None
 ) -> list[str]:
-    """Versions to retire, oldest first.
+    """Remove old versions and their models' files; runs stay, with figures and reports.
+
+    Versions with an alias stay whatever their age, and so does the one that a second rollback would return to.
 
     Parameters
     ----------
-    known : sequence of ModelVersion
-        All versions, newest first.
-    keep : collection of str
-        Versions that stay whatever their age: those with an alias, and where a rollback of a rollback goes.
     keep_versions : int
         So many of the newest stay.
     keep_days : float
         Versions that are not older stay.
-    now : datetime
-        With time zone.
-    """
-    border = (now - timedelta(days=keep_days)).timestamp() * 1000
-    old = [str(version.version) for version in known[keep_versions:] if version.creation_timestamp < border]
-    return [version for version in reversed(old) if version not in keep]
-
-
-def retire(
-    tracker: Tracker, *, keep_versions: int, keep_days: float, who: str, dry_run: bool = False, now: datetime | None = None
-) -> list[str]:
-    """Remove old versions and their models' files; runs stay, with figures and reports.
-
-    Parameters
-    ----------
     dry_run : bool
         Only name them.
     now : datetime, optional
@@ -60,40 +40,28 @@ def retire(
     list of str
         Versions retired, oldest first.
     """
-    ledger = Ledger(tracker)
     now = now or datetime.now(UTC)
-    _, state = ledger.settled()
-    known = versions(tracker)
-    left_over = [str(version.version) for version in known if str(version.version) in state.retired]
-    keep = {*state.kept, *aliases(tracker).values()}
-    chosen = too_old(known, keep=keep, keep_versions=keep_versions, keep_days=keep_days, now=now)
-    chosen = [version for version in chosen if version not in left_over]
-    if dry_run:
-        return [*left_over, *chosen]
-    by_number = {str(version.version): version for version in known}
+    tracker = history.tracker
+    state = fold(history.settle())
+    known = {str(version.version): version for version in versions(tracker)}
+    days = {number: (now.timestamp() - version.creation_timestamp / 1000) / 86_400 for number, version in known.items()}
+    needed = {*state.kept, *aliases(tracker).values(), *list(known)[:keep_versions]}
+    too_old = [number for number in known if number not in needed and days[number] > keep_days]
     done = []
-    for number in [*left_over, *chosen]:
-        version = by_number[number]
-        if number in left_over or _announce(tracker, ledger, version, who=who, now=now):
-            _remove(tracker, version)
-            logger.info("version %s retired", number)
+    # The history says first that a version is gone: from then on nobody can promote it, and a killed attempt is finished.
+    for number in sorted({*too_old, *(state.retired & known.keys())}, key=int):
+
+        def choose(state: State, number: str = number) -> str | None:
+            return None if number in {*state.kept, *aliases(tracker).values()} else number
+
+        is_gone = dry_run or number in state.retired
+        reason = f"{days[number]:.0f} days old, no alias"
+        if is_gone or history.record("retire", choose, who=who, reason=reason).changed:
             done.append(number)
+            if not dry_run:
+                _remove(tracker, known[number])
+                logger.info("version %s retired", number)
     return done
-
-
-def _announce(tracker: Tracker, ledger: Ledger, version: ModelVersion, *, who: str, now: datetime) -> bool:
-    """Put it into the history first: from then on nobody can promote it. False where somebody just did."""
-    number = str(version.version)
-    for _ in range(_ATTEMPTS):
-        _, state = ledger.settled()
-        if number in state.kept or number in aliases(tracker).values():
-            return False
-        days = (now.timestamp() - version.creation_timestamp / 1000) / 86_400
-        event = Event(at=now, action="retire", version=number, who=who, reason=f"{days:.0f} days old, no alias")
-        if ledger.append(event, after=state.head):
-            ledger.follow()
-            return True
-    return False
 
 
 def _remove(tracker: Tracker, version: ModelVersion) -> None:

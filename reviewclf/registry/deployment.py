@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import yaml
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from pydantic import BaseModel, ConfigDict
 
@@ -47,10 +47,25 @@ class Version(BaseModel):
     tags: dict[str, str] = {}
     description: str = ""
 
+    @classmethod
+    def of(cls, found: ModelVersion) -> Version:
+        """The version that MLflow shows."""
+        return cls(
+            version=str(found.version),
+            run_id=str(found.run_id or ""),
+            registered_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+            tags={str(name): str(value) for name, value in (found.tags or {}).items()},
+            description=found.description or "",
+        )
+
     @property
     def identity(self) -> str:
         """Name that no other version has, also when the registry was emptied and its numbers begin anew."""
         return f"{self.version}-{self.run_id[:8]}-{int(self.registered_at.timestamp() * 1000):x}"
+
+    def tag(self, name: str) -> str:
+        """One of the tags that this package writes; empty where it is missing."""
+        return self.tags.get(f"reviewclf.{name}", "")
 
 
 class Deployments:
@@ -70,36 +85,21 @@ class Deployments:
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
         mlflow.set_tracking_uri(tracking_uri)
-        self._client: MlflowClient | None = None
 
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty when nothing is registered yet."""
-        try:
-            model = self._call("show its models", lambda client: client.get_registered_model(REGISTERED_MODEL))
-        except _MissingError:
-            return {}
-        return {str(name): str(version) for name, version in model.aliases.items()}
+        named = self._ask("show its models", lambda client: client.get_registered_model(REGISTERED_MODEL).aliases, missing={})
+        return {str(name): str(version) for name, version in named.items()}
 
     def version(self, version: str) -> Version:
         """One version with its tags as they are now."""
-        found = self._call(
-            f"show version {version}", lambda client: client.get_model_version(REGISTERED_MODEL, version), missing_is_error=True
-        )
-        return Version(
-            version=str(found.version),
-            run_id=str(found.run_id or ""),
-            registered_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-            tags={str(name): str(value) for name, value in (found.tags or {}).items()},
-            description=found.description or "",
+        return Version.of(
+            self._ask(f"show version {version}", lambda client: client.get_model_version(REGISTERED_MODEL, version))
         )
 
     def figures(self, version: Version) -> dict[str, float]:
         """What was measured about a version on gold and on the serving path; empty where its run is gone."""
-        try:
-            run = self._call("show a run", lambda client: client.get_run(version.run_id))
-        except _MissingError:
-            return {}
-        metrics: Mapping[str, float] = run.data.metrics
+        metrics = self._ask("show a run", lambda client: client.get_run(version.run_id).data.metrics, missing={})
         return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_FIGURES)}
 
     def fetch(self, version: Version, folder: Path) -> None:
@@ -108,28 +108,21 @@ class Deployments:
         Subfolders, such as a network for further training, are left out.
         """
         uri = f"models:/{REGISTERED_MODEL}/{version.version}"
-        self._call(f"hand out {uri}", lambda _: fetch_classifier(uri, folder), missing_is_error=True)
+        self._ask(f"hand out {uri}", lambda client: fetch_classifier(uri, folder))
 
-    def _call(self, doing: str, call: Any, *, missing_is_error: bool = False) -> Any:
+    def _ask(self, doing: str, call: Callable[[MlflowClient], Any], *, missing: Any = None) -> Any:
+        path = Path(self.tracking_uri.removeprefix(_SQLITE))
+        # MLflow would make an empty database here, which takes seconds and hides a wrong address.
+        if self.tracking_uri.startswith(_SQLITE) and not path.exists():
+            raise RegistryError(f"{path}: not there yet; `make run` creates it, or set MLFLOW_TRACKING_URI")
         try:
-            return call(self._connect())
+            return call(MlflowClient(self.tracking_uri))
         except RegistryError:
             raise
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not missing_is_error:
-                raise _MissingError(str(error.message)) from error
-            raise registry_error(error, self.tracking_uri, doing) from error
         except Exception as error:  # whatever the network, a database or an artifact store raise
+            if missing is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return missing
             raise registry_error(error, self.tracking_uri, doing) from error
-
-    def _connect(self) -> MlflowClient:
-        if self._client is None:
-            path = Path(self.tracking_uri.removeprefix(_SQLITE))
-            # MLflow would make an empty database here, which takes seconds and hides a wrong address.
-            if self.tracking_uri.startswith(_SQLITE) and not path.exists():
-                raise RegistryError(f"{path}: not there yet; `make run` creates it, or set MLFLOW_TRACKING_URI")
-            self._client = MlflowClient(self.tracking_uri)
-        return self._client
 
 
 def fetch_classifier(uri: str, folder: Path) -> None:
@@ -159,10 +152,6 @@ def fetch_classifier(uri: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as below:  # where MLflow makes the model's own folders
         for name in names:
             Path(files.download_artifacts(f"{place}/{name}", below)).replace(folder / name)
-
-
-class _MissingError(RegistryError):
-    """What was asked for is not there."""
 
 
 def _classifier_place(described: Path, uri: str) -> str:

@@ -116,7 +116,7 @@ def load_alias(tracker: Tracker, alias: str = CHAMPION) -> LoadedModel:
     RegistryError
         No version carries the alias; the message says how to get one.
     """
-    version = version_of_alias(tracker, alias)
+    version = aliases(tracker).get(alias)
     if version is None:
         raise RegistryError(
             f"no version of {REGISTERED_MODEL!r} carries the alias {alias!r} at {tracker.tracking_uri}: "
@@ -153,13 +153,8 @@ def versions(tracker: Tracker) -> list[ModelVersion]:
     return sorted(found, key=lambda version: -int(version.version))
 
 
-def version_of_alias(tracker: Tracker, alias: str) -> str | None:
-    """Number of the version that carries `alias`, or None."""
-    return aliases(tracker).get(alias)
-
-
 def dataset_of(tracker: Tracker, version: str) -> str:
-    """Digest of the dataset that a version was trained on; empty where it is not said."""
+    """Digest of the dataset that a version was trained on; empty where its tags do not say."""
     with tracker.errors(f"show version {version}"):
         return str(tracker.client.get_model_version(REGISTERED_MODEL, version).tags.get("reviewclf.dataset", ""))
 

@@ -146,10 +146,10 @@ def score_champion(
     RegistryError
         The champion cannot be loaded: what production follows is broken, and nothing can be compared with it.
     """
-    from reviewclf.registry import REGISTERED_MODEL
-    from reviewclf.registry.model import version_of_alias
+    from reviewclf.registry import CHAMPION, REGISTERED_MODEL
+    from reviewclf.registry.model import aliases
 
-    version = version_of_alias(tracker, "champion")
+    version = aliases(tracker).get(CHAMPION)
     if version is None:
         return None
     with tracker.errors(f"show version {version}"):

@@ -44,6 +44,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         A rule of the settings cannot be used, or the gold that was scored is not the gold there is now.
     """
     from reviewclf.promotion.aliases import barred, challenge
+    from reviewclf.promotion.history import History
 
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
@@ -94,7 +95,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         details["summary"] = _summary(best, next(r for r in reports if r.candidate == best["candidate"]))
     logger.info("gate report: %s", details["gate_report"])
     if best is not None:
-        why = barred(tracker, best["version"])
+        why = barred(History(tracker, store), best["version"])
         if why is None:
             challenge(tracker, best["version"])
         else:

@@ -20,7 +20,7 @@ from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.manifest import Manifest
 from reviewclf.monitoring.drift import Night, detect_drift
 from reviewclf.monitoring.estimate import Calibrator, estimate_f1, seen_f1
-from reviewclf.monitoring.exports import dataset_of, log_health, write_prometheus
+from reviewclf.monitoring.exports import log_health, write_prometheus
 from reviewclf.monitoring.features import FeatureExtractor
 from reviewclf.monitoring.report import HealthReport, Signal, alarm_text, headline
 from reviewclf.predict import answer
@@ -200,10 +200,10 @@ def _why_not(rows: pd.DataFrame, training: _Training | None, remembered: Sequenc
 
 def _training(settings: Settings, store: Store, tracker: Tracker, version: str, classes: Sequence[str]) -> _Training | None:
     """The real reviews of the champion's dataset; its answers to validation rows are made once per version."""
-    from reviewclf.registry.model import load_model
+    from reviewclf.registry.model import dataset_of, load_model
 
     try:
-        dataset = find_dataset(settings, dataset_of(tracker, version))
+        dataset = find_dataset(settings, dataset_of(tracker, version) or "unknown")
     except DatasetError:
         return None
     rows = store.read(dataset, "dataset").to_pandas()

@@ -10,18 +10,18 @@ from pydantic import JsonValue
 
 from reviewclf.errors import StaleVerdictError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.registry.runs import tracker_of
+from reviewclf.registry import CHAMPION, PREVIOUS
 from reviewclf.settings import Settings
 from reviewclf.stages.gate import gate
 from reviewclf.storage import Store
 
 if TYPE_CHECKING:
-    from reviewclf.registry.tracking import Tracker
+    from reviewclf.promotion.history import History, Promotion
 
 logger = logging.getLogger(__name__)
 
-APPROVE, REJECT = "Promote", "Reject"
-_REJUDGED = 5
+APPROVE = "Promote"
+_VERDICTS = 5
 
 
 def promote(settings: Settings, gated: Manifest, *, who: str = "", answer: Mapping[str, Any] | None = None) -> Manifest:
@@ -45,132 +45,115 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "", answer: Mappi
     Manifest
         ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``reason``, ``gate_report``.
     """
-    tracker = tracker_of(settings)
-    promoted = _decided(settings, tracker, gated, who=who, answer=answer)
-    _remember(tracker, gated, promoted)
+    from reviewclf.promotion.history import History
+    from reviewclf.registry.tracking import OUTCOME_TAG
+
+    history = History.of(settings)
+    promotion, reason = _promote_challenger(settings, history, gated, who=who, answer=answer)
+    promoted = _manifest(promotion, reason, {"gated": gated.digest}, gate_report=gated.details.get("gate_report"))
+    logger.info("%s: %s", "promoted" if promotion.changed else "nothing promoted", reason)
+    # The leaderboard shows what became of the retrain.
+    said = f"version {promotion.champion} was promoted" if promotion.changed else f"nothing promoted: {reason}"
+    history.tracker.log(str(gated.details["retrain_run"]), tags={OUTCOME_TAG: said[:5000]})
     return promoted
-
-
-def _decided(settings: Settings, tracker: Tracker, gated: Manifest, *, who: str, answer: Mapping[str, Any] | None) -> Manifest:
-    challenger: Any = gated.details["challenger"]
-    if challenger is None:
-        reason = str(gated.details.get("barred") or "no candidate passed the gate")
-        return _unchanged(tracker, gated, reason)
-    version = str(challenger["version"])
-    why = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
-    by = who
-    if settings.registry.approval and not _is_champion(tracker, version):
-        agreed, by, said = _heard(answer, who)
-        if not agreed:
-            return _refused(tracker, gated, version, by=by, said=said, key=f"{who}:{version}" if who else "")
-        why = f"{why}; approved{': ' + said if said else ''}"
-    return _promoted(settings, tracker, gated, reason=why, who=by, key=f"{who}:{version}" if who else "")
 
 
 def needs_person(settings: Settings, gated: Manifest) -> bool:
     """Whether a person has to agree before the challenger of a gate becomes champion."""
     challenger: Any = gated.details["challenger"]
-    if challenger is None or challenger["version"] == gated.details["champion"]:
-        return False
-    return settings.registry.approval
+    return bool(settings.registry.approval and challenger and challenger["version"] != gated.details["champion"])
 
 
 def promote_version(settings: Settings, version: str, *, reason: str, who: str, force: bool = False, key: str = "") -> Manifest:
     """Promote a version by hand. Raises GateError when it has not passed the gate and `force` was not given."""
-    from reviewclf.promotion.aliases import promote as move
+    from reviewclf.promotion import aliases
+    from reviewclf.promotion.history import History
 
-    tracker = tracker_of(settings)
-    promotion = move(tracker, version, reason=reason, who=who, force=force, key=key)
-    return _manifest(
-        {"version": version},
-        promotion,
-        reason=reason if promotion.changed else f"version {promotion.champion} is champion already",
-    )
+    promotion = aliases.promote(History.of(settings), version, reason=reason, who=who, force=force, key=key)
+    return _manifest(promotion, reason if promotion.changed else _is_champion(version), {"version": version})
 
 
 def rollback(settings: Settings, *, reason: str, who: str, key: str = "") -> Manifest:
     """Make `previous` the champion again."""
-    from reviewclf.promotion.aliases import rollback as move
+    from reviewclf.promotion import aliases
+    from reviewclf.promotion.history import History
 
-    return _manifest({}, move(tracker_of(settings), reason=reason, who=who, key=key), reason=reason)
+    return _manifest(aliases.rollback(History.of(settings), reason=reason, who=who, key=key), reason, {})
 
 
 def retire(settings: Settings, *, who: str = "", dry_run: bool = False) -> Manifest:
     """Remove versions that are older and more than ``REVIEWCLF_REGISTRY__KEEP_*`` allow; those with an alias stay."""
-    from reviewclf.promotion.retention import retire as remove
+    from reviewclf.promotion import retention
+    from reviewclf.promotion.history import History
 
     limits = settings.registry
-    gone = remove(
-        tracker_of(settings), keep_versions=limits.keep_versions, keep_days=limits.keep_days, who=who, dry_run=dry_run
+    gone = retention.retire(
+        History.of(settings), keep_versions=limits.keep_versions, keep_days=limits.keep_days, who=who, dry_run=dry_run
     )
     logger.info("%s: %s", "would be retired" if dry_run else "retired", ", ".join(gone) or "none")
     details: dict[str, JsonValue] = {"versions": list(gone), "dry_run": dry_run}
     return Manifest(stage="retire", digest=digest_of(details), counts={"retired": len(gone)}, details=details)
 
 
-def _promoted(settings: Settings, tracker: Tracker, gated: Manifest, *, reason: str, who: str, key: str) -> Manifest:
-    from reviewclf.promotion.aliases import barred
-    from reviewclf.promotion.aliases import promote as move
+def _promote_challenger(
+    settings: Settings, history: History, gated: Manifest, *, who: str, answer: Mapping[str, Any] | None
+) -> tuple[Promotion, str]:
+    """What became of the challenger, and why."""
+    from reviewclf.promotion import aliases
 
-    for _ in range(_REJUDGED):
-        challenger: Any = gated.details["challenger"]
+    challenger: Any = gated.details["challenger"]
+    if challenger is None:
+        return _unchanged(history), _no_challenger(gated)
+    version = str(challenger["version"])
+    key = f"{who}:{version}" if who else ""
+    reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
+    if settings.registry.approval and _unchanged(history).champion != version:
+        agreed, by, said = _heard(answer, who)
+        words = f": {said}" if said else ""
+        if not by:
+            late = "nobody answered in time"
+            aliases.refuse(history, version, reason=late, who="", action="expire", key=key)
+            return _unchanged(history), f"version {version} is not promoted: {late} (REVIEWCLF_REGISTRY__APPROVAL)"
+        if not agreed:
+            aliases.refuse(history, version, reason=said, who=by, key=key)
+            return _unchanged(history), f"version {version} was rejected by {by}{words}"
+        who, reason = by, f"{reason}; approved{words}"
+    for _ in range(_VERDICTS):
+        challenger = gated.details["challenger"]
         if challenger is None:
-            return _unchanged(tracker, gated, str(gated.details.get("barred") or "no candidate passed the gate"))
+            return _unchanged(history), _no_challenger(gated)
         version = str(challenger["version"])
-        stopped = None if _is_champion(tracker, version) else barred(tracker, version)
-        if stopped is not None:
-            return _unchanged(tracker, gated, f"version {version} is not promoted: {stopped}")
+        why = None if _unchanged(history).champion == version else aliases.barred(history, version)
+        if why is not None:
+            return _unchanged(history), f"version {version} is not promoted: {why}"
+        against: Any = gated.details["champion"]
         try:
-            against: Any = gated.details["champion"]
-            promotion = move(tracker, version, reason=reason, who=who, key=key, against=against)
+            promotion = aliases.promote(history, version, reason=reason, who=who, key=key, against=against)
         except StaleVerdictError as stale:
-            again = None if settings.registry.approval else _judged_again(settings, tracker, gated, version)
+            again = None if settings.registry.approval else _judge_again(settings, history, gated, version)
             if again is None:
-                return _unchanged(tracker, gated, str(stale))
+                return _unchanged(history), str(stale)
             logger.warning("%s; judged anew", stale)
             gated = again
-            continue
-        return _manifest(
-            {"gated": gated.digest},
-            promotion,
-            reason=reason if promotion.changed else f"version {promotion.champion} is champion already",
-            candidate=challenger["candidate"],
-            gate_report=gated.details.get("gate_report"),
-        )
-    return _unchanged(tracker, gated, "the champion changed again and again while this was judged; the next retrain tries anew")
+        else:
+            return promotion, reason if promotion.changed else _is_champion(version)
+    return _unchanged(history), "the champion changed again and again while this was judged; the next retrain tries anew"
 
 
-def _remember(tracker: Tracker, gated: Manifest, promoted: Manifest) -> None:
-    """What became of the retrain, on its run: the leaderboard shows it."""
-    from reviewclf.registry.tracking import OUTCOME_TAG
-
-    details = promoted.details
-    said = f"version {details['champion']} was promoted" if details["promoted"] else f"nothing promoted: {details['reason']}"
-    tracker.log(str(gated.details["retrain_run"]), tags={OUTCOME_TAG: said[:5000]})
-
-
-def _judged_again(settings: Settings, tracker: Tracker, gated: Manifest, version: str) -> Manifest | None:
+def _judge_again(settings: Settings, history: History, gated: Manifest, version: str) -> Manifest | None:
     """The verdict against the new champion; None where the challenger's data are no newer than the champion's."""
-    from reviewclf.registry.model import aliases, dataset_of
+    from reviewclf.registry.model import dataset_of
 
-    champion = aliases(tracker).get("champion")
-    mine, theirs = (
-        None if number is None else tracker.retrained_at(dataset_of(tracker, number)) for number in (version, champion)
-    )
+    tracker, champion = history.tracker, _unchanged(history).champion
+    mine, theirs = (number and tracker.retrained_at(dataset_of(tracker, number)) for number in (version, champion))
     evaluated = Store(settings.store_uri).manifest("evaluate", str(gated.details["evaluated"]))
-    if evaluated is None or mine is None or (champion is not None and (theirs is None or mine <= theirs)):
+    if evaluated is None or not mine or (champion is not None and (not theirs or mine <= theirs)):
         return None
     return gate(settings, evaluated)
 
 
-def _is_champion(tracker: Tracker, version: str) -> bool:
-    from reviewclf.registry.model import aliases
-
-    return aliases(tracker).get("champion") == version
-
-
 def _heard(answer: Mapping[str, Any] | None, who: str) -> tuple[bool, str, str]:
-    """Whether a person agreed, who it was, and what was said."""
+    """Whether a person agreed, who it was (empty: nobody answered), and what was said."""
     if answer is None or not answer.get("responded_by_user"):
         return False, "", ""
     user = answer["responded_by_user"]
@@ -179,44 +162,25 @@ def _heard(answer: Mapping[str, Any] | None, who: str) -> tuple[bool, str, str]:
     return APPROVE in answer.get("chosen_options", []), f"{name} ({who})" if who else name, said
 
 
-def _refused(tracker: Tracker, gated: Manifest, version: str, *, by: str, said: str, key: str) -> Manifest:
-    from reviewclf.promotion.aliases import refuse
-
-    if by:
-        refuse(tracker, version, reason=said, who=by, key=key)
-        return _unchanged(tracker, gated, f"version {version} was rejected by {by}{': ' + said if said else ''}")
-    reason = "nobody answered in time"
-    refuse(tracker, version, reason=reason, who="", action="expire", key=key)
-    return _unchanged(tracker, gated, f"version {version} is not promoted: {reason} (REVIEWCLF_REGISTRY__APPROVAL)")
-
-
-def _unchanged(tracker: Tracker, gated: Manifest, reason: str) -> Manifest:
+def _unchanged(history: History) -> Promotion:
+    """The registry as it is."""
+    from reviewclf.promotion.history import Promotion
     from reviewclf.registry.model import aliases
 
-    logger.info("nothing promoted: %s", reason)
-    details: dict[str, Any] = {
-        "promoted": False,
-        "champion": aliases(tracker).get("champion"),
-        "reason": reason,
-        "gate_report": gated.details.get("gate_report"),
-    }
-    return Manifest(
-        stage="promote",
-        digest=digest_of({"gated": gated.digest, **details}),
-        inputs={"gated": gated.digest},
-        counts={"promoted": 0},
-        details=details,
-    )
+    named = aliases(history.tracker)
+    return Promotion(champion=named.get(CHAMPION), previous=named.get(PREVIOUS), changed=False)
 
 
-def _manifest(inputs: dict[str, JsonValue], promotion: Any, *, reason: str, **more: Any) -> Manifest:
-    details = {
-        "promoted": promotion.changed,
-        "champion": promotion.champion,
-        "previous": promotion.previous,
-        "reason": reason,
-        **more,
-    }
+def _no_challenger(gated: Manifest) -> str:
+    return str(gated.details.get("barred") or "no candidate passed the gate")
+
+
+def _is_champion(version: str) -> str:
+    return f"version {version} is champion already"
+
+
+def _manifest(promotion: Promotion, reason: str, inputs: dict[str, JsonValue], **more: Any) -> Manifest:
+    details = {**promotion.model_dump(exclude={"changed"}), "promoted": promotion.changed, "reason": reason, **more}
     return Manifest(
         stage="promote",
         digest=digest_of({**inputs, **details}),

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from reviewclf.promotion.aliases import Event, history
+from reviewclf.promotion.history import Event, History
 from reviewclf.registry.tracking import Tracker
 from reviewclf.storage import Store
 from tests.e2e.asking import Answer, Asking
@@ -218,7 +218,7 @@ def told(platform: LocalPlatform, asking: Asking, worse: Moment) -> list[Answer]
 
 def events(platform: LocalPlatform) -> list[Event]:
     """The history of promotions, oldest first."""
-    return history(Tracker(platform.mlflow))[::-1]
+    return History(Tracker(platform.mlflow), Store(platform.settings.store_uri)).events()
 
 
 def test_before_the_first_champion_the_server_says_that_there_is_none(before_the_first_champion: Any) -> None:

@@ -13,11 +13,10 @@ import pytest
 
 from reviewclf.errors import GateError
 from reviewclf.manifest import Manifest
-from reviewclf.promotion.aliases import history
+from reviewclf.promotion.history import History
 from reviewclf.promotion.leaderboard import leaderboard, render
 from reviewclf.promotion.retention import retire
 from reviewclf.registry.model import aliases, versions
-from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import promotion as promotion_stages
 from reviewclf.stages import train as stages
@@ -53,7 +52,8 @@ class Nights:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.home = folder / "home"
-        self.tracker = Tracker(self.settings().tracking_uri)
+        self.history = History.of(self.settings())
+        self.tracker = self.history.tracker
 
     def write_gold(self, rows: list[tuple[str, str]]) -> None:
         pd.DataFrame(rows, columns=["text", "label"]).to_csv(self._folder / "gold.csv", index=False)
@@ -232,7 +232,7 @@ def test_person_is_asked_and_what_was_said_is_kept(nights: Nights) -> None:
     assert promoted.details["promoted"] is False
     _, promoted = nights.retrain(who="night 3", answer=said, **asked)
     assert "rejected by vera (night 3): not in December" in str(promoted.details["reason"])
-    assert [event.action for event in history(nights.tracker)] == ["reject", "expire", "expire"]
+    assert [event.action for event in nights.history.events()[::-1]] == ["reject", "expire", "expire"]
     assert "champion" not in nights.aliases
     # Rejected on these data, nobody is asked about it again.
     gated, promoted = nights.retrain(who="night 4", **asked)
@@ -241,7 +241,7 @@ def test_person_is_asked_and_what_was_said_is_kept(nights: Nights) -> None:
     agreed = {**said, "chosen_options": ["Promote"], "params_input": {"reason": "looks good"}}
     _, promoted = nights.retrain(who="night 5", answer=agreed, seed=7, **asked)
     assert promoted.details["promoted"] is True
-    newest = history(nights.tracker, newest=1)[0]
+    newest = nights.history.events()[-1]
     assert (newest.who, newest.reason.endswith("approved: looks good")) == ("vera (night 5)", True)
 
 
@@ -253,7 +253,7 @@ def test_retired_model_loses_its_files_and_is_trained_anew_when_its_data_come_ba
     files = nights.home / "mlflow" / "artifacts" / "models"
     before = {path.name for path in files.iterdir() if any(path.rglob("MLmodel"))}
     later = datetime.now(UTC) + timedelta(days=100)
-    assert retire(nights.tracker, keep_versions=1, keep_days=90, who="night", now=later) == [str(old.version)]
+    assert retire(nights.history, keep_versions=1, keep_days=90, who="night", now=later) == [str(old.version)]
     after = {path.name for path in files.iterdir() if any(path.rglob("MLmodel"))}
     assert len(before - after) == 1
     assert str(old.run_id) not in {str(version.run_id) for version in versions(nights.tracker)}

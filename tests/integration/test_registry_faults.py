@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from reviewclf import cli, doctor
 from reviewclf.errors import RegistryError, RegistryUnavailableError
-from reviewclf.promotion.aliases import history, promote, refuse, rollback
+from reviewclf.promotion.aliases import promote, refuse, rollback
+from reviewclf.promotion.history import History
 from reviewclf.promotion.leaderboard import leaderboard
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.model import aliases, load_model
 from reviewclf.registry.tracking import Tracker
+from reviewclf.storage import Store
 
 
 @pytest.fixture(scope="module")
@@ -140,33 +142,35 @@ def test_database_of_another_mlflow_or_of_something_else_is_told_at_once(uri: st
     assert not any(isinstance(error.value, RegistryUnavailableError) for error in (caught, other))
 
 
-def test_versions_deleted_in_mlflow_do_not_hold_up_the_registry(uri: str) -> None:
-    tracker = Tracker(uri)
+def test_versions_deleted_in_mlflow_do_not_hold_up_the_registry(uri: str, tmp_path: Path) -> None:
+    history = History(Tracker(uri), Store(str(tmp_path / "store")))
+    tracker = history.tracker
     for version in "123":
-        promote(tracker, version, reason="", who="anna")
+        promote(history, version, reason="", who="anna")
     tracker.client.delete_model_version(REGISTERED_MODEL, "1")
-    assert rollback(tracker, reason="", who="boris").champion == "2"
+    assert rollback(history, reason="", who="boris").champion == "2"
     assert aliases(tracker) == {"champion": "2"}
     tracker.client.delete_model_version(REGISTERED_MODEL, "3")
-    refuse(tracker, "3", reason="no", who="boris")
+    refuse(history, "3", reason="no", who="boris")
     # The champion itself goes: nobody is champion, and the history says so.
     tracker.client.delete_model_version(REGISTERED_MODEL, "2")
-    assert promote(tracker, "4", reason="", who="anna").champion == "4"
+    assert promote(history, "4", reason="", who="anna").champion == "4"
     assert aliases(tracker) == {"champion": "4"}
-    assert [(event.action, event.version) for event in history(tracker, newest=2)] == [("promote", "4"), ("move", "")]
+    assert [(event.action, event.version) for event in history.events()[-2:]] == [("move", ""), ("promote", "4")]
     with pytest.raises(RegistryError, match="nothing to roll back to"):
-        rollback(tracker, reason="", who="anna")
+        rollback(history, reason="", who="anna")
 
 
 def test_version_or_files_that_are_gone_are_named(uri: str, tmp_path: Path) -> None:
-    tracker = Tracker(uri)
+    history = History(Tracker(uri), Store(str(tmp_path / "store")))
+    tracker = history.tracker
     for version in ("1", "99"):
         with pytest.raises(RegistryError, match=f"models:/{REGISTERED_MODEL}/{version}") as caught:
             load_model(tracker, f"models:/{REGISTERED_MODEL}/{version}", version=version)
         assert not isinstance(caught.value, RegistryUnavailableError)
     with pytest.raises(RegistryError, match="there is no version '99'"):
-        promote(tracker, "99", reason="", who="anna")
+        promote(history, "99", reason="", who="anna")
     tracker.client.delete_registered_model(REGISTERED_MODEL)
     with pytest.raises(RegistryError, match="there is no version '1'"):
-        promote(tracker, "1", reason="", who="anna")
+        promote(history, "1", reason="", who="anna")
     assert aliases(tracker) == {}

@@ -280,7 +280,5 @@ def clear_mlflow(platform: Platform, name: str) -> None:
 
     with as_pipeline(platform):
         client = Tracker(platform.tracking_uri).client
-        # Runs, and the experiment that names the history of promotions.
-        for known in (EXPERIMENT, f"{EXPERIMENT}-promotions"):
-            client.rename_experiment(client.get_experiment_by_name(known).experiment_id, f"{known}-{name}")
+        client.rename_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id, f"{EXPERIMENT}-{name}")
         client.rename_registered_model(REGISTERED_MODEL, f"{REGISTERED_MODEL}-{name}")

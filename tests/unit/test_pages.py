@@ -14,27 +14,24 @@ import yaml
 from reviewclf.evaluation import Difference, evaluate
 from reviewclf.pages import links, view
 from reviewclf.pages.texts import Texts, choose_language
-from reviewclf.promotion.overview import Answer, Comparison, Figure, Overview, Version
+from reviewclf.promotion.overview import Answer, Comparison, JudgedVersion, Overview
 
 EN, RU = Texts("en"), Texts("ru")
 
 
-def version(number: str, **figures: float) -> Version:
-    return Version(
+def version(number: str, **metrics: float) -> JudgedVersion:
+    return JudgedVersion(
         version=number,
-        candidate=f"candidate-{number}",
         run_id=f"{number:>032}",
+        registered_at=datetime(2026, 1, 1, tzinfo=UTC),
+        tags={"reviewclf.candidate": f"candidate-{number}", "reviewclf.gate": "passed", "reviewclf.gate_reason": "passed"},
         aliases=(),
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        gate="passed",
-        gate_reason="passed",
-        figures={name.replace("__", "/"): Figure(value=value) for name, value in figures.items()},
+        metrics={name.replace("__", "/"): value for name, value in metrics.items()},
     )
 
 
-def overview(**roles: Version | None) -> Overview:
-    found = {"champion": None, "challenger": None, "previous": None, **roles}
-    return Overview(at=datetime(2026, 1, 1, tzinfo=UTC), experiment_id="1", **found)
+def overview(**roles: JudgedVersion | None) -> Overview:
+    return Overview(at=datetime(2026, 1, 1, tzinfo=UTC), experiment_id="1", **roles)
 
 
 def answer(number: int, *, label: str, champion: str, other: str) -> Answer:
@@ -51,7 +48,6 @@ def answer(number: int, *, label: str, champion: str, other: str) -> Answer:
 
 def comparison(*answers: Answer, difference: Difference | None = None) -> Comparison:
     return Comparison(
-        version="2",
         gate=None,
         champion_evaluation=None,
         evaluation=None,
@@ -112,26 +108,26 @@ def test_language_is_the_chosen_one_else_the_browsers(chosen: str | None, accept
 def test_less_is_better_for_errors_and_seconds() -> None:
     ours = version("1", gold__weighted_f1=0.80, gold__ece=0.05, latency__p95_seconds=0.010, gold__rows=300)
     theirs = version("2", gold__weighted_f1=0.82, gold__ece=0.07, latency__p95_seconds=0.005, gold__rows=300)
-    rows = {row.name: row for row in view.metric_rows(ours, theirs, EN)}
-    assert (rows["Weighted F1"].difference, rows["Weighted F1"].trend) == ("+0.020", "better")
-    assert (rows["Calibration error (ECE)"].difference, rows["Calibration error (ECE)"].trend) == ("+0.020", "worse")
-    assert (rows["One review, p95"].difference, rows["One review, p95"].trend) == ("−5.0 ms", "better")
-    assert (rows["Gold reviews"].difference, rows["Gold reviews"].trend) == ("0", "")
+    rows = {row["name"]: row for row in view.metric_rows(ours, theirs, EN)}
+    assert (rows["Weighted F1"]["difference"], rows["Weighted F1"]["trend"]) == ("+0.020", "better")
+    assert (rows["Calibration error (ECE)"]["difference"], rows["Calibration error (ECE)"]["trend"]) == ("+0.020", "worse")
+    assert (rows["One review, p95"]["difference"], rows["One review, p95"]["trend"]) == ("−5.0 ms", "better")
+    assert (rows["Gold reviews"]["difference"], rows["Gold reviews"]["trend"]) == ("0", "")
     assert "Macro F1" not in rows
 
 
 def test_a_figure_that_one_version_lacks_is_said_to_be_missing() -> None:
     [row] = view.metric_rows(version("1"), version("2", gold__accuracy=0.9), EN)
-    assert (row.champion, row.other, row.difference, row.trend) == ("not measured", "0.900", "", "")
+    assert [row[name] for name in ("champion", "other", "difference", "trend")] == ["not measured", "0.900", "", ""]
 
 
 def test_bars_share_one_scale_and_stay_in_their_picture() -> None:
-    ours = version("1").model_copy(update={"figures": {"gold/accuracy": Figure(value=0.8, low=0.7, high=0.9)}})
-    theirs = version("2").model_copy(update={"figures": {"gold/accuracy": Figure(value=0.85, low=0.8, high=0.95)}})
+    ours = version("1", gold__accuracy=0.8, gold__accuracy_low=0.7, gold__accuracy_high=0.9)
+    theirs = version("2", gold__accuracy=0.85, gold__accuracy_low=0.8, gold__accuracy_high=0.95)
     [row] = view.metric_rows(ours, theirs, EN)
-    assert len(row.bars) == 2
-    assert all(0 <= bar.low < bar.value < bar.high <= view.BAR_WIDTH for bar in row.bars)
-    assert row.bars[1].low == pytest.approx(row.bars[0].value, abs=0.2)
+    assert len(row["bars"]) == 2
+    assert all(0 <= bar["low"] < bar["value"] < bar["high"] <= view.BAR_WIDTH for bar in row["bars"])
+    assert row["bars"][1]["low"] == pytest.approx(row["bars"][0]["value"], abs=0.2)
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.021, "+2.1"), (-0.021, "−2.1"), (0.0002, "0.0"), (-0.0002, "0.0")])
@@ -142,10 +138,10 @@ def test_points_carry_their_sign(value: float, said: str) -> None:
 def test_matrix_shades_are_shares_of_the_row() -> None:
     found = evaluate(["a", "a", "a", "a", "b"], ["a", "a", "a", "b", "b"], ["a", "b", "c"])
     rows = view.matrix_rows(found, EN)
-    assert [[cell.count for cell in row.cells] for row in rows] == [[3, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert [cell.shade for cell in rows[0].cells] == [6, 2, 0]
-    assert [row.recall for row in rows] == ["75\N{NO-BREAK SPACE}%", "100\N{NO-BREAK SPACE}%", "–"]
-    assert rows[0].cells[1].title == "1 of 4 a labelled b"
+    assert [[cell["count"] for cell in row["cells"]] for row in rows] == [[3, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert [cell["shade"] for cell in rows[0]["cells"]] == [6, 2, 0]
+    assert [row["recall"] for row in rows] == ["75\N{NO-BREAK SPACE}%", "100\N{NO-BREAK SPACE}%", "–"]
+    assert rows[0]["cells"][1]["title"] == "1 of 4 a labelled b"
 
 
 def test_answers_come_in_pages_with_their_texts() -> None:
@@ -153,9 +149,9 @@ def test_answers_come_in_pages_with_their_texts() -> None:
     won = answer(99, label="b", champion="a", other="b")
     held = comparison(*lost, won)
     first = view.answer_page(held, {"hash-0": "Платье"}, winner=None, page=1)
-    assert (len(first.rows), first.pages, first.counts) == (10, 2, {"champion": 12, "other": 1, "neither": 0})
-    assert (first.rows[0].text, first.rows[1].text) == ("Платье", None)
-    assert [row.answer for row in view.answer_page(held, {}, winner="other", page=7).rows] == [won]
+    assert (len(first["rows"]), first["pages"], first["counts"]) == (10, 2, {"champion": 12, "other": 1, "neither": 0})
+    assert [row["text"] for row in first["rows"][:2]] == ["Платье", None]
+    assert [row["answer"] for row in view.answer_page(held, {}, winner="other", page=7)["rows"]] == [won]
 
 
 def test_the_headline_says_what_waits_and_by_how_much_it_differs() -> None:
