@@ -21,7 +21,7 @@ from reviewclf.errors import GateError
 from reviewclf.evaluation import Difference
 from reviewclf.settings import GateSettings
 
-Comparison = Literal[">=", "<=", ">", "<"]
+Operator = Literal[">=", "<=", ">", "<"]
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -89,7 +89,7 @@ class Rule(BaseModel):
     rule: str
     description: str
     measure: str
-    comparison: Comparison
+    comparison: Operator
     limit: float
     without_champion: bool = False
 
@@ -102,7 +102,7 @@ class RuleResult(BaseModel):
     rule: str
     description: str
     value: float | None
-    comparison: Comparison
+    comparison: Operator
     limit: float
     n: int
     passed: bool
@@ -188,7 +188,7 @@ def rules_of(limits: GateSettings, classes: Mapping[str, int]) -> tuple[Rule, ..
     return tuple(rules)
 
 
-def judge(evidence: Evidence, rules: Sequence[Rule]) -> GateReport:
+def apply_rules(evidence: Evidence, rules: Sequence[Rule]) -> GateReport:
     """Apply every rule to one candidate's evidence.
 
     Parameters
@@ -230,7 +230,7 @@ def comparison_measure(difference: Difference, *, champion: str, n: int, note: s
     return Measure(value=difference.p_not_worse, n=n, note=f"{said}; {note}" if note else said)
 
 
-def _rule(name: str, description: str, comparison: Comparison, limit: float) -> Rule:
+def _rule(name: str, description: str, comparison: Operator, limit: float) -> Rule:
     return Rule(rule=name, description=description, measure=name, comparison=comparison, limit=float(limit))
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from reviewclf.data.gold import Gold, load_gold
 from reviewclf.errors import GateError
+from reviewclf.evaluation import paired_bootstrap
 from reviewclf.manifest import Manifest
-from reviewclf.promotion.rules import Evidence, GateReport, Measure, comparison_measure, judge, rules_of
+from reviewclf.promotion.rules import Evidence, GateReport, Measure, apply_rules, comparison_measure, rules_of
 from reviewclf.registry.runs import log_summary, parent_of, tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.evaluate import Scored, score_champion, seen_rows
@@ -53,8 +54,10 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     if evaluated.inputs.get("gold") != (None if gold is None else gold.digest):
         raise GateError("gold has changed since the candidates were scored (REVIEWCLF_GOLD): run `evaluate` again")
     champion = None if gold is None else score_champion(store, taxonomy, tracker, gold, settings.serving)
-    rules = rules_of(settings.gate, _classes(taxonomy, gold))
-    age = _age_days(gold)
+    counted = {} if gold is None else gold.frame["label"].value_counts().to_dict()
+    rules = rules_of(settings.gate, {name: int(counted.get(name, 0)) for name in taxonomy.names})
+    written_at = None if gold is None else gold.written_at
+    age = None if written_at is None else (datetime.now(UTC) - written_at).total_seconds() / 86_400
     limit = settings.gate.max_gold_age_days
     inputs = {
         "evaluated": evaluated.digest,
@@ -66,9 +69,19 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     candidates: Any = evaluated.details["candidates"]
 
     def work() -> StageResult:
-        reports = [
-            judge(_evidence(settings, store, taxonomy, evaluated, result, gold, age, champion), rules) for result in candidates
-        ]
+        reports = []
+        for result in candidates:
+            measures = _measures(evaluated, result, gold, age)
+            if gold is not None and champion is not None:
+                measures["not_worse_than_champion"] = _compare(settings, store, taxonomy, result, gold, champion)
+            evidence = Evidence(
+                candidate=result["candidate"],
+                measures=measures,
+                champion=None if champion is None else champion.version,
+                dataset=str(evaluated.details["dataset"]),
+                gold=None if gold is None else gold.digest,
+            )
+            reports.append(apply_rules(evidence, rules))
         key = store.put_bytes(json.dumps([report.model_dump(mode="json") for report in reports]).encode(), ".json")
         return StageResult(
             outputs={"reports": key}, counts={"candidates": len(reports), "passed": sum(r.passed for r in reports)}
@@ -76,12 +89,13 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
 
     # The verdicts are a result of their inputs; what the registry shows of them may have been changed since, so it is
     # brought up to date every time.
-    judged = store.run_stage("judge", 1, inputs, work)
+    judged = store.run_stage("gate", 2, inputs, work)
     reports = [GateReport.model_validate(item) for item in json.loads(store.read_bytes(judged.keys("reports")[0]))]
     parent = parent_of(tracker, str(evaluated.details["dataset"]))
-    verdicts = _publish(settings, store, tracker, evaluated, judged, reports, parent)
-    best = _best(candidates, verdicts)
     dataset = store.manifest("dataset", str(evaluated.details["dataset"]))
+    verdicts = _publish(settings, tracker, evaluated, judged, reports, dataset)
+    best = _best(candidates, verdicts)
+    _log_page(tracker, parent, reports, "Gate report of a retrain")
     log_summary(tracker, parent, {} if dataset is None else dataset.counts, candidates, verdicts, best)
     details: dict[str, Any] = {
         "verdicts": verdicts,
@@ -91,50 +105,21 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         "retrain_run": parent,
         "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=settings.mlflow_url),
     }
-    if best is not None:
-        details["summary"] = _summary(best, next(r for r in reports if r.candidate == best["candidate"]))
     logger.info("gate report: %s", details["gate_report"])
     if best is not None:
+        details["summary"] = _summary(best, next(r for r in reports if r.candidate == best["candidate"]))
         why = barred(History(tracker, store), best["version"])
         if why is None:
             challenge(tracker, best["version"])
         else:
-            details |= {
-                "challenger": None,
-                "barred": f"version {best['version']} ({best['candidate']}) is no challenger: {why}",
-            }
-            logger.warning("%s", details["barred"])
-    return Manifest(
-        stage="gate",
-        digest=judged.digest,
-        inputs=judged.inputs,
-        outputs=judged.outputs,
-        counts=judged.counts,
-        details=details,
-    )
+            said = f"version {best['version']} ({best['candidate']}) is no challenger: {why}"
+            details |= {"challenger": None, "barred": said}
+            logger.warning("%s", said)
+    return judged.model_copy(update={"details": details})
 
 
-def _classes(taxonomy: Taxonomy, gold: Gold | None) -> dict[str, int]:
-    counted = {} if gold is None else gold.frame["label"].value_counts().to_dict()
-    return {name: int(counted.get(name, 0)) for name in taxonomy.names}
-
-
-def _age_days(gold: Gold | None) -> float | None:
-    if gold is None or gold.written_at is None:
-        return None
-    return (datetime.now(UTC) - gold.written_at).total_seconds() / 86_400
-
-
-def _evidence(
-    settings: Settings,
-    store: Store,
-    taxonomy: Taxonomy,
-    evaluated: Manifest,
-    result: dict[str, Any],
-    gold: Gold | None,
-    age: float | None,
-    champion: Scored | None,
-) -> Evidence:
+def _measures(evaluated: Manifest, result: dict[str, Any], gold: Gold | None, age: float | None) -> dict[str, Measure]:
+    """What the rules may ask about one candidate, by name."""
     n = evaluated.counts["gold_rows"]
     leaks = str(evaluated.details.get("leak_check"))
     measures = {
@@ -143,33 +128,24 @@ def _evidence(
         "leak_check": Measure(value=float(leaks == "passed"), n=n, note="" if leaks == "passed" else leaks),
         "model_mib": Measure(value=result["model_mib"], n=1),
     }
-    if gold is not None:
-        interval = f"95% interval {result['weighted_f1_low']:.3f} to {result['weighted_f1_high']:.3f}"
-        measures["weighted_f1"] = Measure(value=result["weighted_f1"], n=n, note=interval)
-        for name in ("weighted_f1_low", "macro_f1", "accuracy", "ece"):
-            measures[name] = Measure(value=result[name], n=n)
-        for item in result["per_class"]:
-            for name in ("recall", "precision", "f1"):
-                measures[f"{name}/{item['label']}"] = Measure(value=item[name], n=item["support"])
-        written = "" if gold.written_at is None else f"{gold.written_at:%Y-%m-%d}"
-        measures["gold_age_days"] = Measure(value=age, n=n, note=written)
-        if champion is not None:
-            measures["not_worse_than_champion"] = _comparison(settings, store, taxonomy, result, gold, champion)
-    return Evidence(
-        candidate=result["candidate"],
-        measures=measures,
-        champion=None if champion is None else champion.version,
-        dataset=str(evaluated.details["dataset"]),
-        gold=None if gold is None else gold.digest,
-    )
+    if gold is None:
+        return measures
+    interval = f"95% interval {result['weighted_f1_low']:.3f} to {result['weighted_f1_high']:.3f}"
+    measures["weighted_f1"] = Measure(value=result["weighted_f1"], n=n, note=interval)
+    measures |= {name: Measure(value=result[name], n=n) for name in ("weighted_f1_low", "macro_f1", "accuracy", "ece")}
+    measures |= {
+        f"{name}/{item['label']}": Measure(value=item[name], n=item["support"])
+        for item in result["per_class"]
+        for name in ("recall", "precision", "f1")
+    }
+    written = "" if gold.written_at is None else f"{gold.written_at:%Y-%m-%d}"
+    return measures | {"gold_age_days": Measure(value=age, n=n, note=written)}
 
 
-def _comparison(
+def _compare(
     settings: Settings, store: Store, taxonomy: Taxonomy, result: dict[str, Any], gold: Gold, champion: Scored
 ) -> Measure:
     """Paired bootstrap on the gold rows that the champion has not been trained on: a model knows its own training rows."""
-    from reviewclf.evaluation import paired_bootstrap
-
     score = store.manifest("score", result["score"])
     if score is None:
         raise GateError(f"the answers of {result['candidate']} on gold are gone from the store: run `evaluate` again")
@@ -197,55 +173,50 @@ def _comparison(
 
 def _publish(
     settings: Settings,
-    store: Store,
     tracker: Tracker,
     evaluated: Manifest,
     judged: Manifest,
     reports: list[GateReport],
-    parent: str,
+    dataset: Manifest | None,
 ) -> dict[str, Any]:
     """Register every candidate with its verdict, report and card; what is there already is left as it is."""
-    from reviewclf.promotion.card import model_card
-    from reviewclf.promotion.report import report_html
+    from reviewclf.promotion.report import model_card
     from reviewclf.registry.model import register
 
-    dataset = store.manifest("dataset", str(evaluated.details["dataset"]))
     described = {} if dataset is None else {"counts": dataset.counts, "card": dataset.details.get("card") or {}}
     results: Any = evaluated.details["candidates"]
     verdicts: dict[str, Any] = {}
     for result, report in zip(results, reports, strict=True):
-        run_id = result["run_id"]
+        run_id, candidate = result["run_id"], result["candidate"]
         address = tracker.artifact_address(run_id, "gate/report.html", ui=settings.mlflow_url)
         card = model_card(result, report, dataset=described, gold_rows=evaluated.counts["gold_rows"], gate_report=address)
         tags = {"reviewclf.gate": "passed" if report.passed else "failed", "reviewclf.gate_reason": report.reason}
-        version = register(
-            tracker,
-            run_id=run_id,
-            model_uri=result["model_uri"],
-            tags={
-                **tags,
-                "reviewclf.candidate": result["candidate"],
-                "reviewclf.dataset": str(evaluated.details["dataset"]),
-                "reviewclf.gold": str(evaluated.inputs["gold"] or ""),
-                "reviewclf.gate_report": address,
-            },
-            description=card,
-        )
+        about = {
+            "reviewclf.candidate": candidate,
+            "reviewclf.dataset": str(evaluated.details["dataset"]),
+            "reviewclf.gold": str(evaluated.inputs["gold"] or ""),
+            "reviewclf.gate_report": address,
+        }
+        version = register(tracker, run_id=run_id, model_uri=result["model_uri"], tags={**tags, **about}, description=card)
         if tracker.client.get_run(run_id).data.tags.get(_VERDICT_TAG) != judged.digest:
             tracker.log_json(run_id, report.model_dump(mode="json"), "gate/report.json")
-            page = report_html([report], title=f"Gate report: {result['candidate']}, version {version}")
-            tracker.log_text(run_id, page, "gate/report.html")
+            _log_page(tracker, run_id, [report], f"Gate report: {candidate}, version {version}")
             tracker.log_text(run_id, card, "model_card.md")
             tracker.log(run_id, tags={**tags, _VERDICT_TAG: judged.digest})
-        verdicts[result["candidate"]] = {
+        verdicts[candidate] = {
             "verdict": tags["reviewclf.gate"],
             "reason": report.reason,
             "version": version,
             "gate_report": address,
         }
-        logger.info("%s (version %s): %s", result["candidate"], version, report.reason)
-    tracker.log_text(parent, report_html(reports, title="Gate report of a retrain"), "gate/report.html")
+        logger.info("%s (version %s): %s", candidate, version, report.reason)
     return verdicts
+
+
+def _log_page(tracker: Tracker, run_id: str, reports: list[GateReport], title: str) -> None:
+    from reviewclf.promotion.report import report_html
+
+    tracker.log_text(run_id, report_html(reports, title=title), "gate/report.html")
 
 
 def _best(results: list[dict[str, Any]], verdicts: dict[str, Any]) -> dict[str, Any] | None:

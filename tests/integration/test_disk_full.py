@@ -313,7 +313,7 @@ def test_retrain_goes_on_whichever_write_found_no_space(
         events, named, _ = promotions(tight)
         assert bool(events) == ("champion" in named)
     assert len(failures) == len(set(failures)) >= 14
-    for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "judge"):
+    for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "gate"):
         assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
     assert any("/log/" in said for said in failures)
     assert Store(tight.store_uri).snapshot() == Store(undisturbed.store_uri).snapshot()

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from reviewclf.errors import GateError
 from reviewclf.evaluation import Difference
-from reviewclf.promotion.card import model_card
-from reviewclf.promotion.report import report_html
-from reviewclf.promotion.rules import Evidence, GateReport, Measure, Rule, comparison_measure, judge, rules_of
+from reviewclf.promotion.report import model_card, report_html
+from reviewclf.promotion.rules import Evidence, GateReport, Measure, Rule, apply_rules, comparison_measure, rules_of
 from reviewclf.settings import GateSettings
 
 CLASSES = {"одежда": 200, "обувь": 20, "посуда": 19}
@@ -38,7 +37,7 @@ def evidence(champion: str | None = None, **changes: float | None) -> Evidence:
 
 
 def verdict(given: Evidence, **limits: object) -> GateReport:
-    report = judge(given, rules_of(GateSettings.model_validate(limits), CLASSES))
+    report = apply_rules(given, rules_of(GateSettings.model_validate(limits), CLASSES))
     assert report.passed == all(rule.passed for rule in report.rules)
     return report
 
@@ -85,7 +84,7 @@ def test_nothing_passes_without_gold_whatever_the_limits() -> None:
             "leak_check": Measure(value=1.0, n=0),
         },
     )
-    report = judge(bare, rules_of(GateSettings(min_weighted_f1=0.0, min_class_recall=0.0), dict.fromkeys(CLASSES, 0)))
+    report = apply_rules(bare, rules_of(GateSettings(min_weighted_f1=0.0, min_class_recall=0.0), dict.fromkeys(CLASSES, 0)))
     assert not report.passed
     assert [rule.rule for rule in report.rules if not rule.passed] == ["gold_rows", "weighted_f1"]
     assert "REVIEWCLF_GOLD" in next(rule.note for rule in report.rules if rule.rule == "gold_rows")
@@ -162,7 +161,7 @@ def test_gate_without_rules_is_an_error() -> None:
     rule = Rule(rule="a", description="", measure="ece", comparison="<=", limit=1)
     for rules in ((), (rule, rule)):
         with pytest.raises(GateError):
-            judge(evidence(), rules)
+            apply_rules(evidence(), rules)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reviewclf.evaluation import paired_bootstrap
-from reviewclf.promotion.rules import Evidence, Measure, comparison_measure, judge, rules_of
+from reviewclf.promotion.rules import Evidence, Measure, apply_rules, comparison_measure, rules_of
 from reviewclf.settings import GateSettings
 
 LABELS = ["одежда", "нет товара", "украшения и аксессуары"]
@@ -42,7 +42,7 @@ def share_refused(limits: GateSettings, *, rows: int, only_one_wrong: float, los
             "gold_rows": Measure(value=rows, n=rows),
             "not_worse_than_champion": comparison_measure(difference, champion="1", n=rows),
         }
-        refused += not judge(Evidence(candidate="candidate", measures=measures, champion="1"), [rule]).passed
+        refused += not apply_rules(Evidence(candidate="candidate", measures=measures, champion="1"), [rule]).passed
     return refused / NIGHTS
 
 
