@@ -160,7 +160,7 @@ def mlflow_page() -> str:
         "# MLflow names",
         "Experiment and registered model are both called `review-classifier`. Its aliases are `champion`, which production "
         "follows, `previous`, which a rollback returns to, and `challenger`, the best candidate that waits. A retrain is one "
-        "run, with a child run for each candidate; a labelling, a scoring and the history of promotions are runs of their own.",
+        "run, with a child run for each candidate; a labelling and a scoring are runs of their own.",
     ]
     for section, rows in described.items():
         lines += [f"## {section}", _table(("name", "meaning"), ((f"`{name}`", text) for name, text in rows.items()))]
