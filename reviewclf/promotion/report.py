@@ -74,7 +74,7 @@ def model_card(
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("reviewclf.promotion"),
+        loader=PackageLoader("reviewclf", "promotion/templates"),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
