@@ -6,18 +6,18 @@ Whoever mounts it says who the person is and what they may do; nothing here deci
 from __future__ import annotations
 
 import logging
-import mimetypes
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -27,6 +27,7 @@ from reviewclf.pages.render import render, render_error
 from reviewclf.pages.state import State
 from reviewclf.pages.texts import Texts, choose_language
 from reviewclf.pages.view import Winner
+from reviewclf.promotion.history import Promotion
 
 logger = logging.getLogger(__name__)
 
@@ -122,18 +123,18 @@ def create_app(
     app = FastAPI(title="reviewclf", openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.add_exception_handler(HTTPException, partial(_refused, login=login))
-    app.add_exception_handler(RequestValidationError, partial(_malformed, login=login))
+    app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(ReviewclfError, _failed)
     app.dependency_overrides[who_asks] = person
     app.state.origin = origin
     app.include_router(_pages(state))
-    app.include_router(_documents(state))
     app.include_router(_actions(state, announce))
     return app
 
 
 def _pages(state: State) -> APIRouter:
     router = APIRouter()
+    signed_in = [Depends(who_asks)]
 
     @router.get("/promotion", response_class=HTMLResponse)
     def promotion(
@@ -146,13 +147,6 @@ def _pages(state: State) -> APIRouter:
         """Show the state of the registry, and one version beside the champion."""
         content = render(state.look(version), texts=_texts(request), person=who, base=_base(request), winner=winner, page=page)
         return _html(content, PAGE_POLICY)
-
-    return router
-
-
-def _documents(state: State) -> APIRouter:
-    router = APIRouter()
-    signed_in = [Depends(who_asks)]
 
     @router.get("/gate/{version}", dependencies=signed_in)
     def gate_report(version: str) -> Response:
@@ -193,40 +187,29 @@ def _documents(state: State) -> APIRouter:
 def _actions(state: State, announce: Callable[[Change], None] | None) -> APIRouter:
     router = APIRouter(dependencies=[Depends(_not_forged)])
 
-    def done(request: Request, verb: Literal["promote", "roll_back"], who: Person, reason: str, moved: Any) -> dict[str, Any]:
-        texts = _texts(request)
-        key = f"done_{verb}" if moved.changed else "done_unchanged"
-        logger.info("%s by %s: champion is version %s, was %s (%s)", verb, who.name, moved.champion, moved.previous, reason)
+    def done(texts: Texts, action: Literal["promote", "roll_back"], who: Person, reason: str, moved: Promotion) -> Any:
+        logger.info("%s by %s: champion is version %s, was %s (%s)", action, who.name, moved.champion, moved.previous, reason)
         if moved.changed and announce is not None:
-            announce(
-                Change(
-                    action=verb,
-                    champion=moved.champion,
-                    previous=moved.previous,
-                    who=who.name,
-                    reason=reason,
-                    subject=Texts("en")(f"done_{verb}", version=moved.champion),
-                )
-            )
-        return {"message": texts(key, version=moved.champion), "champion": moved.champion, "previous": moved.previous}
+            subject = Texts("en")(f"done_{action}", version=moved.champion)
+            announce(Change(action, moved.champion, moved.previous, who.name, reason, subject))
+        message = texts(f"done_{action}" if moved.changed else "done_unchanged", version=moved.champion)
+        return {"message": message, "champion": moved.champion, "previous": moved.previous}
 
     @router.post("/promotion/promote")
     def promote(request: Request, action: _Promote, who: Who) -> Any:
         """Make a version the champion."""
-        if not who.may_promote:
-            raise HTTPException(403, _texts(request)("may_not_promote"))
-        _still(state, action.champion, _texts(request))
+        texts = _texts(request)
+        _check(who.may_promote, texts("may_not_promote"), state, action, texts)
         moved = state.promote(action.version, reason=action.reason, who=who.name, against=action.champion)
-        return done(request, "promote", who, action.reason, moved)
+        return done(texts, "promote", who, action.reason, moved)
 
     @router.post("/promotion/rollback")
     def roll_back(request: Request, action: _Action, who: Who) -> Any:
         """Make the previous version the champion again."""
-        if not who.may_roll_back:
-            raise HTTPException(403, _texts(request)("may_not_roll_back"))
-        _still(state, action.champion, _texts(request))
+        texts = _texts(request)
+        _check(who.may_roll_back, texts("may_not_roll_back"), state, action, texts)
         moved = state.roll_back(reason=action.reason, who=who.name)
-        return done(request, "roll_back", who, action.reason, moved)
+        return done(texts, "roll_back", who, action.reason, moved)
 
     return router
 
@@ -254,29 +237,25 @@ def _not_forged(request: Request) -> None:
         raise HTTPException(403, "this action was not asked for by the page itself")
 
 
-def _still(state: State, seen: str | None, texts: Texts) -> None:
-    """Refuse a decision that was made looking at another champion than there is now."""
+def _check(may: bool, refusal: str, state: State, action: _Action, texts: Texts) -> None:
+    """Refuse who may not do it, and a decision that was made looking at another champion than there is now."""
+    if not may:
+        raise HTTPException(403, refusal)
     now = state.champion()
-    if seen != now:
+    if action.champion != now:
         raise HTTPException(409, texts("error_moved", version=now or texts("nothing")))
 
 
 def _file(folder: Path, path: str, *, public: bool = False) -> Response:
     """A file below a folder; whatever leads out of it does not exist."""
-    root = folder.resolve()
     try:
-        file = (root / path).resolve()
-        inside = file.is_relative_to(root) and file.is_file()
+        found, info = StaticFiles(directory=folder, check_dir=False).lookup_path(path)
     except (OSError, ValueError):  # a name that no file can have
-        inside = False
-    if not inside:
+        found, info = "", None
+    if info is None or not stat.S_ISREG(info.st_mode):
         raise HTTPException(404, "there is no such page in the data docs")
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    headers = _headers(DOCS_POLICY)
-    if public:
-        # Fonts are asked for by pages without an origin.
-        headers["Access-Control-Allow-Origin"] = "*"
-    return Response(file.read_bytes(), media_type=kind, headers=headers)
+    # Fonts are asked for by pages without an origin.
+    return FileResponse(found, headers={**_headers(DOCS_POLICY), **({"Access-Control-Allow-Origin": "*"} if public else {})})
 
 
 def _html(content: str, policy: str, *, status: int = 200) -> HTMLResponse:
@@ -307,25 +286,29 @@ def _wants_page(request: Request) -> bool:
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
+def _problem(request: Request, status: int, said: str, **page: Any) -> Response:
+    """An error as a page for a browser (see :func:`render_error`), as JSON for a script."""
+    if not _wants_page(request):
+        return JSONResponse({"error": said}, status_code=status, headers=_headers(PAGE_POLICY))
+    content = {"title": f"{status}", "message": said, **page}
+    return _html(render_error(texts=_texts(request), base=_base(request), **content), PAGE_POLICY, status=status)
+
+
 def _refused(request: Request, error: Exception, *, login: Callable[[str], str]) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type alone
     texts = _texts(request)
-    if not _wants_page(request):
-        message = texts("error_session") if error.status_code == 401 else str(error.detail)
-        return JSONResponse({"error": message}, status_code=error.status_code, headers=_headers(PAGE_POLICY))
-    if error.status_code == 401:
-        query = f"?{urlencode(request.query_params)}" if request.query_params else ""
+    if error.status_code == 401 and _wants_page(request):
+        query = f"?{request.query_params}" if request.query_params else ""
         return RedirectResponse(login(f"{request.url.path}{query}"), status_code=302)
-    said = texts("error_forbidden") if error.status_code == 403 else str(error.detail)
-    title = texts("forbidden") if error.status_code == 403 else f"{error.status_code}"
-    content = render_error(texts=texts, base=_base(request), title=title, message=said)
-    return _html(content, PAGE_POLICY, status=error.status_code)
+    said = texts("error_session") if error.status_code == 401 else str(error.detail)
+    page = {"title": texts("forbidden"), "message": texts("error_forbidden")} if error.status_code == 403 else {}
+    return _problem(request, error.status_code, said, **page)
 
 
-def _malformed(request: Request, error: Exception, *, login: Callable[[str], str]) -> Response:
+def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type alone
     said = "; ".join(f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors())
-    return _refused(request, HTTPException(422, said), login=login)
+    return _problem(request, 422, said)
 
 
 def _failed(request: Request, error: Exception) -> Response:
@@ -333,10 +316,5 @@ def _failed(request: Request, error: Exception) -> Response:
     texts = _texts(request)
     status = 409 if isinstance(error, GateError) else 502 if isinstance(error, RegistryError) else 500
     logger.warning("%s %s: %s", request.method, request.url.path, error)
-    if not _wants_page(request):
-        return JSONResponse({"error": str(error)}, status_code=status, headers=_headers(PAGE_POLICY))
     message = texts("error_mlflow") if isinstance(error, RegistryError) else str(error)
-    content = render_error(
-        texts=texts, base=_base(request), title=texts("error_title"), message=message, detail=str(error), again=True
-    )
-    return _html(content, PAGE_POLICY, status=status)
+    return _problem(request, status, str(error), title=texts("error_title"), message=message, detail=str(error), again=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from mlflow.entities import Run
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,7 @@ from rich.table import Table
 from reviewclf.promotion.overview import newest_retrain
 from reviewclf.registry import CHAMPION, PREVIOUS
 from reviewclf.registry.model import aliases, versions
+from reviewclf.registry.runs import METRIC_OF
 from reviewclf.registry.tracking import CANDIDATE_TAG, FAILED, Tracker
 
 
@@ -67,15 +69,11 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
 
 def _row(run: Run, version: str | None, named: dict[str, str]) -> Row:
     metrics, tags = run.data.metrics, run.data.tags
+    figures: dict[str, Any] = {name: metrics.get(metric) for name, metric in METRIC_OF.items() if name in Row.model_fields}
     return Row(
+        **figures,
         candidate=tags.get(CANDIDATE_TAG, run.info.run_name),
-        weighted_f1=metrics.get("gold/weighted_f1"),
-        weighted_f1_low=metrics.get("gold/weighted_f1_low"),
-        weighted_f1_high=metrics.get("gold/weighted_f1_high"),
-        macro_f1=metrics.get("gold/macro_f1"),
         gold_rows=int(metrics.get("gold/rows", 0)),
-        seconds_per_example_p50=metrics.get("latency/p50_seconds"),
-        seconds_per_example_p95=metrics.get("latency/p95_seconds"),
         gate=tags.get("reviewclf.gate", "not judged"),
         gate_reason=tags.get("reviewclf.gate_reason", ""),
         version=version,

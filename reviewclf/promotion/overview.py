@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
+from reviewclf.evaluation.base import Result
 from reviewclf.promotion.history import Event, History
 from reviewclf.promotion.rules import GateReport
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
@@ -27,11 +29,8 @@ _HISTORY = 50
 _RIGHT: tuple[Literal["champion", "other", "neither"], ...] = ("champion", "other", "neither")
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
-
-
-class Retrain(_Value):
+@dataclass(frozen=True)
+class Retrain:
     """One retrain: the runs of its candidates, newest first, why it went on without others, and how it ended in words."""
 
     name: str
@@ -68,7 +67,7 @@ class JudgedVersion(Version):
         return None if low is None or high is None else (low, high)
 
 
-class Overview(_Value):
+class Overview(Result):
     """State of the registry; `candidates` are the versions of the newest retrain, the best weighted F1 on gold first."""
 
     at: datetime
@@ -87,7 +86,7 @@ class Overview(_Value):
         return {version.version: version for version in (*named, *self.candidates)}
 
 
-class Answer(_Value):
+class Answer(Result):
     """What two versions said about one gold review; confidences are probabilities, 0 to 1."""
 
     review_id: str
@@ -104,7 +103,7 @@ class Answer(_Value):
         return "champion" if self.champion == self.label else "other" if self.other == self.label else "neither"
 
 
-class Comparison(_Value):
+class Comparison(Result):
     """A version beside the champion.
 
     Attributes

@@ -15,10 +15,11 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from reviewclf.errors import GateError
 from reviewclf.evaluation import Difference
+from reviewclf.evaluation.base import Result
 from reviewclf.settings import GateSettings
 
 Operator = Literal[">=", "<=", ">", "<"]
@@ -31,95 +32,85 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 RECALL = "recall/"
 
 
-class Measure(BaseModel):
+class Measure(Result):
     """A measured value, on how many reviews or calls, and what there is to say about it; None: it could not be measured."""
-
-    model_config = ConfigDict(frozen=True)
 
     value: float | None
     n: int
     note: str = ""
 
 
-class Evidence(BaseModel):
-    """What was measured about one candidate.
+class _Judged(Result):
+    """What is judged, and what it is held against.
 
     Attributes
     ----------
     candidate : str
         Its name.
-    measures : dict of str to Measure
-        By name: ``gold_rows``, ``weighted_f1``, ``macro_f1``, ``accuracy``, ``ece``, ``recall/<category>`` on gold;
-        ``seconds_per_example``; ``model_mib``; ``gold_age_days``; ``leak_check`` (1: passed); ``not_worse_than_champion``
-        (share of draws). What was not measured may be left out.
     champion : str or None
         Version it was held against; None: there is no champion.
     dataset, gold : str or None
         Digests behind the figures.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     candidate: str
-    measures: dict[str, Measure]
     champion: str | None = None
     dataset: str | None = None
     gold: str | None = None
 
 
-class Rule(BaseModel):
+class Evidence(_Judged):
+    """What was measured about one candidate.
+
+    Attributes
+    ----------
+    measures : dict of str to Measure
+        By name: ``gold_rows``, ``weighted_f1``, ``macro_f1``, ``accuracy``, ``ece``, ``recall/<category>`` on gold;
+        ``seconds_per_example``; ``model_mib``; ``gold_age_days``; ``leak_check`` (1: passed); ``not_worse_than_champion``
+        (share of draws). What was not measured may be left out.
+    """
+
+    measures: dict[str, Measure]
+
+
+class _Limit(Result):
+    """A rule's name, unique in a gate, what is measured, in words, and what has to hold: ``value comparison limit``."""
+
+    rule: str
+    description: str
+    comparison: Operator
+    limit: float
+
+
+class Rule(_Limit):
     """``measure comparison limit`` has to hold.
 
     Attributes
     ----------
-    rule : str
-        Name, unique in a gate.
-    description : str
-        What is measured, in words.
     measure : str
         Name in ``Evidence.measures``.
-    comparison, limit
-        What has to hold.
     without_champion : bool
         Whether the rule passes, saying so, when there is no champion.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rule: str
-    description: str
     measure: str
-    comparison: Operator
-    limit: float
     without_champion: bool = False
 
 
-class RuleResult(BaseModel):
+class RuleResult(_Limit):
     """One rule's verdict: ``value comparison limit`` held or did not."""
 
-    model_config = ConfigDict(frozen=True)
-
-    rule: str
-    description: str
     value: float | None
-    comparison: Operator
-    limit: float
     n: int
     passed: bool
     note: str = ""
 
 
-class GateReport(BaseModel):
+class GateReport(_Judged):
     """All rules for one candidate; `passed` only when every one of them did."""
 
-    model_config = ConfigDict(frozen=True)
-
-    candidate: str
     passed: bool
     rules: tuple[RuleResult, ...]
-    champion: str | None = None
-    dataset: str | None = None
-    gold: str | None = None
 
     @property
     def reason(self) -> str:
@@ -211,14 +202,8 @@ def apply_rules(evidence: Evidence, rules: Sequence[Rule]) -> GateReport:
         if not math.isfinite(rule.limit):
             raise GateError(f"rule {rule.rule!r}: the limit has to be a finite number, got {rule.limit}")
     results = tuple(_apply(rule, evidence) for rule in rules)
-    return GateReport(
-        candidate=evidence.candidate,
-        passed=all(result.passed for result in results),
-        rules=results,
-        champion=evidence.champion,
-        dataset=evidence.dataset,
-        gold=evidence.gold,
-    )
+    judged = evidence.model_dump(exclude={"measures"})
+    return GateReport(**judged, passed=all(result.passed for result in results), rules=results)
 
 
 def comparison_measure(difference: Difference, *, champion: str, n: int, note: str = "") -> Measure:

@@ -35,6 +35,8 @@ SIGNATURE = ModelSignature(
     params=ParamSchema([ParamSpec("abstain", DataType.boolean, False)]),
 )
 
+_DESCRIPTION = "Product category of a Russian marketplace review. Production follows `champion`."
+
 # What serving a model needs beside the package itself, which travels with the model.
 _SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "phonenumberslite", "psutil", "pydantic", "pyyaml")
 
@@ -129,16 +131,12 @@ def register(tracker: Tracker, *, run_id: str, model_uri: str, tags: Mapping[str
     """Version of the registered model for a run's model; created at the first call."""
     with tracker.errors("register the model"):
         try:
-            tracker.client.get_registered_model(REGISTERED_MODEL)
+            tracker.client.create_registered_model(REGISTERED_MODEL, description=_DESCRIPTION)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            _create_registered_model(tracker)
-        for known in versions(tracker):
-            if known.run_id == run_id:
-                version = str(known.version)
-                break
-        else:
+        version = next((str(known.version) for known in versions(tracker) if known.run_id == run_id), None)
+        if version is None:
             version = str(mlflow.register_model(model_uri, REGISTERED_MODEL).version)
         tracker.client.update_model_version(REGISTERED_MODEL, version, description)
         for name, value in tags.items():
@@ -168,13 +166,3 @@ def aliases(tracker: Tracker) -> dict[str, str]:
             return {}
         raise registry_error(error, tracker.tracking_uri, "show its models") from error
     return {str(name): str(version) for name, version in model.aliases.items()}
-
-
-def _create_registered_model(tracker: Tracker) -> None:
-    try:
-        tracker.client.create_registered_model(
-            REGISTERED_MODEL, description="Product category of a Russian marketplace review. Production follows `champion`."
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise

@@ -32,16 +32,20 @@ def tracker_of(settings: Settings) -> Tracker:
 
 def retrain_run(tracker: Tracker, dataset: Manifest, store: Store) -> str:
     """Id of the parent run of a retrain; made, with its dataset and card, at the first call."""
-    key = dataset.digest
-    known = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
+    known = tracker.retrain(dataset.digest)
     # One that a kill left half-told is told to the end.
-    if known and known[0].info.status == "FINISHED":
-        return str(known[0].info.run_id)
-    run_id = tracker.retrain_run(
-        key,
-        name=f"retrain {datetime.now(UTC):%Y-%m-%d} {key[:8]}",
-        description=describe_retrain(dataset.counts),
-        tags={"reviewclf.dataset": dataset.digest},
+    if known is not None and known.info.status == "FINISHED":
+        return str(known.info.run_id)
+    run_id = (
+        str(known.info.run_id)
+        if known is not None
+        else tracker.open_run(
+            dataset.digest,
+            kind="retrain",
+            name=f"retrain {datetime.now(UTC):%Y-%m-%d} {dataset.digest[:8]}",
+            description=describe_retrain(dataset.counts),
+            tags={"reviewclf.dataset": dataset.digest},
+        )
     )
     rows = store.read(dataset, "dataset").to_pandas()
     log_dataset(tracker, run_id, dataset, store, rows)
@@ -70,16 +74,18 @@ def candidate_name(candidate: str, dataset: str) -> str:
     return f"{candidate} {dataset[:8]}"
 
 
-# Of the best candidate, shown on the retrain too: nights can then be compared without opening their candidates.
-_SUMMARY = {
-    "gold/weighted_f1": "weighted_f1",
-    "gold/weighted_f1_low": "weighted_f1_low",
-    "gold/weighted_f1_high": "weighted_f1_high",
-    "gold/macro_f1": "macro_f1",
-    "gold/accuracy": "accuracy",
-    "gold/ece": "ece",
-    "validation/weighted_f1": "validation_weighted_f1",
-    "latency/p95_seconds": "seconds_per_example_p95",
+# Under which metric a figure of a candidate stands in MLflow; those of the best one stand on the retrain too, so that nights
+# can be compared without opening their candidates.
+METRIC_OF = {
+    "weighted_f1": "gold/weighted_f1",
+    "weighted_f1_low": "gold/weighted_f1_low",
+    "weighted_f1_high": "gold/weighted_f1_high",
+    "macro_f1": "gold/macro_f1",
+    "accuracy": "gold/accuracy",
+    "ece": "gold/ece",
+    "validation_weighted_f1": "validation/weighted_f1",
+    "seconds_per_example_p50": "latency/p50_seconds",
+    "seconds_per_example_p95": "latency/p95_seconds",
 }
 
 
@@ -108,7 +114,7 @@ def log_summary(
     shown = next((row for row in candidates if row["candidate"] == chosen), None)
     if shown is None:
         shown = max(candidates, key=lambda row: row.get("validation_weighted_f1") or 0.0)
-    metrics = {name: shown[key] for name, key in _SUMMARY.items() if shown.get(key) is not None}
+    metrics = {metric: shown[name] for name, metric in METRIC_OF.items() if shown.get(name) is not None}
     passed = [name for name, verdict in verdicts.items() if verdict["verdict"] == "passed"]
     tags = {
         "reviewclf.best": shown["candidate"],
@@ -152,10 +158,10 @@ def describe_retrain(
 
 def parent_of(tracker: Tracker, key: str) -> str:
     """Id of the parent run of the retrain on dataset `key`. Raises RegistryError when somebody deleted it."""
-    runs = tracker.find_runs({"reviewclf.key": key, "reviewclf.kind": "retrain"}, newest=1)
-    if not runs:
+    run = tracker.retrain(key)
+    if run is None:
         raise RegistryError(f"the MLflow run of retrain {key} is gone; run build_dataset again")
-    return str(runs[0].info.run_id)
+    return str(run.info.run_id)
 
 
 def log_dataset(tracker: Tracker, run_id: str, dataset: Manifest, store: Store, rows: pd.DataFrame) -> None:

@@ -8,12 +8,12 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from mlflow.entities import DatasetInput, InputTag, LifecycleStage, Metric, Para
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+from mlflow.utils.git_utils import get_git_commit
 
 from reviewclf.registry import EXPERIMENT
 from reviewclf.registry.faults import deleted_experiment, registry_error, registry_errors
@@ -90,11 +91,9 @@ class Tracker:
         """Changes when the tracking database is another one, so that results cached for the old one are not used."""
         return f"{self.experiment_id}:{self._created}"
 
-    @contextlib.contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
+    def errors(self, doing: str) -> AbstractContextManager[None]:
         """Turn MLflow's errors into a :class:`RegistryError` that says what was tried and where."""
-        with registry_errors(self.tracking_uri, doing):
-            yield
+        return registry_errors(self.tracking_uri, doing)
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -126,35 +125,19 @@ class Tracker:
                 return False
             # A server that is away has not lost the run.
             raise registry_error(error, self.tracking_uri, f"show run {run_id}") from error
-        return bool(run.info.lifecycle_stage == "active" and run.info.status == "FINISHED" and RETIRED_TAG not in run.data.tags)
+        return run.info.lifecycle_stage == LifecycleStage.ACTIVE and _is_finished(run)
 
     def finished_run(self, key: str, kind: str) -> str | None:
         """Id of the finished run of a kind and key; None where there is none any more."""
-        for run in self.find_runs({KEY_TAG: key, KIND_TAG: kind}, newest=1):
-            if self.is_alive(str(run.info.run_id)):
-                return str(run.info.run_id)
-        return None
+        found = self.find_runs({KEY_TAG: key, KIND_TAG: kind}, newest=1)
+        return str(found[0].info.run_id) if found and _is_finished(found[0]) else None
 
-    def retrained_at(self, dataset: str) -> int | None:
-        """When the retrain on a dataset began, in milliseconds since 1970; None where its run is gone."""
-        for run in self.find_runs({KEY_TAG: dataset, KIND_TAG: "retrain"}, newest=1) if dataset else []:
-            return int(run.info.start_time)
-        return None
+    def retrain(self, dataset: str) -> Run | None:
+        """The parent run of the retrain on a dataset, by its digest; None where there is none, or it is gone."""
+        return next(iter(self.find_runs({KEY_TAG: dataset, KIND_TAG: "retrain"}, newest=1)), None) if dataset else None
 
-    def retrain_run(self, key: str, *, name: str, description: str, tags: Mapping[str, str]) -> str:
-        """Id of the parent run of the retrain `key`; created at the first call."""
-        for run in self.find_runs({KEY_TAG: key, KIND_TAG: "retrain"}, newest=1):
-            return str(run.info.run_id)
-        return self._create_sole_run(key, kind="retrain", name=name, description=description, tags=tags)
-
-    def open_run(self, key: str, *, kind: str, name: str, description: str) -> str:
-        """Id of a new run of some other kind; what a killed attempt with the same key left behind is deleted."""
-        return self._create_sole_run(key, kind=kind, name=name, description=description)
-
-    def _create_sole_run(
-        self, key: str, *, kind: str, name: str, description: str, tags: Mapping[str, str] | None = None
-    ) -> str:
-        """Create a run and delete every other of its kind and key that no version was registered from.
+    def open_run(self, key: str, *, kind: str, name: str, description: str, tags: Mapping[str, str] | None = None) -> str:
+        """Id of a new run; every other of its kind and key that no version was registered from is deleted.
 
         They are what killed attempts left, or a twin: the client repeats a request whose answer was lost with the server,
         which may have done it the first time. A run with a version is neither: the store has lost what it knew of it, and
@@ -184,7 +167,7 @@ class Tracker:
         The run ends FINISHED when the block does, FAILED when it raises.
         """
         tags = {CANDIDATE_TAG: candidate, PARENT_TAG: parent}
-        run_id = self._create_sole_run(key, kind="candidate", name=name, description=description, tags=tags)
+        run_id = self.open_run(key, kind="candidate", name=name, description=description, tags=tags)
         try:
             yield run_id
         except BaseException as error:
@@ -193,15 +176,10 @@ class Tracker:
                 self._remove_models(run_id)
             with contextlib.suppress(MlflowException):
                 self.client.set_tag(run_id, FAILURE_TAG, f"{type(error).__name__}: {error}"[:_MAX_REASON])
-            self.fail(run_id)
+            with contextlib.suppress(MlflowException):
+                self.client.set_terminated(run_id, "FAILED")
             raise
-        with self.errors("finish the run"):
-            self.client.set_terminated(run_id, "FINISHED")
-
-    def fail(self, run_id: str) -> None:
-        """Mark a run FAILED, if the server still answers: this is called on the way out of an error."""
-        with contextlib.suppress(MlflowException):
-            self.client.set_terminated(run_id, "FAILED")
+        self.finish(run_id)
 
     def finish(self, run_id: str) -> None:
         """Mark a run FINISHED."""
@@ -238,20 +216,21 @@ class Tracker:
         step: int = 0,
     ) -> None:
         """Log parameters, metrics and tags in one call; nested parameters become ``outer.inner``."""
+        import pandas as pd
+
         now = int(time.time() * 1000)
-        flat = _flatten(params or {})
+        flat = pd.json_normalize(dict(params)).to_dict("records")[0] if params else {}
         with self.errors(f"log to run {run_id}"):
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(name, float(value), now, step) for name, value in (metrics or {}).items()],
-                params=[Param(name, str(value)[:_MAX_PARAM]) for name, value in flat.items()],
+                params=[Param(str(name), str(value)[:_MAX_PARAM]) for name, value in flat.items()],
                 tags=[RunTag(name, str(value)) for name, value in (tags or {}).items()],
             )
 
     def log_json(self, run_id: str, content: Any, path: str) -> None:
         """Store `content` as a JSON artifact."""
-        with self.errors(f"store {path}"):
-            self.client.log_text(run_id, json.dumps(content, ensure_ascii=False, indent=1, default=str), path)
+        self.log_text(run_id, json.dumps(content, ensure_ascii=False, indent=1, default=str), path)
 
     def log_text(self, run_id: str, content: str, path: str) -> None:
         """Store `content` as a text artifact."""
@@ -300,8 +279,7 @@ class Tracker:
 
     def read_json(self, run_id: str, path: str) -> Any:
         """A JSON artifact of a run."""
-        with self.errors(f"hand out {path}"), tempfile.TemporaryDirectory() as folder:
-            return json.loads(Path(self.client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8"))
+        return json.loads(self.read_text(run_id, path))
 
     def read_text(self, run_id: str, path: str) -> str:
         """A text artifact of a run."""
@@ -343,6 +321,10 @@ class Tracker:
         return self.client.get_experiment_by_name(EXPERIMENT)
 
 
+def _is_finished(run: Run) -> bool:
+    return run.info.status == "FINISHED" and RETIRED_TAG not in run.data.tags
+
+
 def _create_database(path: Path) -> None:
     """Make MLflow's database whole before it gets its name: of half a one, left by a full disk, MLflow makes no whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -364,20 +346,9 @@ def _create_database(path: Path) -> None:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """Commit of the checkout that this package runs from, or that its image was built from; None where neither is known."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=folder or Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        noted = os.environ.get("SOURCE_COMMIT", "unknown")
-        return None if noted == "unknown" else noted
-    return answer.stdout.strip() or None
+    """Commit that this package's image was built from, or that of its checkout; None where neither is known."""
+    noted = os.environ.get("SOURCE_COMMIT", "unknown")
+    return noted if noted != "unknown" else get_git_commit(str(folder or Path(__file__).parent))
 
 
 def _origin_tags() -> dict[str, str]:
@@ -387,13 +358,3 @@ def _origin_tags() -> dict[str, str]:
         "mlflow.source.type": "JOB",
         **({"mlflow.source.git.commit": commit} if commit else {}),
     }
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -145,9 +145,9 @@ def _judge_again(settings: Settings, history: History, gated: Manifest, version:
     from reviewclf.registry.model import dataset_of
 
     tracker, champion = history.tracker, _unchanged(history).champion
-    mine, theirs = (number and tracker.retrained_at(dataset_of(tracker, number)) for number in (version, champion))
+    mine, theirs = (number and tracker.retrain(dataset_of(tracker, number)) for number in (version, champion))
     evaluated = Store(settings.store_uri).manifest("evaluate", str(gated.details["evaluated"]))
-    if evaluated is None or not mine or (champion is not None and (not theirs or mine <= theirs)):
+    if evaluated is None or not mine or (champion and (not theirs or mine.info.start_time <= theirs.info.start_time)):
         return None
     return gate(settings, evaluated)
 

@@ -480,7 +480,7 @@ def test_full_disk_is_no_reason_to_roll_the_champion_back(
 def test_no_folder_for_temporary_files_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_tracking_server()
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    run_id = tracker.retrain_run("key", name="retrain", description="", tags={})
+    run_id = tracker.open_run("key", kind="retrain", name="retrain", description="")
     monkeypatch.setattr(tempfile, "tempdir", None)
     with files_no_longer_than(0):
         said = failure(lambda: tracker.log_text(run_id, "text", "a.txt"))

@@ -94,7 +94,7 @@ def test_twin_of_a_run_whose_answer_was_lost_is_deleted(tracker: Tracker, monkey
         return create(*arguments, **options)
 
     monkeypatch.setattr(tracker.client, "create_run", create_twice)
-    parent = tracker.retrain_run("key", name="retrain", description="", tags={})
+    parent = tracker.open_run("key", kind="retrain", name="retrain", description="")
     with tracker.candidate_run("key-1", parent=parent, candidate="logreg", name="logreg", description="") as run_id:
         pass
     assert sorted(run.info.run_id for run in tracker.find_runs({})) == sorted([parent, run_id])
@@ -102,7 +102,7 @@ def test_twin_of_a_run_whose_answer_was_lost_is_deleted(tracker: Tracker, monkey
 
 def test_run_of_a_registered_version_outlives_a_store_that_forgot_it(tracker: Tracker, tmp_path: Path) -> None:
     """A new store, or one from an older back-up, trains the champion's candidate anew under the same key."""
-    parent = tracker.retrain_run("key", name="retrain", description="", tags={})
+    parent = tracker.open_run("key", kind="retrain", name="retrain", description="")
     arguments = {"parent": parent, "candidate": "logreg", "name": "logreg", "description": ""}
     save_small(tmp_path / "classifier")
     with tracker.candidate_run("key-1", **arguments) as first:
