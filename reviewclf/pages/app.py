@@ -26,8 +26,8 @@ from reviewclf.pages.person import Person
 from reviewclf.pages.render import render, render_error
 from reviewclf.pages.state import State
 from reviewclf.pages.texts import Texts, choose_language
-from reviewclf.pages.view import Winner
 from reviewclf.promotion.history import Promotion
+from reviewclf.promotion.overview import Winner
 
 logger = logging.getLogger(__name__)
 

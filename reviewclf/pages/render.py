@@ -13,13 +13,14 @@ from markupsafe import Markup, escape
 from reviewclf.pages import view
 from reviewclf.pages.person import Person
 from reviewclf.pages.texts import LANGUAGES, Texts
+from reviewclf.promotion.overview import Winner
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
     from reviewclf.pages.state import Look
 
 
-def render(look: Look, *, texts: Texts, person: Person, base: str, winner: view.Winner | None = None, page: int = 1) -> str:
+def render(look: Look, *, texts: Texts, person: Person, base: str, winner: Winner | None = None, page: int = 1) -> str:
     """The promotion page.
 
     Parameters

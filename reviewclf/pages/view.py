@@ -9,11 +9,10 @@ from typing import Any, Literal
 from reviewclf.evaluation import Evaluation
 from reviewclf.monitoring.report import HealthReport
 from reviewclf.pages.texts import Texts
-from reviewclf.promotion.overview import Comparison, JudgedVersion, Overview
+from reviewclf.promotion.overview import Comparison, JudgedVersion, Overview, Winner
 from reviewclf.promotion.rules import GateReport, RuleResult
 
 Kind = Literal["share", "milliseconds", "count", "seconds"]
-Winner = Literal["champion", "other", "neither"]
 # What a template shows, by name.
 Row = dict[str, Any]
 
@@ -163,7 +162,7 @@ def answer_page(comparison: Comparison, gold: Mapping[str, str], *, winner: Winn
     pages = max(1, -(-len(chosen) // PAGE_ROWS))
     page = min(max(page, 1), pages)
     rows = [
-        {"answer": answer, "text": gold.get(answer.text_hash, gold.get(answer.review_id))}
+        {"answer": answer, "text": gold.get(answer.champion.text_hash, gold.get(answer.champion.review_id))}
         for answer in chosen[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
     ]
     return {"rows": rows, "page": page, "pages": pages, "winner": winner, "counts": counts}

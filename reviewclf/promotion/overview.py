@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
 from reviewclf.evaluation.base import Result
@@ -26,7 +26,8 @@ from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, OUTCOME_TAG, PA
 logger = logging.getLogger(__name__)
 
 _HISTORY = 50
-_RIGHT: tuple[Literal["champion", "other", "neither"], ...] = ("champion", "other", "neither")
+Winner = Literal["champion", "other", "neither"]
+_WINNERS = ("champion", "other", "neither")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class JudgedVersion(Version):
         return None if low is None or high is None else (low, high)
 
 
-class Overview(Result):
+@dataclass(frozen=True)
+class Overview:
     """State of the registry; `candidates` are the versions of the newest retrain, the best weighted F1 on gold first."""
 
     at: datetime
@@ -86,21 +88,27 @@ class Overview(Result):
         return {version.version: version for version in (*named, *self.candidates)}
 
 
-class Answer(Result):
-    """What two versions said about one gold review; confidences are probabilities, 0 to 1."""
+class GoldAnswer(BaseModel):
+    """What a version said about one gold review; the confidence is a probability, 0 to 1."""
 
     review_id: str
-    text_hash: str
+    text_hash: str = ""
     label: str
-    champion: str
-    champion_confidence: float
-    other: str
-    other_confidence: float
+    predicted: str
+    confidence: float
+
+
+class AnswerPair(NamedTuple):
+    """What the champion and the other version said about the same gold review."""
+
+    champion: GoldAnswer
+    other: GoldAnswer
 
     @property
-    def winner(self) -> Literal["champion", "other", "neither"]:
+    def winner(self) -> Winner:
         """Who was right."""
-        return "champion" if self.champion == self.label else "other" if self.other == self.label else "neither"
+        label = self.champion.label
+        return "champion" if self.champion.predicted == label else "other" if self.other.predicted == label else "neither"
 
 
 class Comparison(Result):
@@ -116,7 +124,7 @@ class Comparison(Result):
         Weighted F1 of the version minus the champion's on the reviews that both answered, paired bootstrap.
     common : int
         Reviews that both answered, with the same label in gold.
-    answers : tuple of Answer
+    answers : tuple of AnswerPair
         Those on which they differ: what would get worse first, then what would get better, then where both are wrong.
     same_gold : bool
         Whether both were judged on the same gold reviews, as far as is noted.
@@ -127,7 +135,7 @@ class Comparison(Result):
     evaluation: Evaluation | None
     difference: Difference | None
     common: int
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerPair, ...]
     same_gold: bool
 
 
@@ -187,18 +195,29 @@ def newest_retrain(tracker: Tracker, is_shown: Callable[[Run], bool]) -> Retrain
 def compare(tracker: Tracker, champion: JudgedVersion, other: JudgedVersion) -> Comparison:
     """Hold a version against the champion by what their runs keep of their answers on gold."""
     ours, theirs = (
-        {str(row["review_id"]): row for row in _artifact(tracker, version.run_id, "evaluation/gold_answers.json") or []}
-        for version in (champion, other)
+        {str(row["review_id"]): GoldAnswer.model_validate({**row, "review_id": str(row["review_id"])}) for row in rows}
+        for rows in (_artifact(tracker, version.run_id, "evaluation/gold_answers.json") or [] for version in (champion, other))
     )
     evaluations = [_model(tracker, version.run_id, "evaluation/gold.json", Evaluation) for version in (champion, other)]
-    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs and theirs[key]["label"] == row["label"]]
+    pairs = [AnswerPair(row, theirs[key]) for key, row in ours.items() if key in theirs and theirs[key].label == row.label]
+    differing = [pair for pair in pairs if pair.champion.predicted != pair.other.predicted]
+    # Within each kind the surest answers first: they are the most telling.
+    differing.sort(key=lambda pair: (_WINNERS.index(pair.winner), -max(answer.confidence for answer in pair)))
+    difference = None
+    if pairs and evaluations[1] is not None:
+        difference = paired_bootstrap(
+            [pair.champion.label for pair in pairs],
+            [pair.other.predicted for pair in pairs],
+            [pair.champion.predicted for pair in pairs],
+            evaluations[1].labels,
+        )
     return Comparison(
         gate=_model(tracker, other.run_id, "gate/report.json", GateReport),
         champion_evaluation=evaluations[0],
         evaluation=evaluations[1],
-        difference=None if evaluations[1] is None or not pairs else _difference(pairs, evaluations[1].labels),
+        difference=difference,
         common=len(pairs),
-        answers=_differing(pairs),
+        answers=tuple(differing),
         same_gold=champion.tag("gold") == other.tag("gold"),
     )
 
@@ -225,32 +244,6 @@ def _judged(tracker: Tracker, version: ModelVersion, named: Mapping[str, str], r
         **Version.of(version).model_dump(),
         aliases=tuple(sorted(alias for alias, number in named.items() if number == str(version.version))),
         metrics={} if run is None else dict(run.data.metrics),
-    )
-
-
-def _differing(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[Answer, ...]:
-    answers = [
-        Answer(
-            review_id=str(first["review_id"]),
-            text_hash=str(first.get("text_hash", "")),
-            label=first["label"],
-            champion=first["predicted"],
-            champion_confidence=first["confidence"],
-            other=second["predicted"],
-            other_confidence=second["confidence"],
-        )
-        for first, second in pairs
-        if first["predicted"] != second["predicted"]
-    ]
-    # Within each kind the surest answers first: they are the most telling.
-    answers.sort(key=lambda it: (_RIGHT.index(it.winner), -max(it.champion_confidence, it.other_confidence)))
-    return tuple(answers)
-
-
-def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], labels: Sequence[str]) -> Difference:
-    true = [first["label"] for first, _ in pairs]
-    return paired_bootstrap(
-        true, [second["predicted"] for _, second in pairs], [first["predicted"] for first, _ in pairs], labels
     )
 
 

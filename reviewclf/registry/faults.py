@@ -122,34 +122,31 @@ def may_pass(error: BaseException) -> bool:
     error : BaseException
         Its causes are looked at too: MLflow wraps what the network and databases raise.
     """
-    found: BaseException | None = error
-    while found is not None:
-        code = getattr(found, "error_code", None)
+    for found in _causes(error):
         if isinstance(found, SQLAlchemyError):
             kind = type(found).__name__
             gone = kind in ("OperationalError", "InterfaceError", "TimeoutError") and not _DATABASE_REFUSES.search(str(found))
             return gone or bool(getattr(found, "connection_invalidated", False))
         if isinstance(found, requests.exceptions.SSLError):
             return False
-        if isinstance(found, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError):
+        if isinstance(found, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError) or is_away(found):
             return True
-        if is_away(found):
+        if isinstance(found, MlflowException) and found.error_code in _PASSING_CODES and found.__cause__ is None:
             return True
-        if isinstance(found, MlflowException) and code in _PASSING_CODES and found.__cause__ is None:
-            return True
-        # MLflow raises some of its errors without naming their cause.
-        found = found.__cause__ or found.__context__
     return is_short(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it; MLflow raises some of its errors without naming their cause."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _said(error: BaseException) -> str:
     """The words of an error; of a database's only the driver's own, without pages of SQL."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, SQLAlchemyError):
-            return str(getattr(found, "orig", None) or found)
-        found = found.__cause__
-    return str(error) or repr(error)
+    database = next((found for found in _causes(error) if isinstance(found, SQLAlchemyError)), None)
+    return str(getattr(database, "orig", None) or database or error) or repr(error)
 
 
 def _shortened(said: str) -> str:

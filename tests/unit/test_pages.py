@@ -14,7 +14,7 @@ import yaml
 from reviewclf.evaluation import Difference, evaluate
 from reviewclf.pages import links, view
 from reviewclf.pages.texts import Texts, choose_language
-from reviewclf.promotion.overview import Answer, Comparison, JudgedVersion, Overview
+from reviewclf.promotion.overview import AnswerPair, Comparison, GoldAnswer, JudgedVersion, Overview
 
 EN, RU = Texts("en"), Texts("ru")
 
@@ -34,19 +34,12 @@ def overview(**roles: JudgedVersion | None) -> Overview:
     return Overview(at=datetime(2026, 1, 1, tzinfo=UTC), experiment_id="1", **roles)
 
 
-def answer(number: int, *, label: str, champion: str, other: str) -> Answer:
-    return Answer(
-        review_id=str(number),
-        text_hash=f"hash-{number}",
-        label=label,
-        champion=champion,
-        champion_confidence=0.5,
-        other=other,
-        other_confidence=0.5,
-    )
+def answer(number: int, *, label: str, champion: str, other: str) -> AnswerPair:
+    about = {"review_id": str(number), "text_hash": f"hash-{number}", "label": label, "confidence": 0.5}
+    return AnswerPair(*(GoldAnswer.model_validate({**about, "predicted": said}) for said in (champion, other)))
 
 
-def comparison(*answers: Answer, difference: Difference | None = None) -> Comparison:
+def comparison(*answers: AnswerPair, difference: Difference | None = None) -> Comparison:
     return Comparison(
         gate=None,
         champion_evaluation=None,
