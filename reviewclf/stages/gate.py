@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -51,11 +50,13 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     taxonomy = Taxonomy.load(settings.taxonomy)
     tracker = tracker_of(settings)
     gold = load_gold(settings, taxonomy)
-    if evaluated.inputs.get("gold") != (None if gold is None else gold.digest):
+    gold_digest = None if gold is None else gold.digest
+    if evaluated.inputs.get("gold") != gold_digest:
         raise GateError("gold has changed since the candidates were scored (REVIEWCLF_GOLD): run `evaluate` again")
     champion = None if gold is None else score_champion(store, taxonomy, tracker, gold, settings.serving)
-    counted = {} if gold is None else gold.frame["label"].value_counts().to_dict()
-    rules = rules_of(settings.gate, {name: int(counted.get(name, 0)) for name in taxonomy.names})
+    against = None if champion is None else champion.version
+    labels = [] if gold is None else gold.frame["label"].tolist()
+    rules = rules_of(settings.gate, {name: labels.count(name) for name in taxonomy.names})
     written_at = None if gold is None else gold.written_at
     age = None if written_at is None else (datetime.now(UTC) - written_at).total_seconds() / 86_400
     limit = settings.gate.max_gold_age_days
@@ -67,6 +68,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
         "gold_too_old": None if limit is None else age is None or age > limit,
     }
     candidates: Any = evaluated.details["candidates"]
+    dataset_digest = str(evaluated.details["dataset"])
 
     def work() -> StageResult:
         reports = []
@@ -74,25 +76,20 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
             measures = _measures(evaluated, result, gold, age)
             if gold is not None and champion is not None:
                 measures["not_worse_than_champion"] = _compare(settings, store, taxonomy, result, gold, champion)
-            evidence = Evidence(
-                candidate=result["candidate"],
-                measures=measures,
-                champion=None if champion is None else champion.version,
-                dataset=str(evaluated.details["dataset"]),
-                gold=None if gold is None else gold.digest,
-            )
-            reports.append(apply_rules(evidence, rules))
-        key = store.put_bytes(json.dumps([report.model_dump(mode="json") for report in reports]).encode(), ".json")
+            about = {"candidate": result["candidate"], "champion": against, "dataset": dataset_digest, "gold": gold_digest}
+            reports.append(apply_rules(Evidence(measures=measures, **about), rules))
         return StageResult(
-            outputs={"reports": key}, counts={"candidates": len(reports), "passed": sum(r.passed for r in reports)}
+            counts={"candidates": len(reports), "passed": sum(report.passed for report in reports)},
+            details={"reports": [report.model_dump(mode="json") for report in reports]},
         )
 
     # The verdicts are a result of their inputs; what the registry shows of them may have been changed since, so it is
     # brought up to date every time.
     judged = store.run_stage("gate", 2, inputs, work)
-    reports = [GateReport.model_validate(item) for item in json.loads(store.read_bytes(judged.keys("reports")[0]))]
-    parent = parent_of(tracker, str(evaluated.details["dataset"]))
-    dataset = store.manifest("dataset", str(evaluated.details["dataset"]))
+    kept: Any = judged.details["reports"]
+    reports = [GateReport.model_validate(report) for report in kept]
+    parent = parent_of(tracker, dataset_digest)
+    dataset = store.manifest("dataset", dataset_digest)
     verdicts = _publish(settings, tracker, evaluated, judged, reports, dataset)
     best = _best(candidates, verdicts)
     _log_page(tracker, parent, reports, "Gate report of a retrain")
@@ -100,7 +97,7 @@ def gate(settings: Settings, evaluated: Manifest) -> Manifest:
     details: dict[str, Any] = {
         "verdicts": verdicts,
         "challenger": best,
-        "champion": None if champion is None else champion.version,
+        "champion": against,
         "evaluated": evaluated.digest,
         "retrain_run": parent,
         "gate_report": tracker.artifact_address(parent, "gate/report.html", ui=settings.mlflow_url),
