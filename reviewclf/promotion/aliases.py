@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from mlflow.exceptions import MlflowException
 from rich.markup import escape
 from rich.table import Table
 
 from reviewclf.errors import GateError, RegistryError, StaleVerdictError
 from reviewclf.promotion.history import Event, History, Promotion, State
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
-from reviewclf.registry.faults import registry_error
-from reviewclf.registry.model import aliases
+from reviewclf.registry.model import aliases, find_version
 from reviewclf.registry.tracking import Tracker
 
 ANYONE = "anyone"
@@ -66,11 +64,18 @@ def promote(
     """
 
     def choose(state: State) -> str | None:
-        tags = _tags(history.tracker, version, state)
+        if version in state.retired:
+            raise RegistryError(f"version {version} was retired: its files are gone")
+        found = find_version(history.tracker, version)
+        if found is None:
+            raise RegistryError(
+                f"there is no version {version!r} of {REGISTERED_MODEL!r} at {history.tracker.tracking_uri}; "
+                "`reviewclf leaderboard` shows those of the newest retrain"
+            )
         if state.champion == version:
             return None
-        if tags.get("reviewclf.gate") != "passed" and not force:
-            why = tags.get("reviewclf.gate_reason") or "the gate has not judged it"
+        if found.tag("gate") != "passed" and not force:
+            why = found.tag("gate_reason") or "the gate has not judged it"
             raise GateError(f"version {version} has not passed the gate ({why}); `--force` promotes it all the same")
         if against not in (ANYONE, state.champion):
             raise StaleVerdictError(
@@ -156,21 +161,6 @@ def render(events: Sequence[Event]) -> Table:
         cells = (event.version or "none", event.from_version or "", escape(event.who), escape(event.reason))
         table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S}", event.action, *cells)
     return table
-
-
-def _tags(tracker: Tracker, version: str, state: State) -> dict[str, str]:
-    """Tags of a version that is to become champion. Raises RegistryError where there is no such version any more."""
-    if version in state.retired:
-        raise RegistryError(f"version {version} was retired: its files are gone")
-    try:
-        return dict(tracker.client.get_model_version(REGISTERED_MODEL, version).tags)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RegistryError(
-                f"there is no version {version!r} of {REGISTERED_MODEL!r} at {tracker.tracking_uri}; "
-                "`reviewclf leaderboard` shows those of the newest retrain"
-            ) from error
-        raise registry_error(error, tracker.tracking_uri, f"show version {version}") from error
 
 
 def _named(version: str | None) -> str:

@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError, RegistryUnavailableError
 from reviewclf.manifest import Manifest
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
-from reviewclf.registry.model import aliases, versions
+from reviewclf.registry.model import aliases, find_version, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings
 from reviewclf.storage import Store
@@ -250,11 +249,8 @@ class History:
 
     def data_of(self, version: str | None) -> dict[str, str]:
         """Digests of the dataset and the gold behind the newest verdict on a version; empty ones where it is gone."""
-        try:
-            found = version and self.tracker.client.get_model_version(REGISTERED_MODEL, version)
-        except MlflowException:
-            found = None
-        return {name: found.tags.get(f"reviewclf.{name}", "") for name in ("dataset", "gold")} if found else {}
+        found = find_version(self.tracker, version) if version else None
+        return {} if found is None else {"dataset": found.tag("dataset"), "gold": found.tag("gold")}
 
     # -- the events in the store -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ValidationError
 
 from reviewclf.evaluation import Difference, Evaluation, paired_bootstrap
@@ -19,7 +18,7 @@ from reviewclf.promotion.history import Event, History
 from reviewclf.promotion.rules import GateReport
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS
 from reviewclf.registry.deployment import Version
-from reviewclf.registry.faults import registry_error
+from reviewclf.registry.faults import if_found
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import CANDIDATE_TAG, KIND_TAG, OUTCOME_TAG, PARENT_TAG, SKIPPED_TAG, Tracker
 
@@ -235,11 +234,8 @@ def gate_report(tracker: Tracker, number: str) -> str | None:
 def _judged(tracker: Tracker, version: ModelVersion, named: Mapping[str, str], run: Run | None) -> JudgedVersion:
     """A version with its aliases and metrics; it has none where somebody has deleted its run for good."""
     if run is None:
-        try:
-            run = tracker.client.get_run(str(version.run_id))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise registry_error(error, tracker.tracking_uri, f"show run {version.run_id}") from error
+        with tracker.errors(f"show run {version.run_id}"):
+            run = if_found(lambda: tracker.client.get_run(str(version.run_id)))
     return JudgedVersion(
         **Version.of(version).model_dump(),
         aliases=tuple(sorted(alias for alias, number in named.items() if number == str(version.version))),

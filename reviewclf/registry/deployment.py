@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError
 from reviewclf.registry import REGISTERED_MODEL
-from reviewclf.registry.faults import registry_error
+from reviewclf.registry.faults import if_found, registry_error
 
 _SQLITE = "sqlite:///"
 # Metrics of a run that say how good its model is; their intervals end in `_low` and `_high`.
@@ -88,8 +88,8 @@ class Deployments:
 
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty when nothing is registered yet."""
-        named = self._ask("show its models", lambda client: client.get_registered_model(REGISTERED_MODEL).aliases, missing={})
-        return {str(name): str(version) for name, version in named.items()}
+        model = self._ask("show its models", lambda client: if_found(lambda: client.get_registered_model(REGISTERED_MODEL)))
+        return {} if model is None else {str(name): str(version) for name, version in model.aliases.items()}
 
     def version(self, version: str) -> Version:
         """One version with its tags as they are now."""
@@ -99,7 +99,8 @@ class Deployments:
 
     def figures(self, version: Version) -> dict[str, float]:
         """What was measured about a version on gold and on the serving path; empty where its run is gone."""
-        metrics = self._ask("show a run", lambda client: client.get_run(version.run_id).data.metrics, missing={})
+        run = self._ask("show a run", lambda client: if_found(lambda: client.get_run(version.run_id)))
+        metrics = {} if run is None else run.data.metrics
         return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_FIGURES)}
 
     def fetch(self, version: Version, folder: Path) -> None:
@@ -110,7 +111,7 @@ class Deployments:
         uri = f"models:/{REGISTERED_MODEL}/{version.version}"
         self._ask(f"hand out {uri}", lambda client: fetch_classifier(uri, folder))
 
-    def _ask(self, doing: str, call: Callable[[MlflowClient], Any], *, missing: Any = None) -> Any:
+    def _ask(self, doing: str, call: Callable[[MlflowClient], Any]) -> Any:
         path = Path(self.tracking_uri.removeprefix(_SQLITE))
         # MLflow would make an empty database here, which takes seconds and hides a wrong address.
         if self.tracking_uri.startswith(_SQLITE) and not path.exists():
@@ -120,8 +121,6 @@ class Deployments:
         except RegistryError:
             raise
         except Exception as error:  # whatever the network, a database or an artifact store raise
-            if missing is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                return missing
             raise registry_error(error, self.tracking_uri, doing) from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
@@ -16,6 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from reviewclf.errors import RegistryError, RegistryUnavailableError, ReviewclfError
 from reviewclf.outages import full_disk, is_away, is_short, space_hint
 from reviewclf.registry import EXPERIMENT
+
+T = TypeVar("T")
 
 _MAX_SAID = 500
 _PASSING_CODES = ("REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "TEMPORARILY_UNAVAILABLE", "ABORTED")
@@ -101,6 +104,16 @@ def registry_errors(tracking_uri: str, doing: str) -> Iterator[None]:
         if not known and not is_away(error):
             raise
         raise registry_error(error, tracking_uri, doing) from error
+
+
+def if_found(call: Callable[[], T]) -> T | None:
+    """What MLflow answers; None where it says that what was asked for does not exist."""
+    try:
+        return call()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def deleted_experiment(tracking_uri: str, experiment_id: str) -> RegistryError:

@@ -19,7 +19,8 @@ from mlflow.types.schema import Map
 import reviewclf
 from reviewclf.errors import RegistryError, RegistryUnavailableError
 from reviewclf.registry import CHAMPION, REGISTERED_MODEL
-from reviewclf.registry.faults import may_pass, registry_error
+from reviewclf.registry.deployment import Version
+from reviewclf.registry.faults import if_found, may_pass
 from reviewclf.registry.tracking import Tracker
 
 # Without a schema of the input, which MLflow would enforce with messages of its own, on fewer types than the model takes: see
@@ -151,18 +152,21 @@ def versions(tracker: Tracker) -> list[ModelVersion]:
     return sorted(found, key=lambda version: -int(version.version))
 
 
-def dataset_of(tracker: Tracker, version: str) -> str:
+def find_version(tracker: Tracker, number: str) -> Version | None:
+    """One version with its tags as they are now; None where there is no such number."""
+    with tracker.errors(f"show version {number}"):
+        found = if_found(lambda: tracker.client.get_model_version(REGISTERED_MODEL, number)) if number.isdigit() else None
+    return None if found is None else Version.of(found)
+
+
+def dataset_of(tracker: Tracker, number: str) -> str:
     """Digest of the dataset that a version was trained on; empty where its tags do not say."""
-    with tracker.errors(f"show version {version}"):
-        return str(tracker.client.get_model_version(REGISTERED_MODEL, version).tags.get("reviewclf.dataset", ""))
+    version = find_version(tracker, number)
+    return "" if version is None else version.tag("dataset")
 
 
 def aliases(tracker: Tracker) -> dict[str, str]:
     """Version by alias; empty when nothing is registered yet."""
-    try:
-        model = tracker.client.get_registered_model(REGISTERED_MODEL)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise registry_error(error, tracker.tracking_uri, "show its models") from error
-    return {str(name): str(version) for name, version in model.aliases.items()}
+    with tracker.errors("show its models"):
+        model = if_found(lambda: tracker.client.get_registered_model(REGISTERED_MODEL))
+    return {} if model is None else {str(name): str(version) for name, version in model.aliases.items()}

@@ -26,7 +26,7 @@ from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from mlflow.utils.git_utils import get_git_commit
 
 from reviewclf.registry import EXPERIMENT
-from reviewclf.registry.faults import deleted_experiment, registry_error, registry_errors
+from reviewclf.registry.faults import deleted_experiment, if_found, registry_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,14 +118,9 @@ class Tracker:
 
     def is_alive(self, run_id: str) -> bool:
         """Whether the run exists, was not deleted, finished, and still has its model."""
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            # A server that is away has not lost the run.
-            raise registry_error(error, self.tracking_uri, f"show run {run_id}") from error
-        return run.info.lifecycle_stage == LifecycleStage.ACTIVE and _is_finished(run)
+        with self.errors(f"show run {run_id}"):
+            run = if_found(lambda: self.client.get_run(run_id))
+        return run is not None and run.info.lifecycle_stage == LifecycleStage.ACTIVE and _is_finished(run)
 
     def finished_run(self, key: str, kind: str) -> str | None:
         """Id of the finished run of a kind and key; None where there is none any more."""
@@ -188,15 +183,12 @@ class Tracker:
 
     def remove_model(self, model_id: str) -> None:
         """Remove a logged model and its files; nothing happens where it is gone."""
-        try:
-            location = self.client.get_logged_model(model_id).artifact_location
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        model = if_found(lambda: self.client.get_logged_model(model_id))
+        if model is None:
             return
         # Files that are gone already are what is wanted.
         with contextlib.suppress(FileNotFoundError):
-            get_artifact_repository(location).delete_artifacts()  # type: ignore[no-untyped-call]
+            get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
         self.client.delete_logged_model(model_id)
 
     def _remove_models(self, run_id: str) -> None:

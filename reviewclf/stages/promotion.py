@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
@@ -101,34 +101,25 @@ def _promote_challenger(
     """What became of the challenger, and why."""
     from reviewclf.promotion import aliases
 
-    challenger: Any = gated.details["challenger"]
-    if challenger is None:
-        return _unchanged(history), _no_challenger(gated)
-    version = str(challenger["version"])
-    key = f"{who}:{version}" if who else ""
-    reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]})"
-    if settings.registry.approval and _unchanged(history).champion != version:
-        agreed, by, said = _heard(answer, who)
-        words = f": {said}" if said else ""
-        if not by:
-            late = "nobody answered in time"
-            aliases.refuse(history, version, reason=late, who="", action="expire", key=key)
-            return _unchanged(history), f"version {version} is not promoted: {late} (REVIEWCLF_REGISTRY__APPROVAL)"
-        if not agreed:
-            aliases.refuse(history, version, reason=said, who=by, key=key)
-            return _unchanged(history), f"version {version} was rejected by {by}{words}"
-        who, reason = by, f"{reason}; approved{words}"
+    by, approved = who, ""
     for _ in range(_VERDICTS):
-        challenger = gated.details["challenger"]
+        now, challenger = _unchanged(history), cast("Mapping[str, Any] | None", gated.details["challenger"])
         if challenger is None:
-            return _unchanged(history), _no_challenger(gated)
+            return now, str(gated.details.get("barred") or "no candidate passed the gate")
         version = str(challenger["version"])
-        why = None if _unchanged(history).champion == version else aliases.barred(history, version)
+        key = f"{who}:{version}" if who else ""
+        if settings.registry.approval and now.champion != version and not approved:
+            agreed, by, said = _heard(answer, who)
+            if not agreed:
+                return now, _refuse(history, version, by, said, key)
+            approved = f"; approved{said}"
+        why = None if now.champion == version else aliases.barred(history, version)
         if why is not None:
-            return _unchanged(history), f"version {version} is not promoted: {why}"
+            return now, f"version {version} is not promoted: {why}"
+        reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]}){approved}"
         against: Any = gated.details["champion"]
         try:
-            promotion = aliases.promote(history, version, reason=reason, who=who, key=key, against=against)
+            promotion = aliases.promote(history, version, reason=reason, who=by, key=key, against=against)
         except StaleVerdictError as stale:
             again = None if settings.registry.approval else _judge_again(settings, history, gated, version)
             if again is None:
@@ -138,6 +129,18 @@ def _promote_challenger(
         else:
             return promotion, reason if promotion.changed else _is_champion(version)
     return _unchanged(history), "the champion changed again and again while this was judged; the next retrain tries anew"
+
+
+def _refuse(history: History, version: str, by: str, said: str, key: str) -> str:
+    """Record that a person said no, or that nobody answered; what became of the version, in words."""
+    from reviewclf.promotion import aliases
+
+    if by:
+        aliases.refuse(history, version, reason=said.removeprefix(": "), who=by, key=key)
+        return f"version {version} was rejected by {by}{said}"
+    late = "nobody answered in time"
+    aliases.refuse(history, version, reason=late, who="", action="expire", key=key)
+    return f"version {version} is not promoted: {late} (REVIEWCLF_REGISTRY__APPROVAL)"
 
 
 def _judge_again(settings: Settings, history: History, gated: Manifest, version: str) -> Manifest | None:
@@ -153,13 +156,13 @@ def _judge_again(settings: Settings, history: History, gated: Manifest, version:
 
 
 def _heard(answer: Mapping[str, Any] | None, who: str) -> tuple[bool, str, str]:
-    """Whether a person agreed, who it was (empty: nobody answered), and what was said."""
+    """Whether a person agreed, who it was (empty: nobody answered), and ``: `` and what was said, where anything was."""
     if answer is None or not answer.get("responded_by_user"):
         return False, "", ""
     user = answer["responded_by_user"]
     name = str(user.get("name") or user.get("id"))
     said = str((answer.get("params_input") or {}).get("reason") or "").strip()
-    return APPROVE in answer.get("chosen_options", []), f"{name} ({who})" if who else name, said
+    return APPROVE in answer.get("chosen_options", []), f"{name} ({who})" if who else name, f": {said}" if said else ""
 
 
 def _unchanged(history: History) -> Promotion:
@@ -169,10 +172,6 @@ def _unchanged(history: History) -> Promotion:
 
     named = aliases(history.tracker)
     return Promotion(champion=named.get(CHAMPION), previous=named.get(PREVIOUS), changed=False)
-
-
-def _no_challenger(gated: Manifest) -> str:
-    return str(gated.details.get("barred") or "no candidate passed the gate")
 
 
 def _is_champion(version: str) -> str:
