@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from datetime import UTC, datetime
+from functools import partial
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -45,23 +46,31 @@ def retire(
     state = fold(history.settle())
     known = {str(version.version): version for version in versions(tracker)}
     days = {number: (now.timestamp() - version.creation_timestamp / 1000) / 86_400 for number, version in known.items()}
-    needed = {*state.kept, *aliases(tracker).values(), *list(known)[:keep_versions]}
+    needed = {*_needed(tracker, state), *list(known)[:keep_versions]}
+    # What a killed attempt has left is finished.
+    left_over = state.retired & known.keys()
     too_old = [number for number in known if number not in needed and days[number] > keep_days]
+    chosen = sorted({*too_old, *left_over}, key=int)
+    if dry_run:
+        return chosen
     done = []
-    # The history says first that a version is gone: from then on nobody can promote it, and a killed attempt is finished.
-    for number in sorted({*too_old, *(state.retired & known.keys())}, key=int):
-
-        def choose(state: State, number: str = number) -> str | None:
-            return None if number in {*state.kept, *aliases(tracker).values()} else number
-
-        is_gone = dry_run or number in state.retired
+    for number in chosen:
+        # The history says first that a version is gone: from then on nobody can promote it.
+        choose = partial(_if_not_needed, tracker, number)
         reason = f"{days[number]:.0f} days old, no alias"
-        if is_gone or history.record("retire", choose, who=who, reason=reason).changed:
+        if number in left_over or history.record("retire", choose, who=who, reason=reason).changed:
+            _remove(tracker, known[number])
+            logger.info("version %s retired", number)
             done.append(number)
-            if not dry_run:
-                _remove(tracker, known[number])
-                logger.info("version %s retired", number)
     return done
+
+
+def _needed(tracker: Tracker, state: State) -> set[str]:
+    return {*state.kept, *aliases(tracker).values()}
+
+
+def _if_not_needed(tracker: Tracker, number: str, state: State) -> str | None:
+    return None if number in _needed(tracker, state) else number
 
 
 def _remove(tracker: Tracker, version: ModelVersion) -> None:
