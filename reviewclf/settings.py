@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -350,16 +351,15 @@ class ServingSettings(_Group):
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all, then with keys and behind TLS")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="to listen on; 0: any free one, which the log names")
     poll_seconds: PositiveFloat = Field(2.0, description="between looks at the alias `champion`")
-    threads: PositiveInt | None = Field(
+    workers: PositiveInt | None = Field(
         None,
-        description="requests answered side by side, by as many processes beside the server; default: the cores, at most 4; "
-        "`1` needs no other process",
+        description="processes that answer, each with a copy of the model; default: the cores, at most 4; `1`: one copy, which "
+        "uses all cores",
     )
     max_batch: PositiveInt = Field(16, description="texts that go through the model together; 8-bit encoders answer each alone")
-    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
-        2.0, description="how long a batch waits under load for as many texts as the last one had"
+    max_queue: PositiveInt = Field(
+        1000, description="texts that may wait, shared out among the processes; beyond it requests get 503 and Retry-After"
     )
-    max_queue: PositiveInt = Field(1000, description="texts that may wait; beyond it requests get 503 and Retry-After")
     max_texts: PositiveInt = Field(500, description="texts of one request; more get 422")
     max_characters: PositiveInt = Field(10_000, description="characters of one text; more get 422")
     max_body_bytes: PositiveInt = Field(4_194_304, description="bytes of one request; more get 413")
@@ -371,6 +371,15 @@ class ServingSettings(_Group):
     shadow_share: Share = Field(0.0, description="share of requests that `challenger` answers too, unseen, to be compared")
     shadow_log_seconds: PositiveFloat = Field(60.0, description="between lines in the log about how often the two disagree")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_names(cls, given: Any) -> Any:
+        """`THREADS` has counted processes from the start, and batches no longer wait (`MAX_WAIT_MS`)."""
+        if isinstance(given, dict):
+            given = {name: value for name, value in given.items() if name != "max_wait_ms"}
+            if "threads" in given:
+                given.setdefault("workers", given.pop("threads"))
+        return given
 
 class Settings(_EmptyMeansNone, BaseSettings):
     """Everything a run depends on. Paths may be relative to the working directory.

@@ -6,19 +6,16 @@ import contextlib
 import logging
 import os
 import shutil
-import uuid
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reviewclf.registry.deployment import Version
 
 logger = logging.getLogger(__name__)
-
-_CHAMPION = "champion.json"
-_MODELS = "models"
-_UNFINISHED = ".unfinished-"
 
 
 class Known(BaseModel):
@@ -31,7 +28,7 @@ class Known(BaseModel):
 
 
 class ModelCache:
-    """Folder of fetched versions; several servers may share it.
+    """Folder of fetched versions; several processes share it.
 
     Parameters
     ----------
@@ -40,11 +37,12 @@ class ModelCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._models = folder / "models"
+        self._champion = folder / "champion.json"
 
     def path(self, version: Version) -> Path:
         """Where the files of `version` lie, or would."""
-        return self._folder / _MODELS / version.identity
+        return self._models / version.identity
 
     def get(self, version: Version, fetch: Callable[[Version, Path], None], *, anew: bool = False) -> Path:
         """Folder with the files of `version`, fetched at the first call; a killed fetch leaves nothing that counts.
@@ -60,52 +58,44 @@ class ModelCache:
         path = self.path(version)
         if path.is_dir() and not anew:
             return path
-        unfinished, old = (self._folder / _MODELS / f"{_UNFINISHED}{os.getpid()}-{uuid.uuid4().hex[:8]}" for _ in range(2))
-        unfinished.mkdir(parents=True)
-        try:
-            fetch(version, unfinished)
-            # Another server may have been faster.
-            with contextlib.suppress(OSError):
-                if anew:
+        # The processes of a server see a new version at the same moment: one fetches it, the others wait.
+        with self._lock():
+            if path.is_dir() and not anew:
+                return path
+            with tempfile.TemporaryDirectory(dir=self._models, prefix=".unfinished-", ignore_cleanup_errors=True) as scratch:
+                new, old = Path(scratch, "new"), Path(scratch, "old")
+                new.mkdir()
+                fetch(version, new)
+                if path.exists():
                     path.rename(old)
-            with contextlib.suppress(OSError):
-                unfinished.rename(path)
-        finally:
-            for folder in (unfinished, old):
-                shutil.rmtree(folder, ignore_errors=True)
+                new.rename(path)
         return path
 
     def remember_champion(self, known: Known) -> None:
         """Note which version to serve when the server starts while the registry is away."""
-        scratch = self._folder / f"{_CHAMPION}.{os.getpid()}"
+        scratch = self._champion.with_name(f"{self._champion.name}.{os.getpid()}")
         scratch.write_text(known.model_dump_json(), encoding="utf-8")
-        scratch.replace(self._folder / _CHAMPION)
+        scratch.replace(self._champion)
 
     def last_champion(self) -> Known | None:
         """What :meth:`remember_champion` noted, if its files are still there."""
-        path = self._folder / _CHAMPION
         try:
-            known = Known.model_validate_json(path.read_text(encoding="utf-8"))
+            known = Known.model_validate_json(self._champion.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError, ValidationError) as error:
-            logger.warning("%s: cannot be used (%s); the registry will be asked", path, error)
+            logger.warning("%s: cannot be used (%s); the registry will be asked", self._champion, error)
             return None
         return known if self.path(known.info).is_dir() else None
 
     def prune(self, keep: Iterable[Version]) -> None:
         """Remove all versions but `keep`, and what killed fetches left."""
         names = {version.identity for version in keep}
-        with contextlib.suppress(OSError):
-            for path in (self._folder / _MODELS).iterdir():
-                if path.name in names or (path.name.startswith(_UNFINISHED) and _runs(path.name)):
-                    continue
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError), self._lock():
+            for path in self._models.iterdir():
+                if path.name not in names:
+                    shutil.rmtree(path, ignore_errors=True)
 
-
-def _runs(name: str) -> bool:
-    """Whether the process that makes an unfinished folder still runs."""
-    number = name.removeprefix(_UNFINISHED).partition("-")[0]
-    import psutil
-
-    return number.isdigit() and psutil.pid_exists(int(number))
+    def _lock(self) -> FileLock:
+        self._models.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._models.with_name(".lock"))

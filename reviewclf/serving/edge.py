@@ -1,31 +1,40 @@
-"""The outermost layer: request ids, figures, log lines, errors in one shape. Plain ASGI, since every request passes here."""
+"""The outermost layer: request ids, figures, log lines, errors in one shape, bodies that are not read to their end.
+
+Plain ASGI, since every request passes here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reviewclf.serving.incoming import Incoming, with_close
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.problems import ErrorBody, ErrorResponse, Problem
 
 logger = logging.getLogger(__name__)
 
-# The JSON of an answer; it raises Problem in place of it.
-Direct = Callable[[Scope, Receive], Awaitable[bytes]]
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_PATHS = frozenset({"/predict", "/model", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"})
 # Questions of load balancers and Prometheus, which come every few seconds, are logged when they fail only.
 _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# What is left of a short body is waited for, so that the connection can be used again.
+_SHORT_BYTES = 65_536
+_SHORT_SECONDS = 1.0
+# A longer one is answered at once, then read and thrown away for so long: where a server closes on unread bytes, the
+# system tells the client of a reset, often before it has read the answer.
+_LINGER_SECONDS = 30.0
+# The body was waited for long enough.
+_TOO_LATE = 408
 
 
 @dataclass
@@ -45,25 +54,7 @@ def trace_of(scope: Scope) -> Trace:
 
 def header_of(scope: Scope, name: bytes) -> str | None:
     """Value of the first header of this name, which is written small."""
-    for found, value in scope["headers"]:
-        if found == name:
-            return str(value, "latin-1")
-    return None
-
-
-def without_trailing_slash(scope: Scope) -> Scope:
-    """The request as if its address had been written without a slash at its end: a redirect would lose its body."""
-    path = scope["path"]
-    return {**scope, "path": path.rstrip("/") or "/"} if path.endswith("/") and path != "/" else scope
-
-
-def _without_body(send: Send) -> Send:
-    """The answer to ``HEAD``: that to ``GET`` with its headers alone."""
-
-    async def send_head(message: Message) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-    return send_head
+    return next((str(value, "latin-1") for found, value in scope["headers"] if found == name), None)
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:
@@ -74,14 +65,8 @@ def problem_response(scope: Scope, problem: Problem) -> Response:
     return Response(body.model_dump_json(), problem.status, problem.headers, "application/json")
 
 
-def fault_response(scope: Scope) -> Response:
-    """The answer where the server itself has failed."""
-    message = "the server failed; its log has the details under this request_id"
-    return problem_response(scope, Problem(500, "internal_error", message))
-
-
 class Edge:
-    """ASGI middleware around the whole application.
+    """ASGI middleware around all that answers.
 
     Parameters
     ----------
@@ -89,87 +74,55 @@ class Edge:
         What answers.
     metrics : Metrics
         Told each request.
-    paths : frozenset of str
-        The routes; anything else is counted as ``other``.
-    direct : mapping of (str, str) to callable, optional
-        By method and path: what answers without the application's routing and middleware, which take a third as long as a small
-        encoder. It gives the JSON of its answer, or raises :class:`Problem`.
+    stopping : callable
+        Whether the server is about to stop, so that connections end with their next answer.
     log_texts : bool
         Whether the words of an error, which may quote a review, go into the log.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        paths: frozenset[str],
-        direct: Mapping[tuple[str, str], Direct] | None = None,
-        log_texts: bool = False,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, stopping: Callable[[], bool], log_texts: bool) -> None:
         self._app = app
-        self._direct = dict(direct or {})
         self._metrics = metrics
-        self._paths = paths
+        self._stopping = stopping
         self._log_texts = log_texts
-        self.in_flight = 0
-        metrics.in_flight.set_function(lambda: self.in_flight)
-        self.closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = without_trailing_slash(scope)
-        if not isinstance(receive, Incoming):
-            receive = Incoming(scope, receive)
-            send = receive.answering(send)
-        if scope["method"] == "HEAD":
-            scope, send = {**scope, "method": "GET"}, _without_body(send)
-        await self.answer(self._direct.get((scope["method"], scope["path"])), scope, receive, send)
-
-    async def answer(self, endpoint: Direct | None, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have one request answered by `endpoint`, by the application where that is None."""
-        trace = scope["reviewclf.trace"] = Trace(_request_id(scope))
-        started = time.perf_counter()
-        status = 0
+        given = header_of(scope, b"x-request-id") or ""
+        trace = Trace(given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex())
+        method, started, status = scope["method"], time.perf_counter(), 0
+        # As if the address had been written without a slash at its end, to which a redirect would lose the body.
+        path = scope["path"].rstrip("/") or "/"
+        scope = {**scope, "path": path, "method": "GET" if method == "HEAD" else method, "reviewclf.trace": trace}
+        body = _Body(scope, receive)
+        send_rest = body.answering(send)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-                message = {**message, "headers": with_close(headers) if self.closing else headers}
-            await send(message)
+                message = {**message, "headers": _with_close(headers) if self._stopping() else headers}
+            elif method == "HEAD":  # the answer to GET with its headers alone
+                message = {**message, "body": b""}
+            await send_rest(message)
 
-        self.in_flight += 1
+        self._metrics.in_flight.inc()
         try:
-            if endpoint is None:
-                await self._app(scope, receive, send_marked)
-            else:
-                await self._answer(endpoint, scope, receive, send_marked)
-        except Exception as error:  # answered by the application already, which raises it again for the log
-            self._tell_fault(error, trace)
-        finally:
-            self.in_flight -= 1
-            self._tell(scope, trace, status, time.perf_counter() - started)
-
-    async def _answer(self, endpoint: Direct, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            body = await endpoint(scope, receive)
-        except Problem as problem:
-            await problem_response(scope, problem)(scope, receive, send)
-            return
+            await self._app(scope, body, send_marked)
         except Exception as error:  # whatever: the client gets an answer, and the log the details
-            self._tell_fault(error, trace_of(scope))
-            await fault_response(scope)(scope, receive, send)
-            return
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            self._log_fault(error, trace)
+            if not status:
+                said = "the server failed; its log has the details under this request_id"
+                await problem_response(scope, Problem(500, "internal_error", said))(scope, body, send_marked)
+        finally:
+            self._metrics.in_flight.dec()
+            self._record(method, path, trace, status, time.perf_counter() - started)
 
-    def _tell_fault(self, error: Exception, trace: Trace) -> None:
+    def _log_fault(self, error: Exception, trace: Trace) -> None:
         fields: dict[str, Any] = {
             "event": "fault",
             "request_id": trace.request_id,
@@ -180,32 +133,77 @@ class Edge:
             fields["words"] = str(error)
         logger.error("a request failed", extra={"fields": fields})
 
-    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
-        path = scope["path"] if scope["path"] in self._paths else "other"
-        self._metrics.request(path, status, seconds)
-        if trace.code is not None:
-            self._metrics.error(trace.code)
+    def _record(self, method: str, path: str, trace: Trace, status: int, seconds: float) -> None:
+        path = path if path in _PATHS else "other"
+        self._metrics.request(path, status, seconds, trace.code)
         if path in _QUIET and status < 400:
             return
         fields = {
             "event": "request",
             "request_id": trace.request_id,
-            "method": scope["method"],
+            "method": method,
             "path": path,
             "status": status,
             "seconds": round(seconds, 6),
             **({"code": trace.code} if trace.code else {}),
             **trace.fields,
         }
-        if logger.isEnabledFor(logging.INFO):
-            # As `logger.info` does, which first looks for the line that called it.
-            record = logger.makeRecord(logger.name, logging.INFO, "", 0, "request", (), None, extra={"fields": fields})
-            logger.handle(record)
+        logger.info("request", extra={"fields": fields})
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's own, where it is one that fits into a log line and a header; else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return os.urandom(16).hex()
+class _Body:
+    """ASGI's ``receive`` of one request, which knows whether the body has ended.
+
+    An answer that comes before the end of the body must not cost the client the answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = dict(scope["headers"])
+        self._receive = receive
+        self._ended = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
+        # The client sends its body only when it is told to, which reading it does.
+        self._is_held_back = headers.get(b"expect", b"").lower() == b"100-continue"
+
+    async def __call__(self) -> Message:
+        """The next piece of the body."""
+        self._is_held_back = False
+        message = await self._receive()
+        self._ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    def answering(self, send: Send) -> Send:
+        """ASGI's ``send`` for the answer, in which the rest of the body is read and thrown away."""
+        lingers = False
+
+        async def send_and_linger(message: Message) -> None:
+            nonlocal lingers
+            if message["type"] == "http.response.start":
+                waits = not self._is_held_back and message["status"] != _TOO_LATE
+                if waits:
+                    await self._discard(_SHORT_BYTES, _SHORT_SECONDS)
+                if not self._ended:
+                    lingers = waits
+                    message = {**message, "headers": _with_close(message["headers"])}
+            elif lingers and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._discard(None, _LINGER_SECONDS)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        return send_and_linger
+
+    async def _discard(self, most: int | None, seconds: float) -> None:
+        if self._ended:
+            return
+        size = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._ended and (most is None or size < most):
+                    size += len((await self()).get("body", b""))
+        except TimeoutError:
+            pass
+
+
+def _with_close(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers of an answer after which the connection ends."""
+    return [*(item for item in headers if item[0].lower() != b"connection"), (b"connection", b"close")]

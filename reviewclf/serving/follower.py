@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from reviewclf.errors import RegistryError
 from reviewclf.outages import is_short
@@ -17,10 +17,7 @@ from reviewclf.registry import CHALLENGER, CHAMPION
 from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import Known, ModelCache
 from reviewclf.serving.metrics import Metrics
-from reviewclf.serving.served import ServedModel, load, try_out
-
-if TYPE_CHECKING:
-    from reviewclf.serving.fleet import Fleet
+from reviewclf.serving.model import ServedModel, load
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +66,10 @@ class Follower:
         Told about swaps, refusals and the registry's state.
     poll_seconds : float
         Between two looks.
-    threads : int or None
-        For :func:`reviewclf.training.model.load_model`.
-    batch : int
-        Texts that will go through the model together; warmed up with as many.
+    threads, batch : int
+        For :func:`reviewclf.serving.model.load`.
     shadow : bool
         Whether `challenger` is followed as well.
-    fleet : Fleet, optional
-        Has a champion loaded before it answers here, and answers with it from then on.
     clock : callable
         Monotonic seconds.
 
@@ -101,10 +94,9 @@ class Follower:
         metrics: Metrics,
         *,
         poll_seconds: float,
-        threads: int | None,
+        threads: int,
         batch: int,
         shadow: bool = False,
-        fleet: Fleet | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -114,9 +106,9 @@ class Follower:
         self._threads = threads
         self._batch = batch
         self._shadow = shadow
-        self._fleet = fleet
         self._clock = clock
         self._stop = threading.Event()
+        self._has_looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._refusals: dict[str, Refusal] = {}
         # Identities of versions whose copy on this disk did not load.
@@ -132,9 +124,10 @@ class Follower:
         """See the class."""
         return self._refusals.get(CHAMPION)
 
-    def start(self) -> None:
-        """Begin to look."""
+    def start(self, seconds: float = 0.0) -> None:
+        """Begin to look; waits for the first look to end at most `seconds`."""
         self._thread.start()
+        self._has_looked.wait(seconds)
 
     def stop(self, seconds: float = 5.0) -> None:
         """Look no more; waits for a look in progress at most `seconds`."""
@@ -165,11 +158,12 @@ class Follower:
             logger.exception("following the registry failed")
             self.reachable, self.problem = False, f"following the registry failed: {error!r:.300}"
             self._serve_last_known()
-        self._metrics.registry(reachable=bool(self.reachable), contact=self.last_contact)
+        self._metrics.looked(reachable=bool(self.reachable), contact=self.last_contact)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self.look()
+            self._has_looked.set()
             self._stop.wait(self._poll_seconds)
 
     def _follow_champion(self, number: str | None) -> None:
@@ -242,8 +236,7 @@ class Follower:
         anew = source == "registry" and info.identity in self._doubtful
         try:
             folder = self._cache.get(info, self._registry.fetch, anew=anew)
-            classifier, kind = load(folder, threads=self._threads)
-            try_out(classifier, batch=self._batch)
+            classifier, kind = load(folder, threads=self._threads, batch=self._batch)
         except Exception as error:
             if not is_short(error):
                 # What was fetched may have been damaged on this disk.
@@ -259,7 +252,7 @@ class Follower:
 
     def _swap(self, model: ServedModel) -> None:
         old = self.champion
-        self._crown(model)
+        self.champion = model
         self.problem = None
         self._metrics.swapped(model)
         logger.info("version %s answers now%s", model.version, f", in place of version {old.version}" if old else "")
@@ -267,13 +260,6 @@ class Follower:
         # The one before stays on disk: a rollback goes there.
         keep = [model.info, *([old.info] if old else []), *([self.challenger.info] if self.challenger else [])]
         self._cache.prune(keep)
-
-    def _crown(self, model: ServedModel) -> None:
-        """Let a version answer, here and in the processes beside this one."""
-        if self._fleet is not None:
-            self._fleet.prepare(model.info, self._cache.path(model.info))
-            self._fleet.use()
-        self.champion = model
 
     def _serve_last_known(self) -> None:
         """Before the first champion came from the registry: the one of the last run, if its files are still here."""
@@ -290,6 +276,6 @@ class Follower:
         except RegistryError as error:
             logger.error("the champion of the last run cannot be used either: %s", error)  # noqa: TRY400 - said in words
             return
-        self._crown(model)
+        self.champion = model
         self._metrics.swapped(model)
         logger.warning("version %s, the champion of the last run, answers from this disk", model.version)

@@ -49,11 +49,6 @@ class ApiKeys:
         """Whether keys are needed at all."""
         return bool(self._digests)
 
-    @property
-    def digests(self) -> str:
-        """The keys as they may be given as well, without saying what they are."""
-        return ",".join(f"sha256:{digest.hex()}" for digest in self._digests)
-
     def allow(self, key: str | None) -> bool:
         """Whether `key` is one of them. How long it takes tells nothing about which."""
         digest = _digest(key or "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -30,21 +30,18 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(content, ensure_ascii=True, default=str)
 
 
-def configure_logging() -> None:
-    """Send all logs of this process to standard output, as JSON."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"json": {"()": JsonFormatter}},
-            "handlers": {"out": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}},
-            "root": {"handlers": ["out"], "level": "INFO"},
-            # Its own handlers would write each line again, and it repeats each request.
-            "loggers": {
-                "uvicorn": {"handlers": [], "propagate": True},
-                "uvicorn.access": {"handlers": [], "propagate": False},
-                "mlflow": {"handlers": [], "propagate": True},
-                "alembic": {"level": "WARNING"},
-            },
-        }
-    )
+# All logs of a process go to standard output.
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"out": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}},
+    "root": {"handlers": ["out"], "level": "INFO"},
+    "loggers": {
+        # Its own handlers would write each line again, and it repeats each request.
+        "uvicorn": {"handlers": [], "propagate": True},
+        "uvicorn.access": {"handlers": [], "propagate": False},
+        "mlflow": {"handlers": [], "propagate": True},
+        "alembic": {"level": "WARNING"},
+    },
+}

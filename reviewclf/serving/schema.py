@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reviewclf.serving.problems import Problem
 from reviewclf.settings import ServingSettings
@@ -16,26 +16,22 @@ _MAX_SHOWN = 3
 
 
 class PredictRequest(BaseModel):
-    """Reviews to classify, as they came; the model cleans them itself.
+    """One review as `text`, or several as `texts`. The model cleans them itself."""
 
-    Attributes
-    ----------
-    texts : list of str
-        Several reviews; an empty one is answered with the shares of the classes in training.
-    text : str
-        One review, in place of `texts`.
-    abstain : bool
-        Answer «не уверен» where the probability is below the class's threshold.
-    probabilities : bool
-        Answer the probabilities of all categories too.
-    """
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "oneOf": [{"required": ["texts"]}, {"required": ["text"]}],
+            "example": {"texts": ["Платье село отлично, но швы кривые"]},
+        },
+    )
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    texts: list[str] | None = None
-    text: str | None = None
-    abstain: bool = False
-    probabilities: bool = False
+    # One of the two is given.
+    texts: list[str] = Field(default_factory=list, description="Reviews as they came")
+    text: str = Field("", description="One review, in place of `texts`")
+    abstain: bool = Field(False, description="Answer «не уверен» where the probability is below the class's threshold")
+    probabilities: bool = Field(False, description="Answer the probabilities of all categories too")
 
 
 class Prediction(BaseModel):
@@ -131,35 +127,13 @@ class Health(BaseModel):
 
 def request_schema(limits: ServingSettings) -> dict[str, Any]:
     """JSON Schema of :class:`PredictRequest` with the limits that hold here."""
-    text = {"type": "string", "maxLength": limits.max_characters}
-    return {
-        "title": "PredictRequest",
-        "description": "One review as `text`, or several as `texts`.",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "texts": {
-                "type": "array",
-                "items": text,
-                "minItems": 1,
-                "maxItems": limits.max_texts,
-                "description": "Reviews as they came",
-            },
-            "text": {**text, "description": "One review, in place of `texts`"},
-            "abstain": {
-                "type": "boolean",
-                "default": False,
-                "description": "Answer «не уверен» where the probability is below the class's threshold",
-            },
-            "probabilities": {
-                "type": "boolean",
-                "default": False,
-                "description": "Answer the probabilities of all categories too",
-            },
-        },
-        "oneOf": [{"required": ["texts"]}, {"required": ["text"]}],
-        "example": {"texts": ["Платье село отлично, но швы кривые"]},
-    }
+    schema = PredictRequest.model_json_schema()
+    texts, text = schema["properties"]["texts"], schema["properties"]["text"]
+    for field in (texts, text):
+        field.pop("default", None)
+    texts |= {"minItems": 1, "maxItems": limits.max_texts}
+    texts["items"]["maxLength"] = text["maxLength"] = limits.max_characters
+    return schema
 
 
 def parse_request(body: bytes, limits: ServingSettings) -> tuple[PredictRequest, list[str]]:
@@ -180,9 +154,9 @@ def parse_request(body: bytes, limits: ServingSettings) -> tuple[PredictRequest,
     except ValidationError as error:
         raise Problem(422, *_describe(error, body)) from error
     given = request.model_fields_set
-    if ("text" in given) == ("texts" in given) or (request.text is None and request.texts is None):
+    if ("text" in given) == ("texts" in given):
         raise Problem(422, "invalid_request", 'give either "texts" (a list of strings) or "text" (one string)')
-    texts = request.texts if request.texts is not None else [request.text or ""]
+    texts = request.texts if "texts" in given else [request.text]
     if not texts:
         raise Problem(422, "invalid_request", '"texts" is empty; give at least one')
     if len(texts) > limits.max_texts:

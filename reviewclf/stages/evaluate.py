@@ -185,8 +185,8 @@ def score_model(
 ) -> Manifest:
     """Score one model on gold and time it, once for each gold set; the figures go to its run.
 
-    Seconds per example are those of the code that serves (:func:`reviewclf.serving.measuring.served`): from the bytes of a
-    request with one review to those of its answer, without the network.
+    Seconds per example are those of the code that serves (:func:`reviewclf.serving.predictor.served`): from the bytes of a
+    request with one review to those of its answer, without HTTP.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def _time(tracker: Tracker, model_uri: str, texts: Sequence[str], serving: Servi
     """Seconds per example of a logged model, on the code that serves."""
     from reviewclf.evaluation import measure_latency
     from reviewclf.registry.deployment import fetch_classifier
-    from reviewclf.serving.measuring import served
+    from reviewclf.serving.predictor import served
 
     with tempfile.TemporaryDirectory() as folder:
         with tracker.errors(f"hand out {model_uri}"):

@@ -26,7 +26,7 @@ from reviewclf.registry.tracking import Tracker
 from tests.small_models import CLASSES, REVIEWS, answers_of, save_small
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_SECONDS = 120.0
+START_SECONDS = 120.0
 
 
 def until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str = "it did not happen") -> Any:
@@ -88,10 +88,10 @@ class Process:
                 stdout=log,
                 stderr=log,
             )
-        self.url = until(self._listening, seconds=_START_SECONDS, what="the server did not start")
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.url = until(self._listening, seconds=START_SECONDS, what="the server did not start")
+        self.client = httpx.Client(base_url=self.url, timeout=START_SECONDS)
         ready = 200 if has_model else 503
-        until(lambda: self.client.get("/health/ready").status_code == ready, what=f"not ready: {self.log[-2000:]}")
+        until(lambda: self.client.get("/health/ready").status_code == ready, seconds=START_SECONDS, what="it is not ready")
 
     def _listening(self) -> str | None:
         assert self.process.poll() is None, self.log
@@ -116,7 +116,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    running = Process(tmp_path_factory.mktemp("сервер"), registry.tracker.tracking_uri, threads=2)
+    running = Process(tmp_path_factory.mktemp("сервер"), registry.tracker.tracking_uri, workers=2)
     yield running
     running.close()
 
@@ -209,7 +209,7 @@ def test_schemathesis_finds_no_fault(server: Process, tmp_path: Path) -> None:
 def test_overload_is_refused_a_stop_loses_nothing_and_a_restart_needs_no_registry(registry: Registry, tmp_path: Path) -> None:
     registry.champion(registry.first)
     home = tmp_path / "home"
-    limits = {"threads": 1, "max_batch": 1, "max_queue": 600, "max_texts": 500}
+    limits = {"workers": 1, "max_batch": 1, "max_queue": 600, "max_texts": 500}
     server = Process(home, registry.tracker.tracking_uri, **limits)
     try:
         refused, answered = overload(server)

@@ -19,23 +19,21 @@ from tests.small_models import REVIEWS, answers_of
 __all__ = ["registry"]
 
 BODY = json.dumps({"texts": REVIEWS}).encode()
-# One that answers in its own process, and one that has others beside it.
-THREADS = (1, 2)
 
 
-@pytest.fixture(scope="module", params=THREADS)
-def server(request: pytest.FixtureRequest, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    running = Process(tmp_path_factory.mktemp("home"), registry.tracker.tracking_uri, threads=request.param)
+@pytest.fixture(scope="module")
+def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    running = Process(tmp_path_factory.mktemp("home"), registry.tracker.tracking_uri, workers=2)
     yield running
     running.close()
 
 
-@pytest.fixture(scope="module", params=THREADS)
-def empty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server whose registry holds no model yet."""
     home = tmp_path_factory.mktemp("empty")
     tracker = Tracker(f"sqlite:///{home}/mlflow.db")
-    running = Process(home, tracker.tracking_uri, has_model=False, threads=request.param)
+    running = Process(home, tracker.tracking_uri, has_model=False, workers=2)
     yield running
     running.close()
 
@@ -88,7 +86,7 @@ def test_client_that_has_closed_its_side_gets_the_answer(server: Process) -> Non
         connection.shutdown(socket.SHUT_WR)
         assert labels_in(read_all(connection)) == answers_of(0)
     large = json.dumps({"texts": REVIEWS * 100}).encode()
-    with connect(server) as connection:  # two requests at once, and one that the processes leave to the server
+    with connect(server) as connection:  # two requests at once, one of them large
         connection.sendall(request_of(BODY) + request_of(large))
         connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)

@@ -36,7 +36,7 @@ def test_figures_of_serving_exist() -> None:
     metrics = pytest.importorskip("reviewclf.serving.metrics", reason="serving is not part of this checkout")
     given = {
         name
-        for family in metrics.Metrics().collectors.collect()
+        for family in metrics.Metrics().registry.collect()
         for name in (family.name, f"{family.name}_total", *(f"{family.name}_{end}" for end in ("bucket", "count", "sum")))
     }
     assert asked("reviewclf")

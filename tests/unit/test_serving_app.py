@@ -25,10 +25,11 @@ from reviewclf.registry.deployment import Version
 from reviewclf.serving.app import create_app
 from reviewclf.serving.keys import ApiKeys
 from reviewclf.serving.logs import JsonFormatter
+from reviewclf.serving.model import ServedModel
 from reviewclf.serving.problems import Problem
 from reviewclf.serving.schema import parse_request
-from reviewclf.serving.served import ServedModel
-from reviewclf.serving.server import build_service, listen
+from reviewclf.serving.server import listen
+from reviewclf.serving.service import Service
 from reviewclf.settings import ServingSettings, load_settings
 from reviewclf.training.model import TextClassifier
 from tests.small_models import CLASSES, REVIEWS, answers_of, train_small
@@ -69,8 +70,8 @@ class Server:
     """The application in this process, its event loop in a thread, so that tests read from top to bottom."""
 
     def __init__(self, folder: Path, model: ServedModel | None, challenger: ServedModel | None = None, **serving: Any) -> None:
-        settings = load_settings(_env_file=None, home=folder, serving={"threads": 2, "poll_seconds": 60, **serving})
-        self.service = build_service(settings, NoRegistry())  # type: ignore[arg-type]
+        settings = load_settings(_env_file=None, home=folder, serving={"workers": 1, "poll_seconds": 60, **serving})
+        self.service = Service(settings, NoRegistry())  # type: ignore[arg-type]
         self.service.follower.champion = model
         self.service.follower.challenger = challenger
         # Only the tests decide which models there are.
@@ -81,7 +82,7 @@ class Server:
         self._thread.start()
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.run(self._lifespan.__aenter__())
-        transport = httpx.ASGITransport(self.app.state.edge, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def run(self, work: Any) -> Any:
@@ -173,8 +174,7 @@ def test_answer_of_an_8_bit_encoder_does_not_depend_on_who_else_asks(start: Call
         precision="int8",
     )
     alone = np.vstack([encoder.predict_proba([text]) for text in texts])
-    assert as_served(encoder).most_together == 1
-    assert as_served(train_small()).most_together is None
+    assert (as_served(encoder).alone, as_served(train_small()).alone) == (True, False)
     answer = start(as_served(encoder)).post({"texts": texts, "probabilities": True}).json()["predictions"]
     got = [[prediction["probabilities"][name] for name in NAMES] for prediction in answer]
     np.testing.assert_array_equal(got, alone)
@@ -341,8 +341,7 @@ def test_new_model_answers_the_next_request(
 
 def test_stopping_server_refuses_what_is_new(start: Callable[..., Server], classifier: TextClassifier) -> None:
     server = start(as_served(classifier))
-    server.service.draining = True
-    server.app.state.edge.closing = True
+    server.service.stopping = True
     for answer in (server.get("/health/ready"), server.post({"texts": ["a"]})):
         assert (answer.status_code, error(answer), answer.headers["Connection"]) == (503, "draining", "close")
 
@@ -435,7 +434,7 @@ def test_shadow_counts_disagreements_and_changes_no_answer(
         for _ in range(4):
             answer = server.post({"texts": REVIEWS}).json()
             assert [prediction["label"] for prediction in answer["predictions"]] == answers_of(0)
-        wait_for(lambda: server.service.shadow.comparison is not None and server.service.shadow.comparison.compared == 12)
+        wait_for(lambda: server.service.shadow.compare("1", "2").compared == 12)
         wait_for(lambda: "12 of 12" in caplog.text)
     assert server.get("/model").json()["shadow"] == {
         "model_version": "2",
@@ -444,7 +443,7 @@ def test_shadow_counts_disagreements_and_changes_no_answer(
         "disagreement_rate": 1.0,
     }
     text = server.get("/metrics").text
-    assert 'reviewclf_shadow_disagreement_rate{challenger="2",champion="1"} 1.0' in text
+    assert 'reviewclf_shadow_compared_total{challenger="2",champion="1"} 12.0' in text
     labels = 'challenger="2",challenger_label="посуда",champion="1",champion_label="одежда"'
     assert f"reviewclf_shadow_disagreements_total{{{labels}}} 4.0" in text
 
@@ -473,7 +472,7 @@ def test_shadow_takes_its_share_of_the_requests(start: Callable[..., Server], cl
     server.service.shadow._chance = lambda: next(draws)
     for _ in range(5):
         server.post({"texts": REVIEWS[:1]})
-    wait_for(lambda: server.service.shadow.comparison is not None and server.service.shadow.comparison.compared == 2)
+    wait_for(lambda: server.service.shadow.compare("1", "2").compared == 2)
 
 
 def test_address_in_use_is_one_clear_message() -> None:
@@ -497,11 +496,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 def test_seconds_are_measured_on_what_the_server_answers_with(tmp_path: Path, classifier: TextClassifier) -> None:
     from reviewclf.errors import RegistryError
     from reviewclf.evaluation import measure_latency
-    from reviewclf.serving.measuring import served
+    from reviewclf.serving.predictor import served
 
     classifier.save(tmp_path / "model")
-    for threads in (1, 2):
-        settings = ServingSettings(threads=threads, max_characters=10, api_keys=KEY)
+    for workers in (1, 2):
+        settings = ServingSettings(workers=workers, max_characters=10, api_keys=KEY)
         with served(tmp_path / "model", settings) as answer:
             found = json.loads(answer(REVIEWS))
             assert [row["label"] for row in found["predictions"]] == answers_of(0)

@@ -9,12 +9,10 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reviewclf.errors import RegistryError
-from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
@@ -40,7 +38,7 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[..., Follower]:
-    def follower(*, shadow: bool = False, fleet: Any = None) -> Follower:
+    def follower(*, shadow: bool = False) -> Follower:
         return Follower(
             registry,
             ModelCache(tmp_path / "cache"),
@@ -49,7 +47,6 @@ def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[...,
             threads=1,
             batch=4,
             shadow=shadow,
-            fleet=fleet,
             clock=lambda: clock[0],
         )
 
@@ -185,7 +182,7 @@ class Wrong:
 
 @pytest.mark.parametrize(("value", "columns"), [(float("nan"), 2), (0.7, 2), (0.5, 3), (-1.0, 2)])
 def test_answers_that_are_no_probabilities_fail_the_trial(value: float, columns: int) -> None:
-    from reviewclf.serving.served import try_out
+    from reviewclf.serving.model import try_out
 
     with pytest.raises(RegistryError, match="train it anew"):
         try_out(Wrong(value, columns), batch=2)  # type: ignore[arg-type]
@@ -272,50 +269,6 @@ def test_disk_keeps_the_champion_and_the_one_before(make: Callable[..., Follower
         registry.named["champion"] = number
         follower.look()
     assert sorted(path.name[0] for path in (tmp_path / "cache" / "models").iterdir()) == ["2", "3"]
-
-
-class Beside:
-    """Notes what the processes beside the server are told, and who answered here when they were."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str | None]] = []
-        self.follower: Follower | None = None
-
-    def prepare(self, info: Version, folder: Path) -> None:
-        assert (folder / "model.json").is_file()
-        self.told.append((f"prepare {info.version}", self._here()))
-
-    def use(self) -> None:
-        self.told.append(("use", self._here()))
-
-    def _here(self) -> str | None:
-        assert self.follower is not None
-        return self.follower.champion.version if self.follower.champion else None
-
-
-def test_processes_beside_have_a_champion_before_it_answers_here_and_no_refused_one(
-    make: Callable[..., Follower], registry: Folders, tmp_path: Path
-) -> None:
-    beside = Beside()
-    follower = beside.follower = make(fleet=beside)
-    for version in ("1", "2"):
-        registry.named = {"champion": version}
-        follower.look()
-        follower.look()
-    broken = tmp_path / "broken"
-    shutil.copytree(registry.folders["1"], broken)
-    (broken / "model.json").write_text("{", encoding="utf-8")
-    registry.folders["9"] = broken
-    registry.named = {"champion": "9"}
-    follower.look()
-    assert beside.told == [("prepare 1", None), ("use", None), ("prepare 2", "1"), ("use", "1")]
-    # The same at a start without the registry.
-    registry.away = True
-    again = Beside()
-    restarted = again.follower = make(fleet=again)
-    restarted.look()
-    assert served(restarted) == ("2", answers_of(1))
-    assert again.told == [("prepare 2", None), ("use", None)]
 
 
 @contextlib.contextmanager

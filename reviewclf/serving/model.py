@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reviewclf.errors import RegistryError
+from reviewclf.registry.deployment import Version
+from reviewclf.settings import ServingSettings
 from reviewclf.training.model import ModelCard, TextClassifier, load_model
-
-if TYPE_CHECKING:
-    from reviewclf.registry.deployment import Version
+from reviewclf.training.onnx_session import default_threads
 
 # What it will meet: an ordinary review, next to nothing, nothing, control characters, other scripts, more than it reads.
 PROBES = (
@@ -59,49 +58,49 @@ class ServedModel:
     kind: str = ""
 
     @property
-    def most_together(self) -> int | None:
-        """Texts that go through it together at most; None: any number. Some take each alone."""
-        return 1 if self.classifier.alone else None
-
-    @property
     def version(self) -> str:
         """Number of the version."""
         return self.info.version
 
-    def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Probabilities, shape (texts, classes)."""
-        return self.classifier.predict_proba(texts)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A version without what the registry says about it; see :class:`ServedModel`."""
-
-    identity: str
-    version: str
-    classifier: TextClassifier
-
     @property
-    def most_together(self) -> int | None:
-        """Texts that go through it together at most; None: any number. Some take each alone."""
-        return 1 if self.classifier.alone else None
+    def alone(self) -> bool:
+        """Whether each text goes through it alone, however many it is given."""
+        return self.classifier.alone
 
     def answer(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Probabilities, shape (texts, classes)."""
         return self.classifier.predict_proba(texts)
 
+    def labels(self, texts: Sequence[str]) -> list[str]:
+        """The likeliest class of each text."""
+        return self.classifier.answers(self.answer(texts))
 
-def load(folder: Path, *, threads: int | None) -> tuple[TextClassifier, str]:
-    """Load the classifier of `folder` and its kind.
+
+def threads_of(serving: ServingSettings) -> int:
+    """Threads of one call of a model: all cores where there is one process, else one, as the other processes have theirs."""
+    return default_threads() if serving.workers == 1 else 1
+
+
+def load(folder: Path, *, threads: int, batch: int) -> tuple[TextClassifier, str]:
+    """Load the classifier of `folder` and try it out; the classifier and its kind.
 
     The server reads the files with its own code, never with code that came with a version: what it cannot read it refuses.
+
+    Parameters
+    ----------
+    threads : int
+        See :func:`threads_of`.
+    batch : int
+        Texts that will go through the model together; it is warmed up with as many.
 
     Raises
     ------
     RegistryError
-        Its format is another one than this package's, or its files are damaged.
+        Its format is another one than this package's, its files are damaged, or see :func:`try_out`.
     """
-    return load_model(folder, threads=threads), ModelCard.read(folder).kind
+    classifier = load_model(folder, threads=threads)
+    try_out(classifier, batch=batch)
+    return classifier, ModelCard.read(folder).kind
 
 
 def try_out(classifier: TextClassifier, *, batch: int) -> None:
@@ -112,7 +111,7 @@ def try_out(classifier: TextClassifier, *, batch: int) -> None:
     RegistryError
         It fails, or its answers are no probabilities of its classes.
     """
-    classes: Any = classifier.classes
+    classes = classifier.classes
     if not classes or len(set(classes)) != len(classes) or not all(isinstance(name, str) and name for name in classes):
         raise RegistryError(f"its classes are {classes!r:.200}, which are no distinct names; train it anew")
     together = [PROBES[i % len(PROBES)] for i in range(max(batch, len(PROBES)))]
