@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reviewclf.serving.metrics import Metrics
+from reviewclf.serving.model import ServedModel
 from reviewclf.serving.problems import unavailable
 
 Floats = NDArray[np.float64]
@@ -25,22 +25,11 @@ _NEWEST = 0.2
 _TURN_SECONDS = 0.004
 
 
-class Model(Protocol):
-    """What answers: see :class:`reviewclf.serving.model.ServedModel`."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether it reads its texts one by one, so that a larger batch is no faster."""
-
-    def answer(self, texts: Sequence[str]) -> Floats:
-        """Probabilities, shape (texts, classes)."""
-
-
 @dataclass(eq=False)
 class _Job:
     """The texts of one request, and the answers to the first of them."""
 
-    model: Model
+    model: ServedModel
     texts: Sequence[str]
     done: asyncio.Future[Floats]
     arrived: float
@@ -103,7 +92,7 @@ class Batcher:
             job.done.cancel()
         self._pool.shutdown(wait=False)
 
-    async def submit(self, model: Model, texts: Sequence[str]) -> Floats:
+    async def submit(self, model: ServedModel, texts: Sequence[str]) -> Floats:
         """Probabilities of `texts` by `model`.
 
         Raises

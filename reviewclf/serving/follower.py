@@ -8,38 +8,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
 
 from reviewclf.errors import RegistryError
 from reviewclf.outages import is_short
 from reviewclf.registry import CHALLENGER, CHAMPION
-from reviewclf.registry.deployment import Version
+from reviewclf.registry.deployment import Deployments, Version
 from reviewclf.serving.cache import Known, ModelCache
 from reviewclf.serving.metrics import Metrics
-from reviewclf.serving.model import ServedModel, load
+from reviewclf.serving.model import ServedModel, load, threads_of
+from reviewclf.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
 # A version that could not be used is tried again after this many seconds, then after twice as many, and so on.
 _FIRST_RETRY = 15.0
 _LAST_RETRY = 600.0
-
-
-class Registry(Protocol):
-    """Where aliases and models come from: see :class:`reviewclf.registry.deployment.Deployments`."""
-
-    def aliases(self) -> dict[str, str]:
-        """Version by alias."""
-
-    def version(self, version: str) -> Version:
-        """One version."""
-
-    def figures(self, version: Version) -> dict[str, float]:
-        """Metrics of its run."""
-
-    def fetch(self, version: Version, folder: Path) -> None:
-        """Copy the files of its classifier."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +41,14 @@ class Follower:
 
     Parameters
     ----------
-    registry : Registry
-        Looked at every `poll_seconds`.
+    registry : Deployments
+        Looked at every few seconds.
     cache : ModelCache
         Where versions are fetched to, and where the last champion is found while the registry is away.
     metrics : Metrics
         Told about swaps, refusals and the registry's state.
-    poll_seconds : float
-        Between two looks.
-    threads, batch : int
-        For :func:`reviewclf.serving.model.load`.
-    shadow : bool
-        Whether `challenger` is followed as well.
+    settings : ServingSettings
+        How often it looks, how models are run, and whether `challenger` is followed as well.
     clock : callable
         Monotonic seconds.
 
@@ -89,23 +68,16 @@ class Follower:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Deployments,
         cache: ModelCache,
         metrics: Metrics,
-        *,
-        poll_seconds: float,
-        threads: int,
-        batch: int,
-        shadow: bool = False,
+        settings: ServingSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._cache = cache
         self._metrics = metrics
-        self._poll_seconds = poll_seconds
-        self._threads = threads
-        self._batch = batch
-        self._shadow = shadow
+        self._settings = settings
         self._clock = clock
         self._stop = threading.Event()
         self._has_looked = threading.Event()
@@ -144,19 +116,18 @@ class Follower:
         try:
             aliases = self._registry.aliases()
             self._follow_champion(aliases.get(CHAMPION))
-            if self._shadow:
+            if self._settings.shadow_share > 0:
                 self._follow_challenger(aliases.get(CHALLENGER))
             if self.reachable is False:
                 logger.info("the registry answers again")
             self.reachable, self.last_contact = True, datetime.now(UTC)
-        except RegistryError as error:
-            if self.reachable is not False:
+        except Exception as error:  # a bug here must not end the thread either: then no promotion would ever arrive
+            if not isinstance(error, RegistryError):
+                logger.exception("following the registry failed")
+            elif self.reachable is not False:
                 logger.warning("the registry cannot be read, the last champion goes on: %s", error)
-            self.reachable, self.problem = False, str(error)
-            self._serve_last_known()
-        except Exception as error:  # a bug here must not end the thread: then no promotion would ever arrive
-            logger.exception("following the registry failed")
-            self.reachable, self.problem = False, f"following the registry failed: {error!r:.300}"
+            self.reachable = False
+            self.problem = str(error) if isinstance(error, RegistryError) else f"following the registry failed: {error!r:.300}"
             self._serve_last_known()
         self._metrics.looked(reachable=bool(self.reachable), contact=self.last_contact)
 
@@ -164,7 +135,7 @@ class Follower:
         while not self._stop.is_set():
             self.look()
             self._has_looked.set()
-            self._stop.wait(self._poll_seconds)
+            self._stop.wait(self._settings.poll_seconds)
 
     def _follow_champion(self, number: str | None) -> None:
         current = self.champion
@@ -236,7 +207,7 @@ class Follower:
         anew = source == "registry" and info.identity in self._doubtful
         try:
             folder = self._cache.get(info, self._registry.fetch, anew=anew)
-            classifier, kind = load(folder, threads=self._threads, batch=self._batch)
+            classifier, kind = load(folder, threads=threads_of(self._settings), batch=self._settings.max_batch)
         except Exception as error:
             if not is_short(error):
                 # What was fetched may have been damaged on this disk.

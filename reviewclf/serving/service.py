@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from starlette.types import Receive, Scope
 
 from reviewclf.registry import CHAMPION
+from reviewclf.registry.deployment import Deployments
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.edge import header_of, trace_of
-from reviewclf.serving.follower import Follower, Registry
+from reviewclf.serving.follower import Follower
 from reviewclf.serving.keys import ApiKeys
 from reviewclf.serving.metrics import Metrics
-from reviewclf.serving.model import ServedModel, threads_of
+from reviewclf.serving.model import ServedModel
 from reviewclf.serving.predictor import Predictor
 from reviewclf.serving.problems import Problem, unavailable
 from reviewclf.serving.schema import Figure, GateVerdict, ModelResponse, RefusedVersion, RegistryState, ShadowState
@@ -33,8 +34,8 @@ class Service:
     ----------
     settings : Settings
         Limits, keys, and where models are kept.
-    registry : Registry
-        :class:`reviewclf.registry.deployment.Deployments` of the tracking server.
+    registry : Deployments
+        Where aliases and models come from.
 
     Attributes
     ----------
@@ -47,28 +48,14 @@ class Service:
         A key cannot be used.
     """
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Deployments) -> None:
         serving = self.settings = settings.serving
         self.keys = ApiKeys(serving.api_keys)
         self.metrics = Metrics()
         self.predictor = Predictor.from_settings(serving, self.metrics)
-        self.follower = Follower(
-            registry,
-            ModelCache(settings.home.expanduser().resolve() / "serving"),
-            self.metrics,
-            poll_seconds=serving.poll_seconds,
-            threads=threads_of(serving),
-            batch=serving.max_batch,
-            shadow=serving.shadow_share > 0,
-        )
-        self.shadow: Shadow | None = None
-        if serving.shadow_share > 0:
-            self.shadow = Shadow(
-                share=serving.shadow_share,
-                idle=lambda: self.predictor.batcher.idle,
-                metrics=self.metrics,
-                log_seconds=serving.shadow_log_seconds,
-            )
+        cache = ModelCache(settings.home.expanduser().resolve() / "serving")
+        self.follower = Follower(registry, cache, self.metrics, serving)
+        self.shadow = Shadow(serving, self.metrics, self.predictor.batcher) if serving.shadow_share > 0 else None
         self.stopping = False
 
     async def start(self) -> None:
@@ -167,13 +154,7 @@ class Service:
         challenger = self.follower.challenger
         if self.shadow is None or challenger is None:
             return None
-        seen = self.shadow.compare(model.version, challenger.version)
-        return ShadowState(
-            model_version=challenger.version,
-            compared=seen.compared,
-            disagreements=seen.disagreements,
-            disagreement_rate=seen.rate,
-        )
+        return self.shadow.compare(model.version, challenger.version)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

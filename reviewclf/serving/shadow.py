@@ -6,11 +6,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from reviewclf.serving.batching import Batcher
 from reviewclf.serving.metrics import Metrics
 from reviewclf.serving.model import ServedModel
+from reviewclf.serving.schema import ShadowState
+from reviewclf.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -26,51 +28,28 @@ class _Sampled(NamedTuple):
     label: str
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How one pair of versions compares so far, on all texts that any process of the server had both answer."""
-
-    champion: str
-    challenger: str
-    compared: int
-    disagreements: int
-
-    @property
-    def rate(self) -> float | None:
-        """Share of texts on which they disagree; None before the first."""
-        return self.disagreements / self.compared if self.compared else None
-
-
 class Shadow:
     """Compares both on a sample. It answers only while the champion has nothing to do, and drops what has no room.
 
     Parameters
     ----------
-    share : float
-        Of the requests.
-    idle : callable
-        Whether the champion has nothing to do right now.
+    settings : ServingSettings
+        The share of the requests, and how often the log says what was found.
     metrics : Metrics
         Told the figures.
-    log_seconds : float
-        Between two lines in the log.
+    batcher : Batcher
+        Runs the champion.
     chance : callable
         A number in [0, 1).
     """
 
     def __init__(
-        self,
-        *,
-        share: float,
-        idle: Callable[[], bool],
-        metrics: Metrics,
-        log_seconds: float,
-        chance: Callable[[], float] = random.random,
+        self, settings: ServingSettings, metrics: Metrics, batcher: Batcher, *, chance: Callable[[], float] = random.random
     ) -> None:
-        self._share = share
-        self._idle = idle
+        self._share = settings.shadow_share
+        self._log_seconds = settings.shadow_log_seconds
         self._metrics = metrics
-        self._log_seconds = log_seconds
+        self._batcher = batcher
         self._chance = chance
         self._queue: asyncio.Queue[_Sampled] = asyncio.Queue(_MAX_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,16 +74,24 @@ class Shadow:
         for text, label in zip(texts, labels, strict=True):
             self._queue.put_nowait(_Sampled(champion, challenger, text, label))
 
-    def compare(self, champion: str, challenger: str) -> Comparison:
-        """What all processes have counted about these two versions."""
+    def compare(self, champion: str, challenger: str) -> ShadowState:
+        """What all processes of the server have counted about these two versions."""
         pair = {"champion": champion, "challenger": challenger}
-        counters = self._metrics.shadow_compared, self._metrics.shadow_disagreements
-        return Comparison(champion, challenger, *(self._metrics.total(counter, **pair) for counter in counters))
+        compared, disagreements = (
+            self._metrics.total(counter, **pair)
+            for counter in (self._metrics.shadow_compared, self._metrics.shadow_disagreements)
+        )
+        return ShadowState(
+            model_version=challenger,
+            compared=compared,
+            disagreements=disagreements,
+            disagreement_rate=disagreements / compared if compared else None,
+        )
 
     async def _work(self) -> None:
         while True:
             sampled = await self._queue.get()
-            while not self._idle():
+            while not self._batcher.idle:
                 await asyncio.sleep(_LOOK_AGAIN)
             challenger = sampled.challenger
             try:
@@ -124,9 +111,11 @@ class Shadow:
             await asyncio.sleep(self._log_seconds)
             if self._pair is None:
                 continue
-            found, self._pair = self.compare(*self._pair), None
+            (champion, challenger), self._pair = self._pair, None
+            seen = self.compare(champion, challenger)
+            counts = {"compared": seen.compared, "disagreements": seen.disagreements}
             logger.info(
                 "challenger %s disagrees with champion %s on %d of %d texts (%.1f%%)",
-                *(found.challenger, found.champion, found.disagreements, found.compared, 100 * (found.rate or 0.0)),
-                extra={"fields": {"event": "shadow", **asdict(found)}},
+                *(challenger, champion, seen.disagreements, seen.compared, 100 * (seen.disagreement_rate or 0.0)),
+                extra={"fields": {"event": "shadow", "champion": champion, "challenger": challenger, **counts}},
             )

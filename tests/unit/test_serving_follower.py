@@ -16,6 +16,7 @@ from reviewclf.errors import RegistryError
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
+from reviewclf.settings import ServingSettings
 from tests.small_models import REVIEWS, Folders, answers_of, save_small
 
 
@@ -39,16 +40,8 @@ def clock() -> list[float]:
 @pytest.fixture
 def make(tmp_path: Path, registry: Folders, clock: list[float]) -> Callable[..., Follower]:
     def follower(*, shadow: bool = False) -> Follower:
-        return Follower(
-            registry,
-            ModelCache(tmp_path / "cache"),
-            Metrics(),
-            poll_seconds=1,
-            threads=1,
-            batch=4,
-            shadow=shadow,
-            clock=lambda: clock[0],
-        )
+        settings = ServingSettings(max_batch=4, shadow_share=0.5 if shadow else 0.0)
+        return Follower(registry, ModelCache(tmp_path / "cache"), Metrics(), settings, clock=lambda: clock[0])
 
     return follower
 
