@@ -72,3 +72,11 @@ def test_boost_of_an_unknown_category_names_the_setting() -> None:
         decide_labels(votes, settings, taxonomy)
     boosted = load_settings(_env_file=None, aggregation={"method": "mean_confidence", "rare_class_boost": {"обувь": 2.0}})
     assert decide_labels(votes, boosted, taxonomy)["confidence"].tolist() == [0.8]
+
+
+def test_earlier_names_of_serving_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVIEWCLF_SERVING__THREADS", "3")
+    monkeypatch.setenv("REVIEWCLF_SERVING__MAX_WAIT_MS", "2")
+    assert load_settings(_env_file=None).serving.workers == 3
+    monkeypatch.setenv("REVIEWCLF_SERVING__WORKERS", "2")
+    assert load_settings(_env_file=None).serving.workers == 2
