@@ -91,7 +91,7 @@ def command_line_page() -> str:
 def http_app() -> FastAPI:
     """The application with its default limits and with keys, for its description alone."""
     settings = ServingSettings()
-    service: Any = SimpleNamespace(settings=settings, keys=True, metrics=Metrics(process=False), predict=None)
+    service: Any = SimpleNamespace(settings=settings, keys=True, metrics=Metrics(), predict=None)
     return create_app(service)
 
 
@@ -118,8 +118,12 @@ def http_page() -> str:
     for name, schema in described["components"]["schemas"].items():
         summary = schema.get("description", "").partition("\n")[0]
         lines += [f"### {name}", *([summary] if summary else []), _fields(schema)]
-    lines += ["## Metrics", "`GET /metrics` answers these to Prometheus, and what its library knows about the process."]
-    families = sorted(Metrics(process=False).collectors.collect(), key=lambda family: family.name)
+    lines += [
+        "## Metrics",
+        "`GET /metrics` answers these to Prometheus, added up over the processes of the server, with "
+        "`process_resident_memory_bytes` and `process_cpu_seconds_total` of all of them.",
+    ]
+    families = sorted(Metrics().registry.collect(), key=lambda family: family.name)
     lines += [_table(("metric", "kind", "meaning"), ((f"`{item.name}`", item.type, item.documentation) for item in families))]
     return "\n\n".join(lines)
 

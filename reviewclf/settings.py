@@ -381,6 +381,7 @@ class ServingSettings(_Group):
                 given.setdefault("workers", given.pop("threads"))
         return given
 
+
 class Settings(_EmptyMeansNone, BaseSettings):
     """Everything a run depends on. Paths may be relative to the working directory.
 
