@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 _KIND = "scoring"
 _VERDICTS = ("healthy", "drift", "unknown")
+# Fields of a report that are metrics, and what they are.
+_FIGURES = {
+    "abstained_share": "Share of answers below the champion's thresholds.",
+    "disagreement_share": "Share of reviews that the challenger answers otherwise.",
+    "estimated_f1": "Weighted F1 against votes, estimated from confidence.",
+    "estimated_f1_low": "Lower bound of its 95% interval.",
+    "estimated_f1_high": "Upper bound of its 95% interval.",
+    "estimate_error": "Mean absolute error of the estimate on past nights.",
+}
 
 
 def log_health(
@@ -60,17 +69,9 @@ def log_health(
 
 def _metrics(report: HealthReport, counts: Mapping[str, int]) -> dict[str, float]:
     figures: dict[str, float | None] = {f"scoring/{name}": float(count) for name, count in counts.items()}
-    figures.update(
-        {
-            "health/abstained_share": report.abstained_share,
-            "health/estimated_f1": report.estimated_f1,
-            "health/estimated_f1_low": report.estimated_f1_low,
-            "health/estimated_f1_high": report.estimated_f1_high,
-            "health/estimate_error": report.estimate_error,
-            "health/alarms": float(len(report.alarms)),
-            "shadow/disagreement_share": report.disagreement_share,
-        }
-    )
+    for name in _FIGURES:
+        figures[f"{'shadow' if name == 'disagreement_share' else 'health'}/{name}"] = getattr(report, name)
+    figures["health/alarms"] = float(len(report.alarms))
     for signal in report.signals:
         figures[f"drift/{signal.name}"] = signal.value
         figures[f"drift/{signal.name}/p_value"] = signal.p_value
@@ -98,16 +99,8 @@ def _registry(report: HealthReport) -> CollectorRegistry:
     verdict = gauge("verdict", "1 for the verdict of the last look.", "verdict")
     for name in _VERDICTS:
         verdict.labels(name).set(float(name == report.verdict))
-    figures = {
-        "abstained_share": (report.abstained_share, "Share of answers below the champion's thresholds."),
-        "disagreement_share": (report.disagreement_share, "Share of reviews that the challenger answers otherwise."),
-        "estimated_f1": (report.estimated_f1, "Weighted F1 against votes, estimated from confidence."),
-        "estimated_f1_low": (report.estimated_f1_low, "Lower bound of its 95% interval."),
-        "estimated_f1_high": (report.estimated_f1_high, "Upper bound of its 95% interval."),
-        "estimate_error": (report.estimate_error, "Mean absolute error of the estimate on past nights."),
-    }
-    for name, (value, description) in figures.items():
-        if value is not None:
+    for name, description in _FIGURES.items():
+        if (value := getattr(report, name)) is not None:
             gauge(name, description).set(value)
     change = gauge("signal", "Size of a change, in the signal's own unit.", "signal")
     limit = gauge("signal_limit", "Size from which a change matters.", "signal")

@@ -44,8 +44,8 @@ _QUIET = 3
 # A night's estimate is held against labels where at least so many came in.
 _FEWEST_LABELS = 30
 _SHOWN = 20
-# Training reviews that the extractor learns from, at most.
-_LENS_ROWS = 20_000
+# Training reviews that are read, at most.
+_MOST_TRAINING = 20_000
 # Nights read beyond those of the reference: a window's own, and those that alarmed.
 _LONGER = 14
 # Of the report's fields, in the order of an estimate's.
@@ -111,7 +111,7 @@ class _Training(NamedTuple):
     texts: list[str]
     hashes: set[str]
     validation: pd.DataFrame
-    probabilities: np.ndarray
+    answers: pd.DataFrame
 
 
 def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifest) -> StageResult:
@@ -213,84 +213,65 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
     def work() -> StageResult:
         model = load_model(tracker, f"models:/{REGISTERED_MODEL}/{version}", version=version)
         said = answer(model, validation["text_clean"].tolist())
-        table = pa.table(
-            {
-                "predicted": pa.array(said.labels, pa.string()),
-                "abstained": pa.array(said.abstained, pa.bool_()),
-                "probabilities": pa.array(list(said.probabilities), pa.list_(pa.float64())),
-            }
-        )
-        return StageResult(outputs={"answers": store.put_table(table)}, counts={"rows": table.num_rows})
+        columns = {"predicted": said.labels, "abstained": said.abstained, "probabilities": list(said.probabilities)}
+        return StageResult(outputs={"answers": store.put_table(pa.table(columns))}, counts={"rows": len(validation)})
 
     inputs = {"dataset": dataset.digest, "version": version, "tracking": tracker.identity}
-    said = store.read(store.run_stage("validation_answers", 1, inputs, work), "answers").to_pandas()
+    answers = store.read(store.run_stage("validation_answers", 1, inputs, work), "answers").to_pandas()
     hashes = [text_hash(text) for text in rows["text_clean"]]
-    read = rows.assign(text_hash=hashes).sort_values("text_hash", kind="stable").head(_LENS_ROWS)
+    read = rows.assign(text_hash=hashes).sort_values("text_hash", kind="stable").head(_MOST_TRAINING)
     return _Training(
         texts=read["text_clean"].tolist(),
         hashes=set(hashes),
-        validation=validation.assign(predicted=said["predicted"], abstained=said["abstained"]),
-        probabilities=_matrix(said),
+        validation=validation,
+        answers=answers.rename(columns={"predicted": "label"}).assign(confidence=[max(p) for p in answers["probabilities"]]),
     )
 
 
 def _training_night(training: _Training, extractor: FeatureExtractor, version: str) -> Night:
-    validation = training.validation
-    probabilities = training.probabilities
-    return Night(
-        features=extractor.own,
-        texts=training.texts,
-        version=version,
-        labels=validation["predicted"].tolist(),
-        confidence=probabilities.max(axis=1) if len(probabilities) else np.empty(0),
-        abstained=validation["abstained"].to_numpy(dtype=bool),
-        agreed=_agreed(validation["label"].where(validation["weight"] >= _READ), validation["predicted"]),
-    )
+    read = training.validation["label"].where(training.validation["weight"] >= _READ)
+    return Night(features=extractor.own, texts=training.texts, version=version, **_answer_columns(training.answers, later=read))
 
 
 def _night(entry: Mapping[str, Any], rows: pd.DataFrame, extractor: FeatureExtractor, labels: Mapping[str, str]) -> Night:
     texts = rows["text_clean"].tolist()
-    later = rows["text_hash"].map(labels)
-    return Night(
-        features=extractor.read(texts),
-        texts=texts,
-        version=str(entry["version"]),
-        labels=rows["label"].tolist(),
-        confidence=rows["confidence"].to_numpy(dtype=np.float64),
-        abstained=rows["abstained"].to_numpy(dtype=bool),
-        agreed=_agreed(later, rows["label"]),
-        copies=int(entry["copies"]),
-        arrivals=int(entry["arrivals"]),
-        alarmed=bool(entry["alarmed"]),
-    )
+    facts = {name: entry[name] for name in ("version", "copies", "arrivals", "alarmed")}
+    columns = _answer_columns(rows, later=rows["text_hash"].map(labels))
+    return Night(features=extractor.read(texts), texts=texts, **facts, **columns)
 
 
-def _agreed(labels: pd.Series[Any], answers: pd.Series[Any]) -> NDArray[np.float64]:
-    same = np.array(labels == answers, dtype=np.float64)
-    same[labels.isna().to_numpy()] = np.nan
-    return same
+def _answer_columns(answers: pd.DataFrame, *, later: pd.Series[Any]) -> dict[str, Any]:
+    """What a :class:`Night` holds of answers; `later` are the labels that came in for the same reviews."""
+    agreed = (later == answers["label"]).astype(np.float64).where(later.notna())
+    return {
+        "labels": answers["label"].tolist(),
+        "confidence": answers["confidence"].to_numpy(dtype=np.float64),
+        "abstained": answers["abstained"].to_numpy(dtype=bool),
+        "agreed": agreed.to_numpy(dtype=np.float64),
+    }
 
 
 def _calibrator(training: _Training | None, classes: Sequence[str], seed: int) -> Calibrator:
-    if training is None or not len(training.probabilities):
+    if training is None:
         return Calibrator(np.empty((0, len(classes))), np.empty(0, dtype=np.int64))
-    places = {name: place for place, name in enumerate(classes)}
-    known = training.validation["label"].isin(places).to_numpy()
-    labels = training.validation.loc[known, "label"].map(places).to_numpy(dtype=np.int64).astype(np.int64)
-    return Calibrator(training.probabilities[known], labels, seed=seed)
+    places = _places(training.validation["label"], classes)
+    return Calibrator(_matrix(training.answers[places >= 0]), places[places >= 0], seed=seed)
 
 
 def _error(rows: pd.DataFrame, labels: Mapping[str, str], calibrator: Calibrator, classes: Sequence[str]) -> float | None:
     """How far a past night's estimate was from what later labels say of the same reviews; None where too few came in."""
-    places = {name: place for place, name in enumerate(classes)}
-    later = rows["text_hash"].map(labels).map(places)
-    known = later.notna().to_numpy()
-    if known.sum() < _FEWEST_LABELS:
+    places = _places(rows["text_hash"].map(labels), classes)
+    if (places >= 0).sum() < _FEWEST_LABELS:
         return None
-    probabilities = _matrix(rows[known])
+    probabilities = _matrix(rows[places >= 0])
     estimate = estimate_f1(probabilities, calibrator)
-    seen = seen_f1(later[known].to_numpy(dtype=np.int64).astype(np.int64), probabilities.argmax(axis=1), len(classes))
+    seen = seen_f1(places[places >= 0], probabilities.argmax(axis=1), len(classes))
     return None if estimate is None else abs(estimate.value - seen)
+
+
+def _places(labels: pd.Series[Any], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Columns of the labels among `classes`; -1 for labels that are missing or of no class."""
+    return pd.Index(classes).get_indexer(labels).astype(np.int64)  # type: ignore[arg-type]
 
 
 # -- small parts -----------------------------------------------------------------------------------------------------
