@@ -54,7 +54,7 @@ def night(
     steps: Annotated[str, typer.Option(help="Which steps, separated by commas.")] = "ingest,label,retrain,score",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
 ) -> None:
-    """Live one night here, without Airflow: ingest, label, retrain, score. Exits 1 where one of the DAGs would fail.
+    """Run one night here, without Airflow: ingest, label, retrain, score. Exits 1 where one of the DAGs would fail.
 
     Finished tasks and logs go to standard error, the report at the end to standard output.
     """
@@ -63,7 +63,7 @@ def night(
 
     from rich.console import Console
 
-    from reviewclf.night import STEPS, live, render
+    from reviewclf.night import STEPS, render, run_night
 
     wanted = [name.strip() for name in steps.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in STEPS]
@@ -75,7 +75,7 @@ def night(
     # A promotion is told again to whoever repeats it: each night is somebody else.
     who = f"{_user()} (reviewclf night of {datetime.now(UTC):%Y-%m-%d %H:%M:%S})"
     with redirect_stdout(sys.stderr):
-        report = live(load_settings(), who=who, console=Console(stderr=True), steps=wanted)
+        report = run_night(load_settings(), who=who, console=Console(stderr=True), steps=wanted)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:

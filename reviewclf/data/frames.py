@@ -201,20 +201,18 @@ def to_arrow(frame: pd.DataFrame, schema: pa.Schema | None = None, *, name: str)
         A column's values have no common type; names the column.
     """
     arrays = []
-    for position, column in enumerate(frame.columns):
-        kind = schema.field(str(column)).type if schema is not None and str(column) in schema.names else None
+    names = [str(column) for column in frame.columns]
+    for position, column in enumerate(names):
+        kind = schema.field(column).type if schema is not None and column in schema.names else None
         try:
-            arrays.append(pa.array(frame.iloc[:, position], type=kind, from_pandas=True))
+            array = pa.array(frame.iloc[:, position], type=kind, from_pandas=True)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise DataContractError(
-                f"{name}: Parquet cannot hold column {str(column)!r}: {error}; write a file that ends in .jsonl or .csv"
+                f"{name}: Parquet cannot hold column {column!r}: {error}; write a file that ends in .jsonl or .csv"
             ) from error
-    return pa.table([_whole(array) for array in arrays], names=[str(column) for column in frame.columns])
-
-
-def _whole(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    # A column without any value has the type null, which few tools but Arrow can read.
-    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+        # A column without any value has the type null, which few tools but Arrow can read.
+        arrays.append(array.cast(pa.string()) if pa.types.is_null(array.type) else array)
+    return pa.table(arrays, names=names)
 
 
 def _delimited(frame: pd.DataFrame, separator: str, *, excel_safe: bool) -> str:

@@ -5,6 +5,6 @@ failed step, and says at its end that it failed.
 """
 
 from reviewclf.night.report import NightReport, render
-from reviewclf.night.run import STEPS, live
+from reviewclf.night.run import STEPS, run_night
 
-__all__ = ["STEPS", "NightReport", "live", "render"]
+__all__ = ["STEPS", "NightReport", "render", "run_night"]

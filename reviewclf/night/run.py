@@ -66,7 +66,7 @@ class Night:
         self._who = who
         self._console = console
 
-    def live(self, step: str, work: Callable[[Night], None]) -> None:
+    def run_step(self, step: str, work: Callable[[Night], None]) -> None:
         """Do a step; what it raises becomes its outcome."""
         done = StepReport(step=step)
         self.report.steps.append(done)
@@ -206,8 +206,8 @@ STEPS: dict[str, Callable[[Night], None]] = {
 }
 
 
-def live(settings: Settings, *, who: str, console: Console, steps: Sequence[str] = tuple(STEPS)) -> NightReport:
-    """Live one night: the stages of the DAGs, in their order, in this process.
+def run_night(settings: Settings, *, who: str, console: Console, steps: Sequence[str] = tuple(STEPS)) -> NightReport:
+    """Run one night: the stages of the DAGs, in their order, in this process.
 
     A step depends on those before it as the DAGs do: no labels where ingest has failed; a retrain and a scoring all the same.
     Nothing is tried again here, as every stage can be run again at any time.
@@ -231,7 +231,7 @@ def live(settings: Settings, *, who: str, console: Console, steps: Sequence[str]
     night = Night(settings, who=who, console=console)
     for name, work in STEPS.items():
         if name in steps:
-            night.live(name, work)
+            night.run_step(name, work)
     return night.report
 
 

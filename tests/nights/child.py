@@ -37,7 +37,7 @@ def killed_night(variables: Mapping[str, str], steps: Sequence[str], point: str)
 def _live(variables: dict[str, str], steps: list[str], point: str) -> None:
     from rich.console import Console
 
-    from reviewclf.night import live
+    from reviewclf.night import run_night
     from reviewclf.settings import load_settings
     from reviewclf.storage import Store
 
@@ -62,5 +62,5 @@ def _live(variables: dict[str, str], steps: list[str], point: str) -> None:
 
     Store.run_stage = watched_run_stage  # type: ignore[assignment]
     Store.commit = watched_commit  # type: ignore[assignment]
-    report = live(load_settings(_env_file=None), who="killed night", console=Console(file=StringIO()), steps=steps)
+    report = run_night(load_settings(_env_file=None), who="killed night", console=Console(file=StringIO()), steps=steps)
     os._exit(int(report.failed))

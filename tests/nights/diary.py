@@ -20,7 +20,7 @@ from reviewclf import tables
 from reviewclf.cli import app
 from reviewclf.labeling.journal import journaled_votes
 from reviewclf.manifest import digest_of
-from reviewclf.night import NightReport, live
+from reviewclf.night import NightReport, run_night
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages.dataset import find_dataset
 from reviewclf.storage import Store
@@ -106,7 +106,7 @@ class Diary:
             assert code == _SIGKILL, f"{tonight}: the night came to its end with {code}"
             if tonight.killed_at in KILLED_LABELLING:
                 self._books.publish(self._fresh(tonight))
-        report = live(
+        report = run_night(
             load_settings(_env_file=None), who=f"night {tonight.number}", console=Console(file=StringIO()), steps=steps
         )
         self._compare_outcomes(tonight, report)

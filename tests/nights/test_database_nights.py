@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reviewclf.night import live
+from reviewclf.night import run_night
 from reviewclf.settings import load_settings
 from reviewclf.storage import Store
 from tests.nights.books import Books, Row
@@ -101,7 +101,7 @@ def test_late_unmarked_and_edited_rows_of_a_database_are_all_read_once(tmp_path:
             assert killed_night(variables, ["ingest"], "commit-reviews") == -9
         with environment(variables):
             settings = load_settings(_env_file=None)
-            report = live(settings, who=f"night {number}", console=Console(file=StringIO()), steps=["ingest"])
+            report = run_night(settings, who=f"night {number}", console=Console(file=StringIO()), steps=["ingest"])
             assert not report.failed, f"night {number}: {report.steps}"
             assert report.rows is not None
             counts, told = report.rows.counts, books.publish({_SOURCE: database.rows})[_SOURCE]

@@ -16,6 +16,9 @@ from reviewclf.errors import DataContractError
 
 # How pyarrow names the column of an index that has no name.
 _NAMELESS_INDEX = "__index_level_"
+# Hive and Impala write text as bytes.
+_BYTES = {pa.binary(), pa.large_binary(), pa.binary_view()}
+_TEXT = {pa.string(), pa.large_string(), pa.string_view(), pa.null(), *_BYTES}
 
 
 def read_parquet(uri: str, options: ReadOptions) -> Iterator[GoodRow]:
@@ -84,10 +87,7 @@ def _values(column: pa.Array) -> list[Any]:
         values: list[Any] = column.to_pylist()
     except OverflowError:
         values = [_time_or_number(value) for value in column]
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_binary_view(column.type):
-        # Hive and Impala write text so.
-        return [value if value is None else _decoded(value) for value in values]
-    return values
+    return [value if value is None else _decoded(value) for value in values] if column.type in _BYTES else values
 
 
 def _time_or_number(value: pa.Scalar) -> Any:
@@ -107,14 +107,5 @@ def _decoded(value: bytes) -> str | bytes:
 
 def _check_text(uri: str, field: pa.Field) -> None:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    of_text = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_null,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-    )
-    if not any(is_text(kind) for is_text in of_text):
+    if kind not in _TEXT:
         raise DataContractError(f"{uri}: column {field.name!r} holds {kind}, expected text")
