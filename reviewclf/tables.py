@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 
 Checked = Literal["raw", "clean"]
@@ -115,22 +113,3 @@ SCHEMAS = {
     "night": NIGHT_SCHEMA,
     "health": HEALTH_SCHEMA,
 }
-
-
-def signature_table(text_hashes: Sequence[str], signatures: np.ndarray) -> pa.Table:
-    """MinHash signatures (uint32, shape (n, permutations)) as a table of fixed-size lists."""
-    width = signatures.shape[1]
-    values = pa.array(np.ascontiguousarray(signatures, dtype=np.uint32).ravel(), pa.uint32())
-    return pa.table(
-        {
-            "text_hash": pa.array(list(text_hashes), pa.string()),
-            "signature": pa.FixedSizeListArray.from_arrays(values, width),
-        }
-    )
-
-
-def signature_array(table: pa.Table) -> np.ndarray:
-    """The signatures of :func:`signature_table` as uint32, shape (n, permutations)."""
-    column = table["signature"].combine_chunks()
-    array: np.ndarray = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-    return array

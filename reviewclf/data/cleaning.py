@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.data.duplicates import NearDuplicateIndex, signatures
 from reviewclf.data.sources.rows import made_id
 from reviewclf.text import clean_texts, repaired, text_hash
 
@@ -27,8 +26,6 @@ class CleanedPart(NamedTuple):
 
     clean: pa.Table
     duplicates: pa.Table
-    near_duplicates: pa.Table
-    signatures: pa.Table
     quarantine: pa.Table
     known: pa.Table
 
@@ -61,9 +58,6 @@ class Cleaner:
 
     Parameters
     ----------
-    similarity : float
-        Estimated Jaccard similarity of character n-grams from which a review counts as a near-duplicate of an earlier one.
-        Near-duplicates are recorded and stay: whether they may be trained on together is for the dataset to decide.
     ids_ignored : collection of str
         Sources whose ids name something else than reviews: their reviews get ids made of source and text.
     stale : collection of int
@@ -87,7 +81,7 @@ class Cleaner:
         Times of reviews that are clean already and had none.
     """
 
-    def __init__(self, *, similarity: float, ids_ignored: Collection[str] = (), stale: Collection[int] = ()) -> None:
+    def __init__(self, *, ids_ignored: Collection[str] = (), stale: Collection[int] = ()) -> None:
         self.holds: dict[str, Held] = {}
         self.first: dict[str, str] = {}
         self.edits: list[Edit] = []
@@ -98,17 +92,12 @@ class Cleaner:
         self._stale = frozenset(stale)
         self.edited = 0
         self.repaired = 0
-        self._index = NearDuplicateIndex(similarity=similarity)
 
-    def know(self, clean: pa.Table, stored: pa.Table) -> None:
-        """Remember reviews that are clean already, by ``review_id``, ``text_hash``, ``source`` and ``created_at``.
-
-        `stored` holds the signatures of the same rows.
-        """
+    def know(self, clean: pa.Table) -> None:
+        """Remember reviews that are clean already, by ``review_id``, ``text_hash``, ``source`` and ``created_at``."""
         for row in clean.to_pylist():
             self.holds[row["review_id"]] = Held(row["text_hash"], sys.intern(row["source"]), row["created_at"])
             self.first.setdefault(row["text_hash"], row["review_id"])
-        self._index.add(tables.signature_array(stored), stored["text_hash"].to_pylist())
 
     def know_duplicates(self, duplicates: pa.Table) -> None:
         """Remember the ids under which copies came: ``review_id``, ``text_hash``, ``source``, and ``created_at`` where kept."""
@@ -172,7 +161,6 @@ class Cleaner:
             duplicates=pa.Table.from_pylist(duplicates, schema=tables.DUPLICATE_SCHEMA),
             quarantine=pa.Table.from_pylist(quarantine, schema=tables.QUARANTINE_SCHEMA),
             known=pa.Table.from_pylist(known, schema=_KNOWN_SCHEMA),
-            **self._near_duplicates(clean),
         )
 
     def _add_copy(self, review_id: str, held: Held) -> None:
@@ -217,19 +205,6 @@ class Cleaner:
     def _has(self, review_id: str, key: str) -> bool:
         held = self.holds.get(review_id)
         return held is not None and held.text_hash == key
-
-    def _near_duplicates(self, clean: list[dict[str, Any]]) -> dict[str, pa.Table]:
-        array = signatures([row["text_clean"] for row in clean])
-        near = []
-        for row, signature in zip(clean, array, strict=True):
-            similar = [key for key in self._index.query(signature) if key != row["text_hash"]]
-            if similar:
-                near.append({"review_id": row["review_id"], "text_hash": row["text_hash"], "near_duplicate_of": min(similar)})
-            self._index.add(signature[None, :], [row["text_hash"]])
-        return {
-            "near_duplicates": pa.Table.from_pylist(near, schema=tables.NEAR_DUPLICATE_SCHEMA),
-            "signatures": tables.signature_table([row["text_hash"] for row in clean], array),
-        }
 
 
 def day_of(created_at: datetime | None) -> str | None:

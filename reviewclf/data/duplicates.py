@@ -6,7 +6,7 @@ in 40 characters leaves about 0.85, a word added to 80 about 0.9, while differen
 below 0.7 unless the phrase is most of both: «Товар не получила, деньги вернули» and «... не вернули» do count, which keeps
 such a pair on one side of a split. In one to three words a single letter is much of the text: «хорошее платье» and «хорошая
 платье» reach 0.6 and «юбка супер» and «шубка супер» 0.56, so texts that short match by their form alone. Texts that differ in
-spaces alone («п л а т ь е») are near-duplicates always; only the stored index, which sees signatures, knows nothing of that.
+spaces alone («п л а т ь е») are near-duplicates always.
 
 Whether a pair is found depends on the two texts and `similarity` only, never on the other texts, their order, the process
 or the platform. So what one function calls near-duplicates, the others do too.
@@ -15,7 +15,6 @@ or the platform. So what one function calls near-duplicates, the others do too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -30,11 +29,10 @@ _EDGE = "\0" * (_NGRAM - 1)
 _BITS = 21  # a code point needs 21 bits, so three of them fit a 64-bit number and a trigram's number is exact
 _BATCH = 4096
 _SEED = 20_240_229
-# Where texts are compared pairwise longer signatures are cheap, and a missed pair could leak gold into training.
-_PAIR_PERMUTATIONS = 128
-# Least share of the pairs exactly at the threshold that the bands let through: pairwise, and in the stored index.
-_PAIR_RECALL = 0.999
-_INDEX_RECALL = 0.985
+# Length of a signature.
+_PERMUTATIONS = 128
+# Least share of the pairs exactly at the threshold that the bands let through: a missed pair could leak gold into training.
+_RECALL = 0.999
 # Pairs that are held and that are compared at once, which bounds the memory that they take.
 _PAIRS = 1_000_000
 _COMPARED = 16_384
@@ -43,27 +41,6 @@ Signatures = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]
 Trigrams = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
-
-
-def signatures(texts: Sequence[str], *, permutations: int = 64) -> Signatures:
-    """MinHash signatures (Broder 1997) of the texts' trigram sets.
-
-    Parameters
-    ----------
-    texts : sequence of str
-        n texts; empty ones are allowed.
-    permutations : int
-        Length of a signature. The similarity estimated from two of them has a standard deviation of at most
-        ``0.5 / sqrt(permutations)``.
-
-    Returns
-    -------
-    array of uint32, shape (n, permutations)
-        The same on every platform and in every process. A shorter signature is the beginning of a longer one.
-    """
-    if permutations < 1:
-        raise ValueError(f"permutations must be at least 1, got {permutations}")
-    return _signed(_forms(texts), permutations)
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Positions:
@@ -159,50 +136,6 @@ def jaccard(first: str, second: str) -> float:
     return len(left & right) / len(left | right)
 
 
-class NearDuplicateIndex:
-    """Growing index of signatures, for recognising near-duplicates of what earlier runs have stored.
-
-    Parameters
-    ----------
-    similarity : float
-        Jaccard similarity, estimated from the signatures, from which two texts count as near-duplicates.
-    permutations : int
-        Length of the signatures.
-    """
-
-    def __init__(self, *, similarity: float = 0.7, permutations: int = 64) -> None:
-        # Imported here: it takes a second with its optional parts, and the pure functions do without.
-        from datasketch import LeanMinHash, MinHashLSH
-
-        self._similarity = similarity
-        self._lsh = MinHashLSH(num_perm=permutations, params=_bands(similarity, permutations, recall=_INDEX_RECALL))
-        sketch_class: Any = LeanMinHash
-        # The name of the scheme only has to be the same everywhere: the hashing is ours.
-        self._sketch = partial(sketch_class, seed=_SEED, scheme="affine32")
-        self._signatures: dict[str, Signatures] = {}
-
-    def __len__(self) -> int:
-        return len(self._signatures)
-
-    def add(self, signatures: Signatures, keys: Sequence[str]) -> None:
-        """Add signatures, shape (n, permutations), under n keys; a key that is there already is left as it is."""
-        for key, signature in zip(keys, signatures, strict=True):
-            if key not in self._signatures:
-                own = np.array(signature, dtype=np.uint32)
-                self._signatures[key] = own
-                self._lsh.insert(key, self._sketch(hashvalues=own), check_duplication=False)
-
-    def query(self, signature: Signatures) -> list[str]:
-        """Keys of the near-duplicates of one signature, shape (permutations,): most similar first, then by key."""
-        own = np.asarray(signature, dtype=np.uint32)
-        keys = self._lsh.query(self._sketch(hashvalues=own))
-        if not keys:
-            return []
-        estimates = np.mean(np.stack([self._signatures[key] for key in keys]) == own, axis=1)
-        ranked = sorted((-estimate, key) for key, estimate in zip(keys, estimates, strict=True))
-        return [key for estimate, key in ranked if -estimate >= self._similarity - 1e-9]
-
-
 def _forms(texts: Sequence[str]) -> list[str]:
     """Return what is compared: the comparison form, or the text itself where that is empty («!!!»), as in ``text_hash``."""
     return [comparison_form(text) or text.strip() for text in texts]
@@ -212,16 +145,17 @@ def _without_spaces(form: str) -> str:
     return form.replace(" ", "")
 
 
-def _signed(forms: Sequence[str], permutations: int) -> Signatures:
-    result = np.empty((len(forms), permutations), dtype=np.uint32)
-    # The raw stream of PCG64 is fixed by its definition, so the numbers are part of the stored format.
-    stream = np.random.PCG64(_SEED).random_raw(2 * permutations)
+def _signatures(forms: Sequence[str]) -> Signatures:
+    """MinHash signatures (Broder 1997) of the forms' trigram sets, shape (n, permutations); the same on every platform."""
+    result = np.empty((len(forms), _PERMUTATIONS), dtype=np.uint32)
+    # The raw stream of PCG64 is fixed by its definition, so that the same pairs are found everywhere.
+    stream = np.random.PCG64(_SEED).random_raw(2 * _PERMUTATIONS)
     multipliers, offsets = stream[0::2] | np.uint64(1), stream[1::2]
     for start in range(0, len(forms), _BATCH):
         shingles, bounds = _flat_shingles(forms[start : start + _BATCH])
         mixed = _mixed(shingles)
         rows = result[start : start + _BATCH]
-        for column in range(permutations):
+        for column in range(_PERMUTATIONS):
             # Multiply-shift: the upper half of a * x + b modulo 2**64 (Dietzfelbinger et al. 1997).
             hashed = ((mixed * multipliers[column] + offsets[column]) >> np.uint64(32)).astype(np.uint32)
             rows[:, column] = np.minimum.reduceat(hashed, bounds)
@@ -250,28 +184,28 @@ def _mixed(values: Trigrams) -> Trigrams:
     return values ^ (values >> np.uint64(31))
 
 
-def _bands(similarity: float, permutations: int, *, recall: float) -> tuple[int, int]:
+def _bands(similarity: float) -> tuple[int, int]:
     """Bands and rows: the most rows a band (fewest needless candidates) that keep the recall at the threshold."""
     if not 0.0 < similarity <= 1.0:
         raise ValueError(f"similarity must lie in (0, 1], got {similarity}")
-    for rows in range(permutations, 1, -1):
-        bands = permutations // rows
-        if 1.0 - (1.0 - similarity**rows) ** bands >= recall:
+    for rows in range(_PERMUTATIONS, 1, -1):
+        bands = _PERMUTATIONS // rows
+        if 1.0 - (1.0 - similarity**rows) ** bands >= _RECALL:
             return bands, rows
-    return permutations, 1
+    return _PERMUTATIONS, 1
 
 
 class _Search:
     """Candidate pairs of forms by LSH, and the exact verdict on them. Positions are those of `forms`, which are distinct."""
 
     def __init__(self, forms: Sequence[str], similarity: float) -> None:
-        bands, rows = _bands(similarity, _PAIR_PERMUTATIONS, recall=_PAIR_RECALL)
+        bands, rows = _bands(similarity)
         self._similarity = similarity
         self._keys = np.zeros((bands, len(forms)), dtype=np.uint64)
         # Signatures are not kept: the keys of their bands are half as long.
         for start in range(0, len(forms), 16 * _BATCH):
             here = slice(start, start + 16 * _BATCH)
-            signed = _signed(forms[here], _PAIR_PERMUTATIONS)
+            signed = _signatures(forms[here])
             for band in range(bands):
                 for column in range(band * rows, (band + 1) * rows):
                     self._keys[band, here] = _mixed((self._keys[band, here] << np.uint64(1)) ^ signed[:, column])

@@ -13,7 +13,7 @@ from reviewclf import tables
 from reviewclf.data.cleaning import Cleaner, day_of
 from reviewclf.storage import Snapshot, Store
 
-REWRITTEN = ("clean", "signatures", "duplicates", "near_duplicates")
+REWRITTEN = ("clean", "duplicates", "near_duplicates")
 _SCHEMAS = {
     "clean": tables.CLEAN_SCHEMA,
     "duplicates": tables.DUPLICATE_SCHEMA,
@@ -45,12 +45,11 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
     pages = {table: [*base.keys(table), *new[table]] for table in REWRITTEN}
     own = _Texts(store, pages, cleaner)
     counts = {"superseded": len(cleaner.edits), "left_clean": 0, "left_duplicates": 0, "promoted": len(own.promoted)}
-    for place, (key, signatures) in enumerate(zip(pages["clean"], pages["signatures"], strict=True)):
+    for place, key in enumerate(pages["clean"]):
         if place in own.clean_places or cleaner.dated:
             gone = own.removed_from_clean(place)
             counts["left_clean"] += len(gone)
             pages["clean"][place] = _without(store, key, gone, "clean", dated=cleaner.dated)
-            pages["signatures"][place] = _without(store, signatures, gone)
     promoted = set(own.promoted.values())
     for place, key in enumerate(pages["duplicates"]):
         pages["duplicates"][place], gone_rows = _duplicates(store, key, cleaner, promoted)
@@ -65,11 +64,8 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
         pages["near_duplicates"][place] = _without(store, key, gone, "near_duplicates")
     stored = {table: pages[table][: len(base.keys(table))] for table in REWRITTEN}
     fresh = {table: pages[table][len(base.keys(table)) :] for table in REWRITTEN}
-    if own.promoted:
-        rows, signatures_of = own.promoted_rows()
-        fresh["clean"].append(store.put_table(rows))
-        fresh["signatures"].append(store.put_table(signatures_of))
-    fresh["history"] = [store.put_table(own.history())] if cleaner.edits else []
+    fresh["clean"] += store.put_part(own.promoted_rows(), tables.CLEAN_SCHEMA)
+    fresh["history"] = store.put_part(own.history(), tables.HISTORY_SCHEMA)
     return Applied(stored, {**new, **fresh}, counts)
 
 
@@ -80,20 +76,16 @@ class _Texts:
         self._cleaner = cleaner
         self._by_review: dict[tuple[str, str], dict[str, Any]] = {}
         self._by_text: dict[str, dict[str, Any]] = {}
-        self._signatures: dict[str, np.ndarray] = {}
         self._rows: dict[int, list[tuple[int, str, str]]] = {}
         touched = cleaner.touched
         wanted = pa.array(sorted(touched), pa.string())
         for place, part in enumerate(store.iter_tables(pages["clean"])):
-            found = np.flatnonzero(pc.is_in(part["text_hash"], value_set=wanted).to_numpy()).tolist()
-            if not found:
-                continue
-            array = tables.signature_array(store.read_table([pages["signatures"][place]]))
-            for position, row in zip(found, part.take(found).to_pylist(), strict=True):
+            is_wanted = pc.is_in(part["text_hash"], value_set=wanted)
+            found = np.flatnonzero(is_wanted.to_numpy()).tolist()
+            for position, row in zip(found, part.filter(is_wanted).to_pylist(), strict=True):
                 self._rows.setdefault(place, []).append((position, row["review_id"], row["text_hash"]))
                 self._by_review[row["review_id"], row["text_hash"]] = row
                 self._by_text.setdefault(row["text_hash"], row)
-                self._signatures[row["text_hash"]] = array[position]
         for part in store.iter_tables(pages["duplicates"]):
             for row in part.filter(pc.is_in(part["text_hash"], value_set=wanted)).to_pylist():
                 self._by_review.setdefault((row["review_id"], row["text_hash"]), row)
@@ -115,7 +107,7 @@ class _Texts:
     def removed_from_clean(self, place: int) -> list[int]:
         return [position for position, _, key in self._rows.get(place, []) if self._kept.get(key) != (place, position)]
 
-    def promoted_rows(self) -> tuple[pa.Table, pa.Table]:
+    def promoted_rows(self) -> list[dict[str, Any]]:
         rows = []
         for key, owner in self.promoted.items():
             held, text = self._cleaner.holds[owner], self._by_text[key]
@@ -130,16 +122,15 @@ class _Texts:
                     "dt": day_of(held.created_at),
                 }
             )
-        signatures = tables.signature_table(list(self.promoted), np.stack([self._signatures[key] for key in self.promoted]))
-        return pa.Table.from_pylist(rows, schema=tables.CLEAN_SCHEMA), signatures
+        return rows
 
-    def history(self) -> pa.Table:
+    def history(self) -> list[dict[str, Any]]:
         rows = []
         for edit in self._cleaner.edits:
             text = self._by_text[edit.text_hash]
             own = self._by_review.get((edit.review_id, edit.text_hash), {})
             rows.append({**edit._asdict(), "text": own.get("text") or text["text"], "text_clean": text["text_clean"]})
-        return pa.Table.from_pylist(rows, schema=tables.HISTORY_SCHEMA)
+        return rows
 
 
 def _duplicates(store: Store, key: str, cleaner: Cleaner, promoted: set[str]) -> tuple[str, int]:

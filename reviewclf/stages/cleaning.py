@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from reviewclf import tables
 from reviewclf.data.cleaning import CleanedPart, Cleaner
+from reviewclf.data.duplicates import match_near_duplicates
 from reviewclf.data.edits import REWRITTEN, apply_edits
 from reviewclf.data.intake import kind_of
 from reviewclf.manifest import Manifest
@@ -60,9 +62,9 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
     }
 
     def work() -> StageResult:
-        cleaner = Cleaner(similarity=settings.dataset.near_duplicate_similarity, ids_ignored=ignored, stale=stale)
-        for known, signatures in _known(store, base):
-            cleaner.know(known, signatures)
+        cleaner = Cleaner(ids_ignored=ignored, stale=stale)
+        for known in store.iter_tables(base.keys("clean"), ["review_id", "text_hash", "source", "created_at"]):
+            cleaner.know(known)
         for copies in store.iter_tables(base.keys("duplicates")):
             cleaner.know_duplicates(copies)
         cleaner.ids_ignored |= _renumbered(store, ingested, cleaner)
@@ -79,6 +81,8 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
                     by_source.setdefault(source, Counter())[_NAMES[name]] += 1
                 if name in new:
                     new[name] += store.put_part(table)
+        near = near_duplicate_rows(store, base, new["clean"], settings.dataset.near_duplicate_similarity)
+        new["near_duplicates"], counts["near_duplicates"] = store.put_part(near, tables.NEAR_DUPLICATE_SCHEMA), len(near)
         outputs: dict[str, str | list[str]] = {"base": read_base(base)}
         counts |= {"edited": cleaner.edited, "repaired": cleaner.repaired}
         counts |= {"superseded": 0, "left_clean": 0, "left_duplicates": 0, "promoted": 0}
@@ -101,9 +105,24 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
     return store.run_stage("clean", 2, inputs, work)
 
 
-def _known(store: Store, base: Snapshot) -> Iterator[tuple[pa.Table, pa.Table]]:
-    clean_parts = store.iter_tables(base.keys("clean"), ["review_id", "text_hash", "source", "created_at"])
-    yield from zip(clean_parts, store.iter_tables(base.keys("signatures")), strict=True)
+def near_duplicate_rows(store: Store, base: Snapshot, new: Sequence[str], similarity: float) -> list[dict[str, str]]:
+    """The new clean rows that are near-duplicates of an earlier one, and which one that is.
+
+    They are recorded and stay: whether they may be trained on together is for the dataset to decide.
+    """
+    if not new:
+        return []
+    earlier = store.read(base, "clean", ["text_hash", "text_clean"]).to_pydict()
+    rows = store.read_table(new, ["review_id", "text_hash", "text_clean"]).to_pydict()
+    hashes, texts = (earlier[name] + rows[name] for name in ("text_hash", "text_clean"))
+    matches = match_near_duplicates(rows["text_clean"], texts, similarity=similarity)
+    # A row that is like no earlier one is the first that is like itself.
+    places = range(len(earlier["text_hash"]), len(texts))
+    return [
+        {"review_id": review_id, "text_hash": hashes[place], "near_duplicate_of": hashes[match]}
+        for review_id, place, match in zip(rows["review_id"], places, matches, strict=True)
+        if match is not None and match < place
+    ]
 
 
 def _renumbered(store: Store, ingested: Manifest, cleaner: Cleaner) -> set[str]:

@@ -101,7 +101,7 @@ def clean(settings: Settings, ingested: Manifest, validated: Manifest) -> Manife
     Returns
     -------
     Manifest
-        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``signatures``, ``quarantine`` and ``history`` parts;
+        ``outputs``: ``clean``, ``duplicates``, ``near_duplicates``, ``quarantine`` and ``history`` parts;
         ``counts``: raw rows = clean + duplicates + quarantine + known; near-duplicates are counted and stay.
     """
     store = Store(settings.store_uri)

@@ -8,7 +8,7 @@ from time import perf_counter
 import emoji
 import pandas as pd
 
-from reviewclf.data.duplicates import near_duplicate_groups, signatures
+from reviewclf.data.duplicates import near_duplicate_groups
 from reviewclf.text import clean_texts
 from tests.benchmarks import Measurement, interleaved, load_reviews
 
@@ -46,8 +46,7 @@ def measure() -> list[Measurement]:
         target=5.0,
     )
     start = perf_counter()
-    signatures(texts)
     near_duplicate_groups(texts)
     seconds = perf_counter() - start
-    groups = Measurement("signatures and near_duplicate_groups", len(texts), None, len(texts) / seconds, note=source)
+    groups = Measurement("near_duplicate_groups", len(texts), None, len(texts) / seconds, note=source)
     return [cleaning, groups]

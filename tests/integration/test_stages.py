@@ -17,6 +17,7 @@ from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.storage import Store
+from reviewclf.text import text_hash
 
 
 def run_ingest(settings: Settings) -> Manifest:
@@ -106,6 +107,12 @@ def test_near_duplicates_are_counted_and_stay(make_settings: Callable[..., Setti
     settings = make_settings(source=write_reviews(tmp_path / "reviews.csv", rows))
     counts = run_ingest(settings).counts
     assert (counts["clean"], counts["near_duplicates"]) == (3, 1)
+    # Also where the earlier one came on another night.
+    write_reviews(tmp_path / "reviews.csv", [*rows, ("4", text.replace("тёплый", "тёплай"))])
+    assert run_ingest(settings).counts["near_duplicates"] == 1
+    found = tables(settings)["near_duplicates"]
+    assert found["review_id"].tolist() == ["2", "4"]
+    assert found["near_duplicate_of"].tolist() == [text_hash(text)] * 2
 
 
 def test_refused_batch_publishes_nothing_and_a_mended_one_does(make_settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def raw(*rows: tuple[str, str | None]) -> pa.Table:
 
 
 def clean(*rows: tuple[str, str | None], failed: dict[int, str] | None = None) -> CleanedPart:
-    return Cleaner(similarity=0.7).clean(raw(*rows), failed or {})
+    return Cleaner().clean(raw(*rows), failed or {})
 
 
 def ids(table: pa.Table) -> list[str]:
@@ -68,7 +68,7 @@ def test_copy_in_another_case_is_a_duplicate_of_the_first() -> None:
 
 
 def test_id_that_comes_again_with_another_text_is_an_edit() -> None:
-    cleaner = Cleaner(similarity=0.7)
+    cleaner = Cleaner()
     part = cleaner.clean(raw(("1", "Платье село отлично"), ("1", "Туфли жмут")), {})
     old, new = part.clean.to_pylist()
     assert cleaner.first == {new["text_hash"]: "1"}
@@ -78,7 +78,7 @@ def test_id_that_comes_again_with_another_text_is_an_edit() -> None:
 
 
 def test_text_with_the_later_time_wins_whatever_comes_first() -> None:
-    cleaner = Cleaner(similarity=0.7)
+    cleaner = Cleaner()
     table = raw(("1", "Туфли жмут"), ("1", "Платье село отлично"))
     times = pa.array([WHEN, WHEN - timedelta(days=1)], table.schema.field("created_at").type)
     part = cleaner.clean(table.set_column(3, "created_at", times), {})
@@ -89,7 +89,7 @@ def test_text_with_the_later_time_wins_whatever_comes_first() -> None:
 
 
 def test_id_that_another_source_has_used_stands_for_another_review() -> None:
-    cleaner = Cleaner(similarity=0.7)
+    cleaner = Cleaner()
     first = cleaner.clean(raw(("1", "Платье село отлично")), {})
     other = raw(("1", "Туфли жмут"), ("1", "Туфли жмут, вернула"))
     part = cleaner.clean(other.set_column(2, "source", pa.array(["b.csv"] * 2)), {})
@@ -101,12 +101,12 @@ def test_id_that_another_source_has_used_stands_for_another_review() -> None:
 
 
 def test_ids_of_a_source_that_are_none_are_not_used() -> None:
-    part = Cleaner(similarity=0.7, ids_ignored=["a.csv"]).clean(raw(("1", "Платье село отлично"), ("1", "Туфли жмут")), {})
+    part = Cleaner(ids_ignored=["a.csv"]).clean(raw(("1", "Платье село отлично"), ("1", "Туфли жмут")), {})
     assert part.clean.num_rows == len(set(ids(part.clean)) - {"1"}) == 2
 
 
 def test_review_that_gets_its_time_later_is_known() -> None:
-    cleaner = Cleaner(similarity=0.7)
+    cleaner = Cleaner()
     timeless = raw(("1", "Платье село отлично"))
     cleaner.clean(timeless.set_column(3, "created_at", pa.nulls(1, timeless.schema.field("created_at").type)), {})
     part = cleaner.clean(raw(("1", "Платье село отлично")), {})
@@ -117,16 +117,14 @@ def test_review_that_gets_its_time_later_is_known() -> None:
 def test_earlier_nights_are_remembered() -> None:
     text = "Пуховик очень тёплый, капюшон глубокий, молния не заедает, доставили за неделю"
     first = clean(("1", text))
-    cleaner = Cleaner(similarity=0.7)
-    cleaner.know(first.clean, first.signatures)
+    cleaner = Cleaner()
+    cleaner.know(first.clean)
     copy = {"review_id": ["7"], "text_hash": first.clean["text_hash"].to_pylist(), "source": ["a.csv"]}
     cleaner.know_duplicates(pa.table(copy))
     part = cleaner.clean(raw(("2", text + "!"), ("3", text.replace("тёплый", "тёплий")), ("7", "Совсем другое")), {})
     assert ids(part.duplicates) == ["2"]
     assert part.duplicates["duplicate_of"].to_pylist() == ["1"]
     assert ids(part.clean) == ["3", "7"]
-    assert ids(part.near_duplicates) == ["3"]
-    assert part.near_duplicates["near_duplicate_of"].to_pylist() == first.clean["text_hash"].to_pylist()
     assert [(edit.review_id, edit.text_hash) for edit in cleaner.edits] == [("7", first.clean["text_hash"][0].as_py())]
 
 
@@ -140,7 +138,7 @@ def test_every_row_ends_in_one_place_and_chunks_do_not_matter(given_rows: list, 
     assert whole.clean.num_rows + whole.duplicates.num_rows + whole.quarantine.num_rows + whole.known.num_rows == len(
         given_rows
     )
-    cleaner = Cleaner(similarity=0.7)
+    cleaner = Cleaner()
     table = raw(*given_rows)
     parts = [cleaner.clean(table.slice(0, cut), {}), cleaner.clean(table.slice(cut), {})]
     for name in CleanedPart._fields:

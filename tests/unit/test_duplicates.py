@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import random
-import subprocess
-import sys
 import time
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.duplicates import (
-    NearDuplicateIndex,
     match_near_duplicates,
     near_duplicate_groups,
     near_duplicate_pairs,
-    signatures,
 )
 from reviewclf.text import comparison_form, text_hash
 
@@ -192,71 +188,10 @@ def test_verdict_on_a_pair_does_not_depend_on_other_texts(real_reviews: list[str
         assert near_duplicate_pairs([texts[j], texts[i]]).tolist() == [[0, 1]]
 
 
-def test_signatures_are_stable_and_extendable() -> None:
-    array = signatures(["Всё хорошо!", "", "все хорошо"])
-    assert array.shape == (3, 64)
-    assert array.dtype == np.uint32
-    assert (array[0] == array[2]).all()
-    assert (signatures(["все хорошо"], permutations=128)[0, :64] == array[0]).all()
-    assert signatures([]).shape == (0, 64)
-    # Signatures are stored: another release must make the same ones.
-    assert array[0, :4].tolist() == [28653056, 308003889, 173595053, 1001247767]
-    with pytest.raises(ValueError, match="permutations"):
-        signatures(["а"], permutations=0)
-
-
-def test_signatures_do_not_depend_on_process_or_batch() -> None:
-    texts = [f"отзыв номер {i} про платье" for i in range(5_000)]
-    together = signatures(texts)
-    assert (together[4_095:4_098] == signatures(texts[4_095:4_098])).all()
-    code = "from reviewclf.data.duplicates import signatures; print(signatures(['отзыв номер 7 про платье']).tobytes().hex())"
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=root,
-        env={"PYTHONHASHSEED": "3"},
-    )
-    assert done.stdout.strip() == together[7].tobytes().hex()
-
-
-def test_signatures_estimate_the_similarity() -> None:
-    texts = [LONG, with_edits(LONG, 3, random.Random(1)), DIFFERENT[0]]
-    array = signatures(texts, permutations=1_024)
-    for i, j in combinations(range(3), 2):
-        assert np.mean(array[i] == array[j]) == pytest.approx(jaccard(texts[i], texts[j]), abs=0.06)
-
-
-def test_index_remembers_what_earlier_runs_stored() -> None:
-    index = NearDuplicateIndex()
-    stored = [TYPO[0], LONG, *DIFFERENT[:3]]
-    index.add(signatures(stored), [text_hash(text) for text in stored])
-    assert len(index) == 5
-    assert index.query(signatures([TYPO[1]])[0]) == [text_hash(TYPO[0])]
-    assert index.query(signatures([LONG.replace("отлично", "очень отлично")])[0]) == [text_hash(LONG)]
-    assert index.query(signatures(["Тарелки пришли целые, рисунок яркий"])[0]) == []
-    index.add(signatures([TYPO[1]]), [text_hash(TYPO[1])])
-    assert index.query(signatures([TYPO[1]])[0]) == [text_hash(TYPO[1]), text_hash(TYPO[0])]
-
-
-def test_index_takes_the_same_key_again_and_nothing() -> None:
-    index = NearDuplicateIndex(similarity=0.8, permutations=32)
-    array = signatures([LONG], permutations=32)
-    for _ in range(2):
-        index.add(array, ["ключ"])
-    index.add(signatures([], permutations=32), [])
-    assert len(index) == 1
-    assert index.query(array[0]) == ["ключ"]
-
-
 @pytest.mark.parametrize("similarity", [0.0, -1.0, 1.1])
 def test_similarity_outside_its_range_is_refused(similarity: float) -> None:
     with pytest.raises(ValueError, match="similarity"):
         near_duplicate_pairs(["а", "б"], similarity=similarity)
-    with pytest.raises(ValueError, match="similarity"):
-        NearDuplicateIndex(similarity=similarity)
 
 
 def test_similarity_of_one_keeps_equal_trigram_sets_only() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reviewclf import tables
 from reviewclf.data.cleaning import CleanedPart, Cleaner
 from reviewclf.data.edits import apply_edits
+from reviewclf.stages.cleaning import near_duplicate_rows
 from reviewclf.storage import Store
 from reviewclf.text import text_hash
 
@@ -25,11 +26,9 @@ night = st.lists(
 def live(store: Store, rows: list[tuple[str, str]], number: int) -> Cleaner:
     """Clean one night's rows on top of the store, in two chunks, and commit them."""
     base = store.snapshot()
-    cleaner = Cleaner(similarity=0.7)
-    for clean, signatures in zip(
-        store.iter_tables(base.keys("clean")), store.iter_tables(base.keys("signatures")), strict=True
-    ):
-        cleaner.know(clean, signatures)
+    cleaner = Cleaner()
+    for clean in store.iter_tables(base.keys("clean")):
+        cleaner.know(clean)
     for copies in store.iter_tables(base.keys("duplicates")):
         cleaner.know_duplicates(copies)
     raw = pa.Table.from_pylist(
@@ -45,6 +44,8 @@ def live(store: Store, rows: list[tuple[str, str]], number: int) -> Cleaner:
         for name in new:
             if getattr(part, name).num_rows:
                 new[name].append(store.put_table(getattr(part, name)))
+    near = near_duplicate_rows(store, base, new["clean"], 0.7)
+    new["near_duplicates"] = store.put_part(near, tables.NEAR_DUPLICATE_SCHEMA)
     replace: dict[str, list[str]] = {}
     if cleaner.edits:
         applied = apply_edits(store, base, new, cleaner)
@@ -81,9 +82,6 @@ def test_tables_hold_what_each_review_says_now_and_what_it_said_before(nights: l
         history = rows_of(store, "history")
         assert [(row["review_id"], row["text_hash"], row["replaced_by"]) for row in history] == edits
         assert all(text_hash(row["text"]) == row["text_hash"] for row in history)
-        snapshot = store.snapshot()
-        for part, signatures in zip(snapshot.keys("clean"), snapshot.keys("signatures"), strict=True):
-            assert store.read_table([part])["text_hash"].equals(store.read_table([signatures])["text_hash"])
         assert {row["review_id"] for row in rows_of(store, "near_duplicates")} <= {row["review_id"] for row in clean}
 
 
@@ -94,6 +92,5 @@ def test_edits_change_only_the_parts_that_hold_the_texts(tmp_path: Path) -> None
     before = store.snapshot()
     live(store, [("2", "Чайник")], 2)
     after = store.snapshot()
-    for table in ("clean", "signatures"):
-        assert after.keys(table)[0] == before.keys(table)[0]
-        assert len(after.keys(table)) == len(before.keys(table)) + 1
+    assert after.keys("clean")[0] == before.keys("clean")[0]
+    assert len(after.keys("clean")) == len(before.keys("clean")) + 1
