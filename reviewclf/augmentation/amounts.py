@@ -202,10 +202,8 @@ def _with_interval(name: str, value: float, draws: NDArray[np.float64]) -> dict[
 
 def curve_table(choices: Sequence[Choice]) -> str:
     """The curves as a table for logs and for MLflow."""
-    lines = [
-        "| class | synthetic rows | per real row | F1 on real rows held out | recall | n | weighted F1 | better in | |",
-        "|---|---:|---:|---|---|---:|---:|---:|---|",
-    ]
+    head = "| class | synthetic rows | per real row | F1 on real rows held out | recall | n | weighted F1 | better in | |"
+    lines = [head, "|---|---:|---:|---|---|---:|---:|---:|---|"]
     for choice in choices:
         for figure in choice.curve:
             certainty = f"{figure.certainty:.0%}" if figure.rows else ""
@@ -287,26 +285,23 @@ _WITH, _WITHOUT = 2, 1
 
 def _scores(cells: NDArray[np.int64], which: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """F1 and recall of each row of cell counts, shape (m, 8)."""
-    hit = [cell for cell in range(4, 8) if cell & which]
-    missed = [cell for cell in range(4, 8) if not cell & which]
-    wrong = [cell for cell in range(4) if cell & which]
-    found, lost, extra = (cells[:, chosen].sum(axis=1) for chosen in (hit, missed, wrong))
-    f1 = 2 * found / np.maximum(1, 2 * found + lost + extra)
-    recall = found / np.maximum(1, found + lost)
-    return f1, recall
+    number = np.arange(8)
+    is_true, is_predicted = number >= 4, (number & which) > 0
+    found, lost, extra = (
+        cells[:, chosen].sum(axis=1) for chosen in (is_true & is_predicted, is_true & ~is_predicted, ~is_true & is_predicted)
+    )
+    return 2 * found / np.maximum(1, 2 * found + lost + extra), found / np.maximum(1, found + lost)
 
 
 def _best(curve: Sequence[Figure], min_certainty: float) -> Figure:
     without = curve[0]
-    helpful = [
-        figure
-        for figure in curve[1:]
-        if figure.recall > without.recall
-        and figure.certainty >= min_certainty
-        and figure.f1 >= without.f1
-        and figure.weighted_f1 >= without.weighted_f1 - _TOLERANCE
-    ]
-    return max(helpful, key=lambda figure: (figure.recall, -figure.rows), default=without)
+
+    def helps(figure: Figure) -> bool:
+        costs_others = figure.weighted_f1 < without.weighted_f1 - _TOLERANCE
+        is_better = figure.recall > without.recall and figure.certainty >= min_certainty
+        return is_better and figure.f1 >= without.f1 and not costs_others
+
+    return max(filter(helps, curve[1:]), key=lambda figure: (figure.recall, -figure.rows), default=without)
 
 
 def _reason(curve: Sequence[Figure], best: Figure, options: AugmentationSettings) -> str:

@@ -16,7 +16,7 @@ from reviewclf import tables
 from reviewclf.augmentation.diversity import Diversity, diversity, too_alike
 from reviewclf.augmentation.filters import DraftFilter, Verdict, count_reasons, passes_llm_check
 from reviewclf.augmentation.generators.base import Generator, Written, WrittenIdentity
-from reviewclf.augmentation.prompts import WritingPrompt, WritingRequest, load_writing_prompts, told_words
+from reviewclf.augmentation.prompts import WritingRequest, load_writing_prompts, told_words
 from reviewclf.errors import AugmentationError
 from reviewclf.labeling.annotators.base import Annotator, Review, Vote
 from reviewclf.labeling.asking import ask_all
@@ -118,7 +118,7 @@ def generate_and_filter(
     of_category = next((item for item in taxonomy.categories if item.name == category), None)
     if of_category is None:
         raise AugmentationError(f"category {category!r} is not in the taxonomy ({', '.join(taxonomy.names)})")
-    series = _Series(of_category, generator, real, settings, taxonomy.names)
+    series = _Series(of_category, generator.available(category), real, settings, taxonomy.names)
     answers = {written.identity: written for written in known}
     budget = Budget(settings.llm, shards=shards)
     for written in read_journals(store, JOURNAL, Written):
@@ -187,16 +187,14 @@ class _Series:
     """The requests for one class: request k is the same in every run, as long as its prompt is."""
 
     def __init__(
-        self, category: Category, generator: Generator, real: pd.DataFrame, settings: Settings, names: Sequence[str]
+        self, category: Category, available: int | None, real: pd.DataFrame, settings: Settings, names: Sequence[str]
     ) -> None:
-        self._category = category
-        self._generator = generator
-        self._options = settings.augmentation
-        self._seed = settings.seed
+        self._category, self._available = category, available
+        self._options, self._seed = settings.augmentation, settings.seed
         prompts = load_writing_prompts(settings.augmentation.prompts)
         self.told = told_words(prompts, category)
         # A file was written elsewhere, to prompts that are not known here.
-        self._prompts: list[WritingPrompt] = prompts if generator.available(category.name) is None else []
+        self._prompts = prompts if available is None else []
         rows = real[(real["label"] == category.name) & (real["split"] == "train")].sort_values("text_hash")
         self._examples = {
             key: prepare_review(text, names, max_characters=self._options.max_characters)
@@ -205,9 +203,8 @@ class _Series:
 
     def most(self, n: int) -> int:
         """How many requests may be made."""
-        available = self._generator.available(self._category.name)
-        texts = n * self._options.max_candidates if available is None else available
-        return int(-(-texts // self._options.batch_size)) if n > 0 else 0
+        texts = n * self._options.max_candidates if self._available is None else self._available
+        return math.ceil(texts / self._options.batch_size) if n > 0 else 0
 
     def request(self, number: int) -> WritingRequest:
         """Request `number`."""

@@ -13,8 +13,6 @@ from reviewclf.errors import LabelingError
 
 Method = Literal["posterior", "majority", "mean_confidence", "dawid_skene"]
 
-LABEL_COLUMNS = ["text_hash", "label", "confidence", "agreement", "votes", "method"]
-
 # A vote that claims to be certain, or certainly wrong, would outweigh any number of others.
 _SURE = 0.995
 
@@ -72,18 +70,20 @@ def aggregate_llm_votes(
     counts = np.zeros(shape)
     np.add.at(counts, (row, column), 1.0)
     total = counts.sum(axis=1)
+    shares = counts / np.maximum(total, 1.0)[:, None]
+    # Draws and prompts of one annotator are answers of one worker.
+    worker = votes["annotator"][readable].to_numpy(dtype=str)
     if method == "posterior":
-        annotator = votes["annotator"][readable].to_numpy(dtype=str)
-        scores = _posterior(row, column, confidence, annotator, shape)
+        scores = _posterior(row, column, confidence, worker, shape)
     elif method == "dawid_skene":
-        scores = _dawid_skene(hashes[row], votes["annotator"][readable].to_numpy(dtype=str), column, hashes, shape)
+        scores = _dawid_skene(pd.DataFrame({"task": hashes[row], "worker": worker, "label": column}), hashes, counts)
     elif method == "majority":
-        scores = counts / np.maximum(total, 1.0)[:, None]
+        scores = shares
     else:
-        scores = np.zeros(shape)
-        np.add.at(scores, (row, column), confidence)
+        sums = np.zeros(shape)
+        np.add.at(sums, (row, column), confidence)
         boost = np.array([(rare_class_boost or {}).get(name, 1.0) for name in categories])
-        scores = np.minimum(scores / np.maximum(total, 1.0)[:, None] * boost, 1.0)
+        scores = np.minimum(sums / np.maximum(total, 1.0)[:, None] * boost, 1.0)
 
     # Rounding makes scores that are equal on paper equal here, so that ties are decided by the rule and not by the last bit.
     order = np.lexsort((np.broadcast_to(-np.arange(shape[1]), shape), counts, np.round(scores, 12)), axis=1)
@@ -97,7 +97,7 @@ def aggregate_llm_votes(
             "text_hash": hashes,
             "label": labels,
             "confidence": np.where(labelled, scores[rows, best], 0.0),
-            "agreement": np.where(labelled, counts[rows, best] / np.maximum(total, 1.0), 0.0),
+            "agreement": shares[rows, best],
             "votes": total.astype("int64"),
             "method": method,
         }
@@ -122,27 +122,19 @@ def _posterior(
     return posterior
 
 
-def _dawid_skene(
-    task: np.ndarray, worker: np.ndarray, column: np.ndarray, hashes: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
+def _dawid_skene(votes: pd.DataFrame, hashes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     from crowdkit.aggregation import DawidSkene
 
-    scores = np.zeros(shape)
-    if not len(task):
-        return scores
-    # Draws and prompts of one annotator are answers of one worker.
-    frame = pd.DataFrame({"task": task, "worker": worker, "label": column})
+    if not len(votes):
+        return np.zeros(counts.shape)
     with warnings.catch_warnings():
         # Written for an older pandas, it warns some twenty times a call.
         warnings.simplefilter("ignore")
-        estimated = DawidSkene(n_iter=100).fit_predict_proba(frame)
-    rows = np.searchsorted(hashes, estimated.index.to_numpy(dtype=str))
-    scores[np.ix_(rows, estimated.columns.to_numpy(dtype=np.intp))] = estimated.to_numpy()
+        estimated = DawidSkene(n_iter=100).fit_predict_proba(votes)
+    estimates = estimated.reindex(index=hashes, columns=range(counts.shape[1]), fill_value=0.0).to_numpy()
     # With few votes the estimate may drift to a label that nobody gave.
-    voted = np.zeros(shape, dtype=bool)
-    voted[np.searchsorted(hashes, task), column] = True
-    scores[~voted] = 0.0
-    scores = np.where(scores.sum(axis=1, keepdims=True) > 0, scores, voted.astype(float))
+    scores = np.where(counts > 0, estimates, 0.0)
+    scores = np.where(scores.sum(axis=1, keepdims=True) > 0, scores, counts > 0)
     normalised: np.ndarray = scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-300)
     return normalised
 
@@ -155,9 +147,8 @@ def _check(votes: pd.DataFrame, categories: Sequence[str], method: str) -> None:
     labels = votes["label"].dropna()
     strange = labels[~labels.isin(list(categories))]
     if len(strange):
-        raise LabelingError(
-            f"vote {strange.index[0]}: label {strange.iloc[0]!r} is not in the taxonomy ({', '.join(categories)})"
-        )
+        names = ", ".join(categories)
+        raise LabelingError(f"vote {strange.index[0]}: label {strange.iloc[0]!r} is not in the taxonomy ({names})")
     confidence = votes.loc[votes["label"].notna(), "confidence"]
     outside = confidence[~confidence.between(0.0, 1.0)]
     if len(outside):

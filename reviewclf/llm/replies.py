@@ -99,18 +99,17 @@ def read_reply(body: Any, *, asked_characters: int = 0) -> Reply:
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     usage = body.get("usage")
+    tokens_in = _count(usage, ("prompt_tokens", "input_tokens"), asked_characters)
+    written = _count(usage, ("completion_tokens", "output_tokens"), sum(len(text) for _, text in parts))
     return Reply(
         content=content,
         is_cut=finish in _CUT,
         has_thought=_thought(message, parts, usage) or strip_thoughts(content).has_thought,
         refusal=_refusal(message, parts, content, finish),
         tokens=[token for token in tokens if isinstance(token, dict)] if isinstance(tokens, list) else [],
-        tokens_in=_count(usage, ("prompt_tokens", "input_tokens"), asked_characters),
-        tokens_out=max(
-            _count(usage, ("completion_tokens", "output_tokens"), sum(len(text) for _, text in parts)),
-            # Gemini and Grok count thoughts, which are paid for like words, in the total alone.
-            _count(usage, ("total_tokens",), 0) - _count(usage, ("prompt_tokens", "input_tokens"), asked_characters),
-        ),
+        tokens_in=tokens_in,
+        # Gemini and Grok count thoughts, which are paid for like words, in the total alone.
+        tokens_out=max(written, _count(usage, ("total_tokens",), 0) - tokens_in),
     )
 
 
@@ -128,10 +127,8 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
         kind = str(content.get("type", "text")).casefold()
         words = next((content[name] for name in ("text", "content", "value", kind, "refusal") if content.get(name)), "")
         inner = list(_parts(words))
-        if kind in _THOUGHT_PARTS or content.get("thought") is True:
-            yield "thought", "".join(text for _, text in inner)
-        elif kind == "refusal":
-            yield "refusal", "".join(text for _, text in inner)
+        if kind in _THOUGHT_PARTS or content.get("thought") is True or kind == "refusal":
+            yield "refusal" if kind == "refusal" else "thought", "".join(text for _, text in inner)
         elif kind in ("text", "output_text"):
             yield from inner
 

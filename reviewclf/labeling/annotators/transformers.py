@@ -141,32 +141,24 @@ class TransformersAnnotator(PromptedAnnotator):
         frame = self._frame(request.question)
         tokens = [*frame.prefix, *self._review_tokens(request.text), *frame.suffix]
         seed = self._seed + request.question.draw
-        # As the notebook did that this grew from.
-        return self.vote_by_text(
-            request, self._model.write(tokens, room=_WRITTEN_TOKENS, temperature=0.7, top_p=0.9, seed=seed)
-        )
+        reply = self._model.write(tokens, room=_WRITTEN_TOKENS, temperature=0.7, top_p=0.9, seed=seed)
+        return self.vote_by_text(request, reply)
 
     def _frame(self, question: Question) -> _Frame:
         key = (question.name, question.draw)
         if key not in self._frames:
+            # The first token of a thought is no answer, so that where probabilities are read there must not be one.
+            thinking = self.options.thinking == "on" and self.options.answer == "text"
+            text = self._model.render(question.system, question.user(_HERE), thinking=thinking)
+            if text.count(_HERE) != 1:
+                raise LabelingError(f"the chat template of {self.options.model} does not repeat the user's message as it is")
             _, tokenizer = self._model.load()
-            whole = self._rendered(question)
-            before, _, after = whole.partition(_HERE)
-            prefix = tokenizer(before, add_special_tokens=False)["input_ids"]
+            prefix, suffix = (list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in text.split(_HERE))
             # A template brings its own beginning; without one the tokenizer's own special tokens begin the text.
             if not tokenizer.chat_template and tokenizer.bos_token_id is not None:
                 prefix = [tokenizer.bos_token_id, *prefix]
-            suffix = tokenizer(after, add_special_tokens=False)["input_ids"]
-            self._frames[key] = _Frame(list(prefix), list(suffix), [self._code_tokens(code) for code in question.labels])
+            self._frames[key] = _Frame(prefix, suffix, [self._code_tokens(code) for code in question.labels])
         return self._frames[key]
-
-    def _rendered(self, question: Question) -> str:
-        # The first token of a thought is no answer, so that where probabilities are read there must not be one.
-        thinking = self.options.thinking == "on" and self.options.answer == "text"
-        text = self._model.render(question.system, question.user(_HERE), thinking=thinking)
-        if text.count(_HERE) != 1:
-            raise LabelingError(f"the chat template of {self.options.model} does not repeat the user's message as it is")
-        return text
 
     def _code_tokens(self, code: str) -> list[int]:
         """Tokens that stand for a code at the beginning of an answer: bare, and after a space."""
