@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reviewclf.labeling.keywords import keyword_label
+from reviewclf.labeling.annotators.keywords import keyword_label
 from reviewclf.labeling.label_studio import label_studio_config
 from reviewclf.labeling.review import review_queue
 from reviewclf.labeling.votes import aggregate_llm_votes

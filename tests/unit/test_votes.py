@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.errors import LabelingError
-from reviewclf.labeling.keywords import keyword_label
+from reviewclf.labeling.annotators.keywords import keyword_label
 from reviewclf.labeling.votes import Method, aggregate_llm_votes
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy

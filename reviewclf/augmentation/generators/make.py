@@ -10,12 +10,15 @@ from reviewclf.taxonomy import Taxonomy
 
 
 def make_generator(settings: Settings, taxonomy: Taxonomy) -> Generator | None:
-    """The writer that the settings ask for; None where they ask for none, or for an annotator that only votes."""
+    """The writer that the settings ask for; None where they ask for none, or name no recorded candidates.
+
+    With an annotator of an installed package, which only votes, recorded candidates are tried where there are any.
+    """
     backend = settings.llm.backend if settings.augmentation.backend == "auto" else settings.augmentation.backend
-    if backend == "recorded" and settings.synthetic is not None:
-        return RecordedGenerator.load(settings.synthetic, taxonomy.names)
     if backend == "openai":
         return OpenAIGenerator(settings.llm, settings.augmentation)
     if backend == "transformers":
         return TransformersGenerator(settings.llm, settings.augmentation)
-    return None
+    if backend == "none" or settings.synthetic is None:
+        return None
+    return RecordedGenerator.load(settings.synthetic, taxonomy.names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
-from reviewclf.labeling.keywords import keyword_label
 from reviewclf.manifest import digest_of
 from reviewclf.taxonomy import Taxonomy
 
@@ -14,7 +13,7 @@ PROMPT = "stems@1"
 
 
 class KeywordAnnotator:
-    """Votes by :func:`reviewclf.labeling.keyword_label`; says nothing where the stems do not decide."""
+    """Votes by :func:`keyword_label`; says nothing where the stems do not decide."""
 
     is_costly = False
 
@@ -37,3 +36,26 @@ class KeywordAnnotator:
                 yield vote.model_copy(update={"reason": "stems of no category, or of several"})
             else:
                 yield vote.model_copy(update={"label": label, "confidence": self._confidence})
+
+
+def keyword_label(text: str, taxonomy: Taxonomy) -> str | None:
+    """Label of the one category whose word stems occur in `text`.
+
+    Parameters
+    ----------
+    text : str
+        A review; letter case and е/ё are not minded.
+    taxonomy : Taxonomy
+        Categories with their stems, matched at word starts.
+
+    Returns
+    -------
+    str or None
+        None when no stem occurs and when stems of several categories do (a tie or a contradiction): a text that could
+        be two things is for a reader to decide. The absence of stems is no sign that no product is named, so the
+        answer is never the taxonomy's ``no_product`` category.
+    """
+    counts = taxonomy.matcher.counts(text)
+    if len(counts) != 1:
+        return None
+    return next(iter(counts))

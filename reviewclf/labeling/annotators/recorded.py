@@ -92,22 +92,19 @@ class RecordedAnnotator:
 
     def expected(self, review: Review) -> Sequence[tuple[str, str, int]]:
         """The recorded votes on this review."""
-        return [(vote.annotator, vote.prompt, vote.draw) for vote in self._of(review)]
+        return [vote.identity[1:] for vote in self._votes_on(review)]
 
     def annotate(self, reviews: Sequence[Review], *, known: Container[VoteIdentity] = frozenset()) -> Iterable[Vote]:
         """Recorded votes on `reviews`; none for a review that the file does not name."""
         for review in reviews:
-            for recorded in self._of(review):
+            for recorded in self._votes_on(review):
                 vote = recorded.model_copy(update={"text_hash": review.text_hash})
                 if vote.identity not in known:
                     yield vote
 
     def unmatched(self, reviews: Iterable[Review]) -> list[str]:
         """Keys of the file, sorted, that name none of `reviews`."""
-        known: set[str] = set()
-        for review in reviews:
-            known.update([review.text_hash] if self._by == "text_hash" else review.review_ids)
-        return sorted(set(self._votes) - known)
+        return sorted(set(self._votes).difference(*map(self._keys, reviews)))
 
     def check_matched(self, reviews: Sequence[Review]) -> None:
         """Refuse votes of which not one is on a review of the store, where there are any of both.
@@ -119,21 +116,21 @@ class RecordedAnnotator:
         """
         if not self._votes or not reviews or len(self.unmatched(reviews)) < len(self._votes):
             return
-        here = [review.text_hash if self._by == "text_hash" else next(iter(review.review_ids), "") for review in reviews]
+        here = [next(iter(self._keys(review)), "") for review in reviews[:_NAMED]]
         raise LabelingError(
             f"{self._uri}: none of its {len(self._votes)} different {self._by} names a review of the store: the file has "
-            f"{', '.join(list(self._votes)[:_NAMED])}, the store {', '.join(here[:_NAMED])}; check REVIEWCLF_VOTES, and that "
+            f"{', '.join(list(self._votes)[:_NAMED])}, the store {', '.join(here)}; check REVIEWCLF_VOTES, and that "
             f"the column {self._by} holds what REVIEWCLF_INGEST__ID_COLUMN reads"
         )
 
-    def _of(self, review: Review) -> list[Vote]:
-        if self._by == "text_hash":
-            return self._votes.get(review.text_hash, [])
+    def _keys(self, review: Review) -> tuple[str, ...]:
+        return (review.text_hash,) if self._by == "text_hash" else review.review_ids
+
+    def _votes_on(self, review: Review) -> list[Vote]:
         # Two copies of one text may both have been voted on; the same voter then counts once, by the first copy.
         votes: dict[tuple[str, str, int], Vote] = {}
-        for review_id in review.review_ids:
-            for vote in self._votes.get(review_id, ()):
-                votes.setdefault((vote.annotator, vote.prompt, vote.draw), vote)
+        for vote in (vote for key in self._keys(review) for vote in self._votes.get(key, ())):
+            votes.setdefault(vote.identity[1:], vote)
         return list(votes.values())
 
 
