@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from reviewclf.manifest import Manifest
 from reviewclf.settings import AugmentationSettings
@@ -30,11 +30,7 @@ _TOLERANCE = 0.005
 Strings = NDArray[np.object_]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Figure(_Model):
+class Figure(BaseModel, frozen=True):
     """One amount on the curve: scores of the class on `n` real rows of it, with 95% bootstrap intervals.
 
     Attributes
@@ -64,7 +60,7 @@ class Figure(_Model):
     certainty: float
 
 
-class Choice(_Model):
+class Choice(BaseModel, frozen=True):
     """How many synthetic rows a class gets, why, and the curve that says so; the first figure is that without any.
 
     `id` is the class's position in the taxonomy.

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from reviewclf.text import normal_form
 
@@ -21,7 +21,7 @@ _STEP = 0.05
 Floats = NDArray[np.float64]
 
 
-class Diversity(BaseModel):
+class Diversity(BaseModel, frozen=True):
     """Figures of synthetic and of real reviews, both on samples of `n` texts (means over 20 draws).
 
     Attributes
@@ -34,8 +34,6 @@ class Diversity(BaseModel):
     spread, spread_real : float
         Mean cosine distance between two texts, of TF-IDF vectors of words and character n-grams reduced by SVD.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     n: int = 0
     distinct: float = 0.0

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from reviewclf.errors import AugmentationError
 from reviewclf.llm.prompts import PromptFile, read_prompts
@@ -104,7 +104,7 @@ class WritingPrompt(PromptFile):
         )
 
 
-class WritingRequest(BaseModel):
+class WritingRequest(BaseModel, frozen=True):
     """One request for a few reviews.
 
     Attributes
@@ -122,8 +122,6 @@ class WritingRequest(BaseModel):
     examples : tuple of str
         Text hashes of the real reviews that are shown.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     category: str
     number: int

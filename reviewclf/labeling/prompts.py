@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.injection import MASKED, hide_orders
@@ -81,7 +81,7 @@ class Prompt(PromptFile):
         )
 
 
-class Question(BaseModel):
+class Question(BaseModel, frozen=True):
     """A prompt filled with categories; only the review is missing.
 
     Attributes
@@ -96,8 +96,6 @@ class Question(BaseModel):
     system, before, after : str
         The system message, and what stands before and after the review in the user's message.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     draw: int

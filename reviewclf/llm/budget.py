@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from reviewclf.llm.journal import Journal, forget_all, read_journals
 from reviewclf.settings import LLMSettings
@@ -25,10 +25,8 @@ _SPENT = "journal/spent"
 _ANOTHER_RUN = timedelta(hours=10)
 
 
-class Spent(BaseModel):
+class Spent(BaseModel, frozen=True):
     """What was paid for and nothing that is kept shows: a trial question, an answer that was cut, the time of an attempt."""
-
-    model_config = ConfigDict(frozen=True)
 
     tokens_in: int = 0
     tokens_out: int = 0

@@ -6,16 +6,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from reviewclf.errors import ReviewclfError
 from reviewclf.yaml_files import read_yaml
 
 
-class PromptFile(BaseModel):
+class PromptFile(BaseModel, frozen=True, extra="forbid"):
     """What every prompt file holds: a name, which state of it, and the two messages."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
     version: Annotated[int, Field(ge=1)]

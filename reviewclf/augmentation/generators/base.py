@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.llm.replies import StorableText
@@ -13,7 +13,7 @@ from reviewclf.llm.replies import StorableText
 WrittenIdentity: TypeAlias = tuple[str, str, str, int, int]
 
 
-class Written(BaseModel):
+class Written(BaseModel, frozen=True):
     """What came of one request; a line of the journal.
 
     Attributes
@@ -29,8 +29,6 @@ class Written(BaseModel):
     tokens_in, tokens_out, seconds
         What it cost.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     category: str
     number: int

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from reviewclf.llm.replies import StorableText
 
 VoteIdentity: TypeAlias = tuple[str, str, str, int]
 
 
-class Review(BaseModel):
+class Review(BaseModel, frozen=True):
     """What an annotator is shown, and the ids under which an imported vote may name it."""
-
-    model_config = ConfigDict(frozen=True)
 
     text_hash: str
     text: str
     review_ids: tuple[str, ...] = ()
 
 
-class Vote(BaseModel):
+class Vote(BaseModel, frozen=True):
     """One answer about one text; the row of the votes table.
 
     Attributes
@@ -48,8 +46,6 @@ class Vote(BaseModel):
     is_kept : bool
         False where the model has not answered yet, but may: what it cost counts, and it is asked again another time.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     text_hash: str
     annotator: str
