@@ -21,7 +21,7 @@ from reviewclf.llm.names import matching, names_in
 from reviewclf.llm.parallel import ask_many
 from reviewclf.llm.problems import ChatProblem, Kind
 from reviewclf.llm.replies import Reply, read_reply
-from reviewclf.llm.ways import LADDER, QUIET, ChatRequest, Ways, alternatives, is_misunderstanding, plainest, simpler
+from reviewclf.llm.ways import FORMS, QUIET, ChatRequest, Ways, alternatives, is_misunderstanding, plainest, simpler
 from reviewclf.settings import LLMSettings
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class ChatClient:
             )
         self.options = options
         self.server = options.base_url or "api.openai.com"
-        forms = LADDER[1:] if options.structured_output == "auto" else (options.structured_output, "none")
+        forms = FORMS[1:] if options.structured_output == "auto" else (options.structured_output, "none")
         self.ways = Ways(
             models=(options.model,),
             forms=tuple(dict.fromkeys(forms)),
@@ -117,7 +117,7 @@ class ChatClient:
             return
         names, makers = names_in(listed)
         if self.options.structured_output == "auto" and "vllm" in makers:
-            self._learn(dataclasses.replace(self.ways, forms=LADDER))
+            self._learn(dataclasses.replace(self.ways, forms=FORMS))
         if not names or self.options.model in names:
             return
         if others := matching(self.options.model, names):
@@ -155,7 +155,7 @@ class ChatClient:
     def _waste(self, reply: Reply) -> None:
         self._paced.budget.waste(reply.tokens_in, reply.tokens_out)
 
-    def settle(self, request: ChatRequest) -> Reply:
+    def prepare(self, request: ChatRequest) -> Reply:
         """Look whether the server has the model, and find out how it wants to be asked, with a question without a review.
 
         Raises

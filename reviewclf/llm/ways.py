@@ -12,7 +12,7 @@ from reviewclf.llm.problems import ChatProblem
 
 # Of answers held to a form the strictest first. The choice is vLLM's own; other servers may take it without a word and not
 # do it.
-LADDER = ("choice", "json_schema", "json_object", "none")
+FORMS = ("choice", "json_schema", "json_object", "none")
 
 # How servers are told not to think: vLLM, SGLang and llama.cpp; OpenAI, Gemini and Ollama, in two spellings; DeepSeek, GLM and
 # Kimi; OpenRouter; DashScope and SiliconFlow; Ollama again. Qwen3 reads it in the message itself.
@@ -79,7 +79,7 @@ class Ways:
     models : tuple of str
         Names to ask for; the first is used, the others are other spellings of it.
     forms : tuple of str
-        Of :data:`LADDER`; the first is used.
+        Of :data:`FORMS`; the first is used.
     limit : str or None
         The parameter that limits the answer's length.
     least_tokens : int
@@ -95,7 +95,7 @@ class Ways:
     """
 
     models: tuple[str, ...]
-    forms: tuple[str, ...] = LADDER[1:]
+    forms: tuple[str, ...] = FORMS[1:]
     limit: str | None = "max_tokens"
     least_tokens: int = 1
     probabilities: int = _TOP

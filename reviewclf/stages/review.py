@@ -12,9 +12,9 @@ from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.labeling.annotators import Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.labeling.human_votes import AnsweredReviews, votes_from_answers
 from reviewclf.labeling.journal import forget_published
 from reviewclf.labeling.review import review_queue
-from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.label import aggregate, all_reviews, costs_of_shards, decide_labels, usable_votes, vote_identities
@@ -119,21 +119,21 @@ def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) ->
     reviews = AnsweredReviews(
         all_reviews(store, snapshot, settings, taxonomy), gold=[] if gold is None else gold.frame["text_hash"].tolist()
     )
-    settled = settle(answers, reviews, _human_votes(store, snapshot.keys("votes")), source=source)
+    made = votes_from_answers(answers, reviews, _human_votes(store, snapshot.keys("votes")), source=source)
     imported = Manifest(
         stage="import",
-        digest=digest_of([vote.model_dump() for vote in settled.votes]),
-        outputs={"votes": store.put_part(settled.votes, tables.VOTE_SCHEMA)},
-        counts={"votes": len(settled.votes), "without_label": 0},
+        digest=digest_of([vote.model_dump() for vote in made.votes]),
+        outputs={"votes": store.put_part(made.votes, tables.VOTE_SCHEMA)},
+        counts={"votes": len(made.votes), "without_label": 0},
     )
     selected = Manifest(stage="select", digest=imported.digest, outputs={"labels_before": snapshot.keys("labels")})
     relabelled = aggregate(settings, selected, [imported])
     details = {
         **relabelled.details,
-        "answers": len(settled.votes),
-        "known": settled.known,
-        "problems": list(settled.problems),
-        "notes": list(settled.notes),
+        "answers": len(made.votes),
+        "known": made.known,
+        "problems": list(made.problems),
+        "notes": list(made.notes),
     }
     return relabelled.model_copy(update={"details": details})
 

@@ -14,8 +14,8 @@ import pytest
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.answers import Answers, answers_from_frame, answers_from_json, read_answers
+from reviewclf.labeling.human_votes import AnsweredReviews, votes_from_answers
 from reviewclf.labeling.label_studio import label_studio_tasks
-from reviewclf.labeling.settling import AnsweredReviews, settle
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
@@ -341,9 +341,9 @@ def test_answer_that_fits_no_review_says_why(answer: dict[str, str], message: st
         REVIEWS.find(answer)
 
 
-def settled(*rows: dict[str, Any], earlier: tuple[Vote, ...] = ()) -> Any:
+def votes_of(*rows: dict[str, Any], earlier: tuple[Vote, ...] = ()) -> Any:
     known = {(vote.text_hash, vote.annotator): vote for vote in earlier}
-    return settle(pd.DataFrame(list(rows), dtype=object), REVIEWS, known, source="file")
+    return votes_from_answers(pd.DataFrame(list(rows), dtype=object), REVIEWS, known, source="file")
 
 
 def at(hour: int) -> datetime:
@@ -351,12 +351,12 @@ def at(hour: int) -> datetime:
 
 
 def test_later_answer_of_a_person_counts_by_time_else_by_order() -> None:
-    by_order = settled(
+    by_order = votes_of(
         {"review_id": "1", "label": "обувь", "annotator": "Оля"}, {"review_id": "1", "label": "посуда", "annotator": "Оля"}
     )
     assert [(vote.annotator, vote.label) for vote in by_order.votes] == [("human/Оля", "посуда")]
     assert "answered more than once; the latest counts, «посуда», not «обувь»" in by_order.notes[0]
-    by_time = settled(
+    by_time = votes_of(
         {"review_id": "1", "label": "обувь", "annotator": "Оля", "answered_at": at(12)},
         {"review_id": "1", "label": "посуда", "annotator": "Оля", "answered_at": at(11)},
     )
@@ -366,22 +366,24 @@ def test_later_answer_of_a_person_counts_by_time_else_by_order() -> None:
 def test_change_of_mind_back_and_forth_is_a_vote_each_time() -> None:
     earlier: tuple[Vote, ...] = ()
     for draw, label in enumerate(["обувь", "посуда", "обувь"]):
-        result = settled({"review_id": "1", "label": label, "annotator": "Оля"}, earlier=earlier)
+        result = votes_of({"review_id": "1", "label": label, "annotator": "Оля"}, earlier=earlier)
         assert [(vote.draw, vote.label) for vote in result.votes] == [(draw, label)]
         earlier = tuple(result.votes)
-    again = settled({"review_id": "1", "label": "обувь", "annotator": "Оля"}, earlier=earlier)
+    again = votes_of({"review_id": "1", "label": "обувь", "annotator": "Оля"}, earlier=earlier)
     assert (again.votes, again.known) == ([], 1)
 
 
 def test_older_export_does_not_undo_a_newer_answer() -> None:
-    newer = settled({"review_id": "1", "label": "посуда", "annotator": "Оля", "answered_at": at(12)})
-    older = settled({"review_id": "1", "label": "обувь", "annotator": "Оля", "answered_at": at(11)}, earlier=tuple(newer.votes))
+    newer = votes_of({"review_id": "1", "label": "посуда", "annotator": "Оля", "answered_at": at(12)})
+    older = votes_of(
+        {"review_id": "1", "label": "обувь", "annotator": "Оля", "answered_at": at(11)}, earlier=tuple(newer.votes)
+    )
     assert (older.votes, older.known) == ([], 1)
     assert "is older than «посуда»" in older.notes[0]
 
 
 def test_people_who_disagree_each_keep_their_vote_and_it_is_told() -> None:
-    result = settled(
+    result = votes_of(
         {"review_id": "1", "label": "обувь", "annotator": "Оля"}, {"review_id": "1", "label": "посуда", "annotator": ""}
     )
     assert sorted((vote.annotator, vote.label) for vote in result.votes) == [("human/file", "посуда"), ("human/Оля", "обувь")]
@@ -390,8 +392,8 @@ def test_people_who_disagree_each_keep_their_vote_and_it_is_told() -> None:
 
 
 def test_person_known_by_number_is_known_by_address_too() -> None:
-    first = settled({"review_id": "1", "label": "обувь", "annotator": "7"})
-    later = settled(
+    first = votes_of({"review_id": "1", "label": "обувь", "annotator": "7"})
+    later = votes_of(
         {"review_id": "1", "label": "посуда", "annotator": "olya@example.org", "known_as": "7"}, earlier=tuple(first.votes)
     )
     assert [(vote.annotator, vote.draw) for vote in later.votes] == [("human/7", 1)]

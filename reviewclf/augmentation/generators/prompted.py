@@ -72,16 +72,16 @@ class OpenAIGenerator(PromptedGenerator):
     def __init__(self, options: LLMSettings, writing: AugmentationSettings) -> None:
         super().__init__(options, writing)
         self._client = ChatClient(options, self, has_probabilities=False)
-        self._is_settled = False
+        self._is_prepared = False
 
     def write(self, requests: Sequence[WritingRequest]) -> Iterator[Written]:
         """Answers as they come back."""
         waiting = list(requests)
-        if not self._is_settled and waiting and self.budget.may_ask(0):
+        if not self._is_prepared and waiting and self.budget.may_ask(0):
             # The first request shows how the server wants to be asked.
             first = waiting.pop(0)
-            reply = self._client.settle(self._chat_request(first))
-            self._is_settled = True
+            reply = self._client.prepare(self._chat_request(first))
+            self._is_prepared = True
             yield from self._kept(first, reply)
         for request, reply in self._client.answers((request, self._chat_request(request)) for request in waiting):
             yield from self._kept(request, reply)

@@ -60,7 +60,7 @@ class OpenAIAnnotator(PromptedAnnotator):
         """Votes as they come back."""
         if not self.budget.may_ask(0):
             return
-        reply = self.client.settle(self._chat_request(requests[0].question, CONTENT_FREE[0]))
+        reply = self.client.prepare(self._chat_request(requests[0].question, CONTENT_FREE[0]))
         self.budget.waste(reply.tokens_in, reply.tokens_out)
         for question in {(r.question.name, r.question.draw): r.question for r in requests}.values():
             self._prior(question)

@@ -18,7 +18,7 @@ PROMPT = "review@1"
 
 
 @dataclass
-class Settled:
+class HumanVotes:
     """Answers that were made votes, and what is to be said about the others.
 
     Attributes
@@ -87,7 +87,9 @@ class AnsweredReviews:
         return named[0]
 
 
-def settle(answers: pd.DataFrame, reviews: AnsweredReviews, earlier: Mapping[tuple[str, str], Vote], *, source: str) -> Settled:
+def votes_from_answers(
+    answers: pd.DataFrame, reviews: AnsweredReviews, earlier: Mapping[tuple[str, str], Vote], *, source: str
+) -> HumanVotes:
     """Make votes of answers: one vote a person and text, the newest of their answers.
 
     Parameters
@@ -101,26 +103,26 @@ def settle(answers: pd.DataFrame, reviews: AnsweredReviews, earlier: Mapping[tup
     source : str
         The annotator of answers that name none.
     """
-    settled = Settled()
+    made = HumanVotes()
     said: dict[tuple[str, str], list[dict[Any, Any]]] = {}
     for row in answers.to_dict("records"):
         try:
             key = reviews.find(row)
         except LookupError as error:
-            settled.problems.append(f"{row.get('place') or source}: {error.args[0]}")
+            made.problems.append(f"{row.get('place') or source}: {error.args[0]}")
             continue
         names = [f"{HUMAN}/{name}" for name in (row.get("annotator") or source, row.get("known_as")) if name]
         annotator = next((name for name in names if (key, name) in earlier), names[0])
         said.setdefault((key, annotator), []).append(row)
     newest = {key: vote.label for key, vote in earlier.items()}
     for identity, rows in sorted(said.items()):
-        vote = _vote(identity, rows, earlier.get(identity), source, settled.notes)
+        vote = _vote(identity, rows, earlier.get(identity), source, made.notes)
         if vote is not None:
-            settled.votes.append(vote)
+            made.votes.append(vote)
             newest[identity] = vote.label
-        settled.known += len(rows) - (vote is not None)
-    settled.notes += _disagreements(newest, {key for key, _ in said}, reviews)
-    return settled
+        made.known += len(rows) - (vote is not None)
+    made.notes += _disagreements(newest, {key for key, _ in said}, reviews)
+    return made
 
 
 def _vote(
