@@ -90,7 +90,6 @@ class Intake:
         self._edited = edited_reviews(store, base)
         self._timeless = _timeless(store, base) if fill_times else set()
         self._outputs: dict[str, list[str]] = {"raw": [], "quarantine": [], "seen": []}
-        self._counts = {"rows_in": 0, "known": 0, "raw": 0, "quarantined": 0, "unknown_dates": 0}
         self._by_source: dict[str, Counter[str]] = {}
         self._reasons: Counter[str] = Counter()
         self._unknown_dates: list[str] = []
@@ -144,16 +143,18 @@ class Intake:
 
     def result(self, state: dict[str, Any]) -> StageResult:
         """What came in, with `state` to remember."""
-        if self._counts["unknown_dates"]:
+        all_counts = self._by_source.values()
+        counts = {name: sum(of[name] for of in all_counts) for name in ("known", "raw", "quarantined", "unknown_dates")}
+        if counts["unknown_dates"]:
             logger.warning(
                 "%d rows came with a time in column %r that cannot be read, such as %s; they are kept without one",
-                self._counts["unknown_dates"],
+                counts["unknown_dates"],
                 self._options.created_at_column,
                 "; ".join(self._unknown_dates),
             )
         return StageResult(
             outputs=dict(self._outputs),
-            counts=self._counts,
+            counts={"rows_in": counts["known"] + counts["raw"] + counts["quarantined"], **counts},
             details={
                 "state": state,
                 "by_source": {name: dict(counts) for name, counts in sorted(self._by_source.items())},
@@ -182,7 +183,6 @@ class Intake:
         rows, quarantined = rows.filter(pa.array(is_new)), quarantined.filter(pa.array(is_new_bad))
         self._count(name, "raw", rows.num_rows)
         self._count(name, "quarantined", quarantined.num_rows)
-        self._counts["rows_in"] = self._counts["known"] + self._counts["raw"] + self._counts["quarantined"]
         self._reasons.update(map(kind_of, quarantined["reason"].to_pylist()))
         self._note_unknown_dates(name, rows)
         # A row without news in its digest may be new by its time alone.
@@ -192,7 +192,6 @@ class Intake:
             self._outputs[table] += self._store.put_part(part)
 
     def _count(self, name: str, count: str, rows: int) -> None:
-        self._counts[count] += rows
         self._by_source.setdefault(name, Counter())[count] += rows
 
     def _note_unknown_dates(self, name: str, rows: pa.Table) -> None:

@@ -161,7 +161,7 @@ def _read_again(settings: Settings, entries: list[_Entry]) -> tuple[pa.Table, np
     """Raw rows numbered by their entries, which of them were never raw rows before, and why the other entries are left."""
     latest = datetime.now(UTC) + LATEST
     options = ReadOptions.of(settings.ingest)
-    layouts = _Layouts(settings)
+    layouts: dict[str, Layout | None] = {}
     rows: list[dict[str, Any]] = []
     is_first_read: list[bool] = []
     left: dict[int, str] = {}
@@ -172,7 +172,7 @@ def _read_again(settings: Settings, entries: list[_Entry]) -> tuple[pa.Table, np
             is_first_read.append(False)
             continue
         bad = BadRow(number, row["reason"], row["payload"], row.get("layout"))
-        again = reread(bad, layouts.of(row), options)
+        again = reread(bad, _layout_of(settings, row, layouts), options)
         chunk = make_chunk([again], source=row["source"], options=settings.ingest, latest=latest)
         if chunk.rows.num_rows:
             rows += chunk.rows.to_pylist()
@@ -198,31 +198,22 @@ def _raw(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "created_at": datetime.fromisoformat(when).astimezone(UTC) if when else None}
 
 
-class _Layouts:
-    """Layouts of delimited files: that which was kept with a row, else that of the file of this name as it is today."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._files: dict[str, Layout | None] = {}
-
-    def of(self, row: Mapping[str, Any]) -> Layout | None:
-        if row.get("layout"):
-            return Layout(*json.loads(row["layout"]))
-        name = str(row["source"])
-        if row["payload"].lstrip().startswith("{") or suffix_of(name) not in DELIMITED:
-            return None
-        if name not in self._files:
-            self._files[name] = self._recognised(name)
-        return self._files[name]
-
-    def _recognised(self, name: str) -> Layout | None:
+def _layout_of(settings: Settings, row: Mapping[str, Any], of_files: dict[str, Layout | None]) -> Layout | None:
+    """How a delimited file was laid out: as was kept with the row, else as the file of this name is today."""
+    if row.get("layout"):
+        return Layout(*json.loads(row["layout"]))
+    name = str(row["source"])
+    if row["payload"].lstrip().startswith("{") or suffix_of(name) not in DELIMITED:
+        return None
+    if name not in of_files:
+        of_files[name] = None
         try:
-            files = [file for file in list_source(self._settings.source, self._settings.ingest) if isinstance(file, SourceFile)]
+            files = [file for file in list_source(settings.source, settings.ingest) if isinstance(file, SourceFile)]
             uri = next(file.uri for file in files if file.name == name or file.name.endswith(f"/{name}"))
-            return recognise(uri, ReadOptions.of(self._settings.ingest))
+            of_files[name] = recognise(uri, ReadOptions.of(settings.ingest))
         except (ReviewclfError, StopIteration):
             logger.warning("%s: how its lines were laid out is not known any more, so they cannot be read again", name)
-            return None
+    return of_files[name]
 
 
 def _renumbered(store: Store, key: str, entries: list[_Entry]) -> str:

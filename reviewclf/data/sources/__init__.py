@@ -12,6 +12,7 @@ from reviewclf.data.sources.files import SourceFile
 from reviewclf.data.sources.rows import Chunk, make_chunk
 from reviewclf.data.sources.sql import SqlSource
 from reviewclf.errors import SettingsError
+from reviewclf.outages import reading
 from reviewclf.settings import IngestSettings
 
 __all__ = ["Chunk", "SourceFile", "SqlSource", "list_source", "read_chunks"]
@@ -46,7 +47,8 @@ def list_source(uri: str, options: IngestSettings) -> list[SourceFile | SqlSourc
         raise SettingsError(f"{uri}: Airflow's connections are known to its tasks alone; give a SQLAlchemy URL here")
     if sql.is_database(uri):
         return [sql.sql_source(uri, options)]
-    return list(files.list_files(uri))
+    with reading(uri):
+        return list(files.list_files(uri))
 
 
 def read_chunks(

@@ -70,11 +70,6 @@ def list_files(uri: str) -> list[SourceFile]:
     SourceUnavailableError
         The server that holds it is away.
     """
-    with reading(uri):
-        return _list_files(uri)
-
-
-def _list_files(uri: str) -> list[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         # These signs may stand in the name of a file as well.
@@ -190,17 +185,12 @@ def _lines(uri: str, options: ReadOptions) -> Iterator[Row]:
     number = 0
     text: Any = None
     for number, line in enumerate(itertools.chain(peeked, lines), start=1):
-        payload = line.rstrip("\r\n")
-        values = _load(line)
-        if isinstance(values, str):
-            yield BadRow(number, f"malformed_json: {values}", payload)
-        elif options.text_column in values or not options.needs_text:
-            has_text, text = True, values.get(str(options.text_column))
-            yield GoodRow(number, values, payload)
-        else:
-            if len(found) < _NAMED_FIELDS:
-                found.update(dict.fromkeys(itertools.islice(values, _NAMED_FIELDS)))
-            yield BadRow(number, f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}", payload)
+        row = _json_row(number, line, options)
+        if isinstance(row, GoodRow):
+            has_text, text = True, row.values.get(str(options.text_column))
+        elif len(found) < _NAMED_FIELDS and not isinstance(values := _load(line), str):
+            found.update(dict.fromkeys(itertools.islice(values, _NAMED_FIELDS)))
+        yield row
     if found and not has_text:
         # Not one row of the file has it: that is the wrong column, not a malformed row.
         check_columns(uri, list(found)[:_NAMED_FIELDS], options)
@@ -209,6 +199,16 @@ def _lines(uri: str, options: ReadOptions) -> Iterator[Row]:
             f"{uri}: is one JSON object of whole columns; write one object a line (JSON Lines): "
             "DataFrame.to_json(orient='records', lines=True)"
         )
+
+
+def _json_row(number: int, line: str, options: ReadOptions) -> Row:
+    payload = line.rstrip("\r\n")
+    values = _load(line)
+    if isinstance(values, str):
+        return BadRow(number, f"malformed_json: {values}", payload)
+    if options.needs_text and options.text_column not in values:
+        return BadRow(number, f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}", payload)
+    return GoodRow(number, values, payload)
 
 
 def _load(line: str) -> dict[str, Any] | str:
@@ -277,12 +277,7 @@ def _row(number: int, fields: list[str] | str, payload: str, layout: Layout) -> 
 def reread(row: BadRow, layout: Layout | None, options: ReadOptions) -> Row:
     """Read a row again that was refused: a line of a delimited file of this layout or, without one, a line of JSON."""
     if layout is None:
-        values = _load(row.payload)
-        if isinstance(values, str):
-            return row._replace(reason=f"malformed_json: {values}")
-        if options.text_column not in values:
-            return row._replace(reason=f"no_text: no field {options.text_column!r}; found {', '.join(values) or 'none'}")
-        return GoodRow(row.row_number, values, row.payload)
+        return _json_row(row.row_number, row.payload, options)
     layout = layout._replace(separator=options.known_separator() or layout.separator)
     if options.quoting != "auto":
         layout = layout._replace(quoting=options.quoting)
