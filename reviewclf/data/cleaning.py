@@ -75,8 +75,6 @@ class Cleaner:
         Reviews that got a newer text, and rows whose text was read again from a wrong encoding.
     edits : list of Edit
         In the order in which they came.
-    touched : set of str
-        Hashes of the texts in `edits`.
     dated : dict of str to datetime
         Times of reviews that are clean already and had none.
     """
@@ -85,7 +83,6 @@ class Cleaner:
         self.holds: dict[str, Held] = {}
         self.first: dict[str, str] = {}
         self.edits: list[Edit] = []
-        self.touched: set[str] = set()
         self.dated: dict[str, datetime] = {}
         self._copies: dict[str, list[str]] = {}
         self.ids_ignored = set(ids_ignored)
@@ -125,43 +122,31 @@ class Cleaner:
         rows = raw.to_pylist()
         self.repaired += sum(repaired(row["text"]) != row["text"] for row in rows if row["text"])
         texts = clean_texts([row["text"] or "" for row in rows])
-        clean: list[dict[str, Any]] = []
-        duplicates: list[dict[str, Any]] = []
-        quarantine: list[dict[str, Any]] = []
-        known: list[dict[str, Any]] = []
+        parts: dict[str, list[dict[str, Any]]] = {name: [] for name in CleanedPart._fields}
         for position, (row, text) in enumerate(zip(rows, texts, strict=True)):
             reason = failed.get(position) or (None if text else "text_empty_after_cleaning")
             if reason:
-                quarantine.append(_quarantined(row, reason))
+                parts["quarantine"].append(_quarantined(row, reason))
                 continue
             key, review_id = text_hash(text), self.resolve(row)
             if self._brings_its_time(review_id, key, row["created_at"]):
-                known.append({"source": row["source"]})
+                parts["known"].append({"source": row["source"]})
                 continue
             is_current = self._note_edit(review_id, key, row)
-            columns = {
-                "review_id": review_id,
-                "text": row["text"],
-                "text_hash": key,
-                "source": row["source"],
-                "created_at": row["created_at"],
-            }
+            columns = {name: row[name] for name in ("text", "source", "created_at")}
+            columns |= {"review_id": review_id, "text_hash": key}
             held = Held(key, sys.intern(row["source"]), row["created_at"])
             if key in self.first:
-                duplicates.append({**columns, "row_number": row["row_number"], "duplicate_of": self.first[key]})
+                parts["duplicates"].append({**columns, "row_number": row["row_number"], "duplicate_of": self.first[key]})
                 if is_current:
                     self._add_copy(review_id, held)
             else:
-                clean.append({**columns, "text_clean": text, "dt": day_of(row["created_at"])})
+                parts["clean"].append({**columns, "text_clean": text, "dt": day_of(row["created_at"])})
                 if is_current:
                     self.holds[review_id] = held
                     self.first[key] = review_id
-        return CleanedPart(
-            clean=pa.Table.from_pylist(clean, schema=tables.CLEAN_SCHEMA),
-            duplicates=pa.Table.from_pylist(duplicates, schema=tables.DUPLICATE_SCHEMA),
-            quarantine=pa.Table.from_pylist(quarantine, schema=tables.QUARANTINE_SCHEMA),
-            known=pa.Table.from_pylist(known, schema=_KNOWN_SCHEMA),
-        )
+        schemas = {**tables.SCHEMAS, "known": _KNOWN_SCHEMA}
+        return CleanedPart(**{name: pa.Table.from_pylist(found, schema=schemas[name]) for name, found in parts.items()})
 
     def _add_copy(self, review_id: str, held: Held) -> None:
         if self.holds.setdefault(review_id, held).text_hash == held.text_hash and self.first.get(held.text_hash) != review_id:
@@ -184,27 +169,20 @@ class Cleaner:
         when = row["created_at"]
         is_older = when < held.created_at if when and held.created_at else row["row_number"] in self._stale
         if is_older:
-            self._supersede(Edit(review_id, held.source, key, when, held.text_hash, held.created_at))
+            self.edits.append(Edit(review_id, held.source, key, when, held.text_hash, held.created_at))
             return False
-        self._supersede(Edit(review_id, held.source, held.text_hash, held.created_at, key, when))
+        self.edits.append(Edit(review_id, held.source, held.text_hash, held.created_at, key, when))
         self.edited += 1
         del self.holds[review_id]
         if self.first.get(held.text_hash) == review_id:
             del self.first[held.text_hash]
             # The text stays as long as somebody has it.
-            heirs = [copy for copy in self._copies.pop(held.text_hash, []) if self._has(copy, held.text_hash)]
+            text = held.text_hash
+            heirs = [copy for copy in self._copies.pop(text, []) if copy in self.holds and self.holds[copy].text_hash == text]
             if heirs:
-                self.first[held.text_hash] = heirs[0]
-                self._copies[held.text_hash] = [copy for copy in heirs if copy != heirs[0]]
+                self.first[text] = heirs[0]
+                self._copies[text] = [copy for copy in heirs if copy != heirs[0]]
         return True
-
-    def _supersede(self, edit: Edit) -> None:
-        self.edits.append(edit)
-        self.touched.add(edit.text_hash)
-
-    def _has(self, review_id: str, key: str) -> bool:
-        held = self.holds.get(review_id)
-        return held is not None and held.text_hash == key
 
 
 def day_of(created_at: datetime | None) -> str | None:

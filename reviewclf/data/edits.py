@@ -40,7 +40,8 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
         ``promoted`` (copies that took a place in ``clean``).
     """
     pages = {table: [*base.keys(table), *new[table]] for table in REWRITTEN}
-    own = _Texts(store, pages, cleaner)
+    touched = {edit.text_hash for edit in cleaner.edits}
+    own = _Texts(store, pages, cleaner, touched)
     promoted = set(own.promoted.values())
 
     def clean(place: int, position: int, row: Row) -> Row | None:
@@ -51,7 +52,7 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
 
     def duplicate(place: int, position: int, row: Row) -> Row | None:
         key, owner = row["text_hash"], cleaner.first.get(row["text_hash"])
-        if key not in cleaner.touched:
+        if key not in touched:
             return row
         if owner is None or cleaner.holds[row["review_id"]].text_hash != key:
             return None
@@ -62,7 +63,7 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
         return {**row, "duplicate_of": owner}
 
     def near_duplicate(place: int, position: int, row: Row) -> Row | None:
-        return None if row["text_hash"] in cleaner.touched and cleaner.first.get(row["text_hash"]) != row["review_id"] else row
+        return None if row["text_hash"] in touched and cleaner.first.get(row["text_hash"]) != row["review_id"] else row
 
     removed: Counter[str] = Counter()
     for table, change in zip(REWRITTEN, (clean, duplicate, near_duplicate), strict=True):
@@ -87,12 +88,11 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
 class _Texts:
     """The texts that edits are about, as they stand in ``clean`` and ``duplicates``."""
 
-    def __init__(self, store: Store, pages: Mapping[str, list[str]], cleaner: Cleaner) -> None:
+    def __init__(self, store: Store, pages: Mapping[str, list[str]], cleaner: Cleaner, touched: set[str]) -> None:
         self._cleaner = cleaner
         self._by_review: dict[tuple[str, str], dict[str, Any]] = {}
         self._by_text: dict[str, dict[str, Any]] = {}
         found: dict[tuple[int, int], Row] = {}
-        touched = cleaner.touched
         wanted = pa.array(sorted(touched), pa.string())
         for place, part in enumerate(store.iter_tables(pages["clean"])):
             is_wanted = pc.is_in(part["text_hash"], value_set=wanted)

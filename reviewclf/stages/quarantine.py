@@ -231,11 +231,7 @@ def _without(store: Store, base: Snapshot, gone: list[_Entry]) -> list[str]:
         places.setdefault(entry.part, []).append(entry.place)
     keys = []
     for key in base.keys("quarantine"):
-        if key not in places:
-            keys.append(key)
-            continue
         part = store.read_table([key])
-        mask = np.ones(part.num_rows, dtype=bool)
-        mask[places[key]] = False
-        keys += store.put_part(part.filter(pa.array(mask)))
+        stays = ~np.isin(np.arange(part.num_rows), places.get(key, []))
+        keys += [key] if stays.all() else store.put_part(part.filter(pa.array(stays)))
     return keys
