@@ -50,7 +50,7 @@ def build_dataset(
         (how the label came about) and ``hint`` (True where only keyword stems speak for it: such rows train, with a lower
         weight, but do not validate as long as there are better ones).
     gold : DataFrame or None
-        From :func:`prepare_gold`.
+        From :func:`reviewclf.data.gold.check_gold`.
     options : DatasetSettings
         Shares and thresholds.
     min_confidence : float

@@ -18,8 +18,6 @@ from reviewclf.settings import Settings
 from reviewclf.taxonomy import Taxonomy, match_name
 from reviewclf.text import clean_text, is_misread, text_hash
 
-GOLD_COLUMNS = ["review_id", "text_clean", "text_hash", "label"]
-
 _NAMED = 10
 _SETTING = "REVIEWCLF_GOLD"
 _YES = frozenset(["1", "1.0", "true", "yes", "y", "да", "истина", "+"])
@@ -66,11 +64,6 @@ def load_gold(settings: Settings, taxonomy: Taxonomy) -> Gold | None:
     )
 
 
-def prepare_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> pd.DataFrame:
-    """Check and clean gold rows: the columns ``GOLD_COLUMNS`` of :func:`check_gold`."""
-    return check_gold(gold, categories, name=name)[0][GOLD_COLUMNS]
-
-
 def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "gold") -> tuple[pd.DataFrame, list[str]]:
     """Check and clean gold rows.
 
@@ -89,7 +82,7 @@ def check_gold(gold: pd.DataFrame, categories: Sequence[str], *, name: str = "go
     Returns
     -------
     frame : DataFrame
-        ``GOLD_COLUMNS`` and ``text`` as it came, one row a review.
+        ``review_id``, ``text_clean``, ``text_hash``, ``label``, and ``text`` as it came, one row a review.
     notes : list of str
         What was counted once or left out, naming the rows.
 

@@ -50,27 +50,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far tonight's mean lies from the others.
+    """How far tonight's mean lies from that of the reference; the p-value is two-sided and not corrected for anything."""
 
-    Attributes
-    ----------
-    difference : float
-        Tonight's mean minus that of the reference.
-    effect : float
-        `difference` in standard deviations of one review.
-    p_value : float
-        Two-sided; not corrected for anything.
-    z : float
-        The quantile of the standard normal distribution that `p_value` stands for, with the sign of the difference.
-    mean, reference : float
-    """
-
-    difference: float
-    effect: float
-    p_value: float
-    z: float
     mean: float
     reference: float
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """Tonight's mean minus that of the reference."""
+        return self.mean - self.reference
+
+    @property
+    def z(self) -> float:
+        """The quantile of the standard normal distribution that the p-value stands for, with the sign of the difference."""
+        from scipy.stats import norm
+
+        return float(np.sign(self.difference) * norm.isf(max(self.p_value, 1e-300) / 2))
 
 
 def sample(values: Floats, weights: Floats | None = None, *, nights: int = 1) -> Sample | None:
@@ -100,7 +96,7 @@ def shift(tonight: Sample, others: Sequence[Sample], *, between: float | None = 
     axes : int
         How many figures of each night `between` was estimated from.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     means, errors, spread = _columns(others, tonight.spread)
     sizes = np.array([other.n for other in others], dtype=np.float64)
@@ -113,11 +109,7 @@ def shift(tonight: Sample, others: Sequence[Sample], *, between: float | None = 
     freedom = np.array([tonight.n - 1, axes * (len(others) - 1) + PRIOR_NIGHTS, sizes.sum() - 1])
     variance = float(parts.sum())
     degrees = variance**2 / float((parts**2 / freedom).sum())  # Welch and Satterthwaite
-    difference = tonight.mean - reference
-    p_value = float(2 * t.sf(abs(difference) / np.sqrt(variance), degrees))
-    z = float(np.sign(difference) * norm.isf(max(p_value, 1e-300) / 2))
-    scale = max(spread, 1e-9)
-    return Shift(difference, difference / scale, p_value, z, tonight.mean, reference)
+    return Shift(tonight.mean, reference, float(2 * t.sf(abs(tonight.mean - reference) / np.sqrt(variance), degrees)))
 
 
 def share_shift(count: int, n: int, others: Sequence[tuple[int, int]], *, nights: int = 1) -> Shift:
@@ -132,15 +124,12 @@ def share_shift(count: int, n: int, others: Sequence[tuple[int, int]], *, nights
     nights : int
         How many nights `n` reviews came in.
     """
-    from scipy.stats import fisher_exact, norm
+    from scipy.stats import fisher_exact
 
     found = shift(_share(count, n, nights), [_share(*other) for other in others])
     other, size = (sum(values) for values in zip(*others, strict=True))
     exact = float(fisher_exact([[count, n - count], [other, size - other]]).pvalue)
-    p_value = max(found.p_value, exact)
-    difference = count / n - other / size
-    z = float(np.sign(difference) * norm.isf(max(p_value, 1e-300) / 2))
-    return Shift(difference, found.effect, p_value, z, count / n, other / size)
+    return Shift(count / n, other / size, max(found.p_value, exact))
 
 
 def distance(tonight: Floats, others: Sequence[Floats], *, nights: int = 1) -> tuple[float, float, Floats]:

@@ -53,7 +53,7 @@ def build(n: int) -> dict[str, float]:
     import pandas as pd
 
     from reviewclf.data.dataset import build_dataset
-    from reviewclf.data.gold import prepare_gold
+    from reviewclf.data.gold import check_gold
     from reviewclf.settings import DatasetSettings, load_settings
     from reviewclf.taxonomy import Taxonomy
     from reviewclf.text import clean_texts, text_hash
@@ -67,7 +67,7 @@ def build(n: int) -> dict[str, float]:
         return max(counts, key=lambda name: counts[name]) if counts else taxonomy.names[-1]
 
     judged = pd.DataFrame({"text": texts[:300], "label": [label(text) for text in texts[:300]]})
-    gold = prepare_gold(judged, taxonomy.names)
+    gold, _ = check_gold(judged, taxonomy.names)
     made = perturbed([text for text in texts[300:] if text], n)
     frame = pd.DataFrame({"text_clean": made})
     frame["text_hash"] = [text_hash(text) for text in made]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset
 from reviewclf.data.duplicates import near_duplicate_groups
-from reviewclf.data.gold import Gold, check_gold, load_gold, prepare_gold
+from reviewclf.data.gold import Gold, check_gold, load_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.errors import DataContractError, DatasetError, LeakError
 from reviewclf.manifest import digest_of
@@ -63,7 +63,7 @@ def labelled(texts: dict[str, list[str]] = TEXTS, **columns: object) -> pd.DataF
 
 def gold(*rows: tuple[str, str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["text", "label"]).assign(review_id=[f"g{n}" for n in range(len(rows))])
-    return prepare_gold(frame, CATEGORIES)
+    return check_gold(frame, CATEGORIES)[0]
 
 
 def build(rows: pd.DataFrame, judged: pd.DataFrame | None = None, *, seed: int = 42) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -379,20 +379,20 @@ def test_synthetic_row_outside_train_is_caught() -> None:
 )
 def test_unusable_gold_is_refused_with_file_and_row(frame: pd.DataFrame, message: str) -> None:
     with pytest.raises(DataContractError, match=message) as error:
-        prepare_gold(frame, CATEGORIES, name="gold.csv")
+        check_gold(frame, CATEGORIES, name="gold.csv")
     assert "gold.csv" in str(error.value)
 
 
 @pytest.mark.case(60)
 def test_gold_without_a_row_is_refused_and_names_the_setting() -> None:
     with pytest.raises(DataContractError, match=r"gold\.csv: holds no reviews, only a header.*REVIEWCLF_GOLD"):
-        prepare_gold(pd.DataFrame({"text": [], "label": []}), CATEGORIES, name="gold.csv")
+        check_gold(pd.DataFrame({"text": [], "label": []}), CATEGORIES, name="gold.csv")
 
 
 @pytest.mark.case(61)
 def test_gold_labels_may_differ_in_case_and_spaces() -> None:
     frame = pd.DataFrame({"text": ["туфли", "платье"], "label": ["ОБУВЬ\u00a0", "  Одежда"]})
-    assert prepare_gold(frame, CATEGORIES)["label"].tolist() == ["обувь", "одежда"]
+    assert check_gold(frame, CATEGORIES)[0]["label"].tolist() == ["обувь", "одежда"]
 
 
 @pytest.mark.case(60)
@@ -424,15 +424,15 @@ def read_gold(path: Path) -> Gold:
 def test_every_unusable_gold_row_is_named() -> None:
     frame = pd.DataFrame({"text": [f"туфли {n}" for n in range(14)], "label": ["обувь", "мебель", *["еда"] * 12]})
     with pytest.raises(DataContractError, match=r"row 2: label 'мебель'; row 3: label 'еда'; .*and 3 more .*13 such row"):
-        prepare_gold(frame, CATEGORIES, name="gold.csv")
+        check_gold(frame, CATEGORIES, name="gold.csv")
 
 
 def test_gold_that_was_read_in_the_wrong_encoding_is_read_again_or_refused() -> None:
     misread = pd.DataFrame({"text": ["Туфли жмут".encode().decode("cp1251")], "label": ["обувь".encode().decode("cp1251")]})
-    assert prepare_gold(misread, CATEGORIES)[["text_clean", "label"]].to_numpy().tolist() == [["Туфли жмут", "обувь"]]
+    assert check_gold(misread, CATEGORIES)[0][["text_clean", "label"]].to_numpy().tolist() == [["Туфли жмут", "обувь"]]
     lost = pd.DataFrame({"text": ["туфли", "????? ???? ??????"], "label": ["обувь", "обувь"]})
     with pytest.raises(DataContractError, match="row 2: the letters of the text are lost"):
-        prepare_gold(lost, CATEGORIES)
+        check_gold(lost, CATEGORIES)
 
 
 def test_review_that_two_readers_labelled_alike_counts_once_and_it_is_said() -> None:
@@ -470,13 +470,14 @@ def test_row_that_is_marked_ambiguous_alone_is_judged_on_as_before() -> None:
 
 
 def test_gold_without_ids_goes_by_its_texts() -> None:
-    frame = prepare_gold(pd.DataFrame({"text": ["Туфли <b>жмут</b>"], "label": [" обувь "]}), CATEGORIES)
+    frame, _ = check_gold(pd.DataFrame({"text": ["Туфли <b>жмут</b>"], "label": [" обувь "]}), CATEGORIES)
     assert frame.to_dict("records") == [
         {
             "review_id": text_hash("туфли жмут"),
             "text_clean": "Туфли жмут",
             "text_hash": text_hash("туфли жмут"),
             "label": "обувь",
+            "text": "Туфли <b>жмут</b>",
         }
     ]
 
@@ -484,4 +485,4 @@ def test_gold_without_ids_goes_by_its_texts() -> None:
 @pytest.mark.parametrize("text", [5, ["Платье"], {"text": "Платье"}])
 def test_gold_text_that_is_no_text_is_told_with_its_row(text: object) -> None:
     with pytest.raises(DataContractError, match=rf"row 2: {type(text).__name__}, expected text"):
-        prepare_gold(pd.DataFrame({"text": ["Юбка", text], "label": ["одежда", "одежда"]}), ["одежда"])
+        check_gold(pd.DataFrame({"text": ["Юбка", text], "label": ["одежда", "одежда"]}), ["одежда"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reviewclf.data.dataset import build_dataset
 from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_groups
-from reviewclf.data.gold import prepare_gold
+from reviewclf.data.gold import check_gold
 from reviewclf.data.leaks import check_leaks
 from reviewclf.errors import LeakError
 from reviewclf.settings import DatasetSettings
@@ -71,7 +71,7 @@ def rows(*texts: str) -> pd.DataFrame:
 @pytest.mark.case(57)
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 def test_gold_review_in_another_spelling_is_left_out(copy: str) -> None:
-    gold = prepare_gold(pd.DataFrame({"text": [GOLD], "label": ["одежда"]}), ["обувь", "одежда"])
+    gold, _ = check_gold(pd.DataFrame({"text": [GOLD], "label": ["одежда"]}), ["обувь", "одежда"])
     dataset, left_out = build_dataset(rows(copy), gold, DatasetSettings(), min_confidence=0.5, seed=1)
     assert left_out["review_id"].tolist() == ["r8"]
     assert (dataset["split"] == "test").sum() == 1

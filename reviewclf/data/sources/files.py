@@ -46,10 +46,9 @@ Row = GoodRow | BadRow
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: its address, size in bytes, a digest that changes with its content, and its path below the source's folder."""
+    """One file: its address, a digest that changes with its content, and its path below the source's folder."""
 
     uri: str
-    size: int
     fingerprint: str
     name: str
 
@@ -159,16 +158,16 @@ def _is_aside(path: str, source: str) -> bool:
 
 
 def _describe(fs: Any, path: str, folder: str) -> SourceFile:
-    info = fs.info(path)
     name = path.removeprefix(f"{folder}/")
     if isinstance(fs, LocalFileSystem):
         digest = hashlib.blake2b(digest_size=16)
         with fs.open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
-        return SourceFile(path, int(info["size"]), digest.hexdigest(), name)
+        return SourceFile(path, digest.hexdigest(), name)
+    info = fs.info(path)
     tag = str(info.get("ETag") or info.get("LastModified")).strip('"')
-    return SourceFile(fs.unstrip_protocol(path), int(info["size"]), f"{tag}:{info['size']}", name)
+    return SourceFile(fs.unstrip_protocol(path), f"{tag}:{info['size']}", name)
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
