@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from reviewclf import tables
 from reviewclf.augmentation.diversity import Diversity, diversity, too_alike
 from reviewclf.augmentation.filters import DraftFilter, Verdict, count_reasons, passes_llm_check
-from reviewclf.augmentation.generators.base import Generator, Written, WrittenIdentity
+from reviewclf.augmentation.generators import Generator, Written, WrittenIdentity
 from reviewclf.augmentation.prompts import WritingRequest, load_writing_prompts, told_words
 from reviewclf.errors import AugmentationError
 from reviewclf.labeling.annotators.base import Annotator, Review, Vote

@@ -6,14 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 
 import pandas as pd
 
 from reviewclf import tables
 from reviewclf.errors import LabelingError
 from reviewclf.labeling.annotators import Annotator, Review, Vote, VoteIdentity, make_annotators
-from reviewclf.labeling.journal import journaled_votes, vote_journal
 from reviewclf.llm.budget import Budget, Paced, progress
+from reviewclf.llm.journal import Journal, forget_journals, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
@@ -21,6 +22,8 @@ from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 
 logger = logging.getLogger(__name__)
+
+_FOLDER = "journal/votes"
 
 
 def run_llm(
@@ -171,3 +174,24 @@ def _votes_within(
             step()
             if not isinstance(annotator, Paced) and budget.reached() is not None:
                 return
+
+
+# -- the journal: each vote is kept from the moment it exists until it is published ------------------------------------------
+
+
+def vote_journal(store: Store) -> Journal:
+    """A journal for one writer of votes."""
+    return Journal(store, _FOLDER)
+
+
+def journaled_votes(store: Store) -> dict[VoteIdentity, Vote]:
+    """All votes in journals; of the same vote twice the earlier one."""
+    votes: dict[VoteIdentity, Vote] = {}
+    for vote in read_journals(store, _FOLDER, Vote):
+        votes.setdefault(vote.identity, vote)
+    return votes
+
+
+def forget_published(store: Store, published: set[VoteIdentity], *, now: datetime | None = None) -> int:
+    """Remove journals whose votes are all published and that nobody has written to for an hour; how many."""
+    return forget_journals(store, _FOLDER, Vote, lambda vote: vote.identity in published, now=now)

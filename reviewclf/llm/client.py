@@ -16,12 +16,21 @@ from typing import Any, TypeVar
 
 from reviewclf.errors import LabelingError
 from reviewclf.llm.budget import Paced
-from reviewclf.llm.errors import explained, problem_of_error
-from reviewclf.llm.names import matching, names_in
 from reviewclf.llm.parallel import ask_many
-from reviewclf.llm.problems import ChatProblem, Kind
+from reviewclf.llm.problems import ChatProblem, Kind, explained, problem_of_error
 from reviewclf.llm.replies import Reply, read_reply
-from reviewclf.llm.ways import FORMS, QUIET, ChatRequest, Ways, alternatives, is_misunderstanding, plainest, simpler
+from reviewclf.llm.ways import (
+    FORMS,
+    QUIET,
+    ChatRequest,
+    Ways,
+    alternatives,
+    is_misunderstanding,
+    matching,
+    names_in,
+    plainest,
+    simpler,
+)
 from reviewclf.settings import LLMSettings
 
 logger = logging.getLogger(__name__)

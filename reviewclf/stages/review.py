@@ -12,8 +12,8 @@ from reviewclf import tables
 from reviewclf.data.gold import load_gold
 from reviewclf.labeling.annotators import Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
+from reviewclf.labeling.asking import forget_published
 from reviewclf.labeling.human_votes import AnsweredReviews, votes_from_answers
-from reviewclf.labeling.journal import forget_published
 from reviewclf.labeling.review import review_queue
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings

@@ -19,7 +19,7 @@ import pytest
 from reviewclf.data.gold import load_gold
 from reviewclf.errors import RegistryError, StoreError
 from reviewclf.labeling.annotators.base import Vote
-from reviewclf.labeling.journal import journaled_votes, vote_journal
+from reviewclf.labeling.asking import journaled_votes, vote_journal
 from reviewclf.manifest import Manifest
 from reviewclf.promotion.history import History
 from reviewclf.registry.model import aliases, versions

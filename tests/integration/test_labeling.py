@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from reviewclf import tables
 from reviewclf.cli import app
 from reviewclf.errors import LabelingError
-from reviewclf.labeling.asking import run_llm
-from reviewclf.labeling.journal import journaled_votes
+from reviewclf.labeling.asking import journaled_votes, run_llm
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages

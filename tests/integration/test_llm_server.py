@@ -18,12 +18,11 @@ import pandas as pd
 import pytest
 
 from reviewclf.augmentation import generate_and_filter
-from reviewclf.augmentation.generators.prompted import OpenAIGenerator
+from reviewclf.augmentation.generators import OpenAIGenerator
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
-from reviewclf.labeling.asking import ask_all
-from reviewclf.labeling.journal import journaled_votes
+from reviewclf.labeling.asking import ask_all, journaled_votes
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy

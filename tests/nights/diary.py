@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from reviewclf import tables
 from reviewclf.cli import app
-from reviewclf.labeling.journal import journaled_votes
+from reviewclf.labeling.asking import journaled_votes
 from reviewclf.manifest import digest_of
 from reviewclf.night import NightReport, run_night
 from reviewclf.settings import Settings, load_settings

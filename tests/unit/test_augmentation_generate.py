@@ -10,8 +10,14 @@ import pandas as pd
 import pytest
 
 from reviewclf.augmentation import Synthesis, generate_and_filter
-from reviewclf.augmentation.generators import Generator, RecordedGenerator, Written, make_generator
-from reviewclf.augmentation.generators.prompted import OpenAIGenerator, TransformersGenerator
+from reviewclf.augmentation.generators import (
+    Generator,
+    OpenAIGenerator,
+    RecordedGenerator,
+    TransformersGenerator,
+    Written,
+    make_generator,
+)
 from reviewclf.augmentation.prompts import WritingRequest, load_writing_prompts, parse_reviews, products_of
 from reviewclf.errors import AnnotatorUnavailableError, AugmentationError
 from reviewclf.labeling.annotators.base import Vote

@@ -13,14 +13,13 @@ import httpx
 import openai
 import pytest
 
-from reviewclf.augmentation.generators.prompted import OpenAIGenerator
+from reviewclf.augmentation.generators import OpenAIGenerator
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 from reviewclf.labeling.asking import run_llm
-from reviewclf.llm.errors import problem_of_error
-from reviewclf.llm.problems import Kind
+from reviewclf.llm.problems import Kind, problem_of_error
 from reviewclf.settings import AugmentationSettings, LLMSettings, load_settings
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import Answer, ChatServer, completion, running, shown

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.parsing import parse_answer
 from reviewclf.labeling.prompts import load_prompts
-from reviewclf.llm.names import matching, names_in
 from reviewclf.llm.problems import ChatProblem, Kind, problem_in, problem_of
 from reviewclf.llm.replies import read_reply, storable, strip_thoughts
+from reviewclf.llm.ways import matching, names_in
 from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import completion

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reviewclf.augmentation.generators.prompted import OpenAIGenerator
+from reviewclf.augmentation.generators import OpenAIGenerator
 from reviewclf.augmentation.prompts import WritingRequest
 from reviewclf.errors import AnnotatorUnavailableError, StoreError
 from reviewclf.labeling.annotators.base import Review, Vote
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
-from reviewclf.labeling.asking import ask_all
-from reviewclf.labeling.journal import forget_published, journaled_votes, vote_journal
+from reviewclf.labeling.asking import ask_all, forget_published, journaled_votes, vote_journal
 from reviewclf.llm.budget import Budget
 from reviewclf.settings import Settings, load_settings
 from reviewclf.storage import Store
