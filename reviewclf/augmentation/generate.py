@@ -159,27 +159,26 @@ def generate_and_filter(
     figures = _check_diversity(drafts, real, category, options.min_diversity, settings.seed)
     frame = pd.DataFrame(drafts, columns=tables.SYNTHETIC_SCHEMA.names)
     is_kept = frame["reason"].isna()
-    report: dict[str, JsonValue] = {
-        "category": category,
-        "generator": generator.version,
-        "wanted": n,
-        "requests": len(used),
-        "written": len(frame),
-        "kept": int(is_kept.sum()),
-        "rules": dict(count_reasons(["unreadable_answer", *filters.rules], frame.loc[~is_kept, "reason"].tolist())),
-        "diversity": figures.model_dump(),
-        "tokens_in": sum(written.tokens_in for written in used),
-        "tokens_out": sum(written.tokens_out for written in used),
-        "stopped": stopped,
-    }
-    logger.info("%s: %d of %d candidates kept, %d wanted", category, report["kept"], report["written"], n)
-    asked = {draft["text_hash"] for draft in drafts}
+    logger.info("%s: %d of %d candidates kept, %d wanted", category, is_kept.sum(), len(frame), n)
+    asked = set(frame["text_hash"])
     return Synthesis(
         kept=frame[is_kept].reset_index(drop=True),
         rejected=frame[~is_kept].reset_index(drop=True),
         written=used,
         votes=[votes[key] for key in sorted(votes) if key[0] in asked],
-        report=report,
+        report={
+            "category": category,
+            "generator": generator.version,
+            "wanted": n,
+            "requests": len(used),
+            "written": len(frame),
+            "kept": int(is_kept.sum()),
+            "rules": dict(count_reasons(["unreadable_answer", *filters.rules], frame.loc[~is_kept, "reason"].tolist())),
+            "diversity": figures.model_dump(),
+            "tokens_in": sum(written.tokens_in for written in used),
+            "tokens_out": sum(written.tokens_out for written in used),
+            "stopped": stopped,
+        },
     )
 
 

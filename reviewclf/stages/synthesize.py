@@ -72,9 +72,7 @@ def plan_synthesis(settings: Settings) -> Manifest:
             if name in train.index and train[name] < limit and generator.available(name) != 0
         ]
         for row in classes:
-            logger.info(
-                "%s is thin: %d training rows; %d synthetic ones are tried", row["category"], row["rows"], row["wanted"]
-            )
+            logger.info("%(category)s is thin: %(rows)d training rows; %(wanted)d synthetic ones are tried", row)
         return StageResult(
             outputs={"real": given.store.put_table(as_table(dataset, tables.DATASET_SCHEMA))},
             counts={"thin_classes": len(classes)},
@@ -142,6 +140,7 @@ def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifes
     if generator is None:
         raise AugmentationError("nobody writes any more: REVIEWCLF_AUGMENTATION__BACKEND or REVIEWCLF_SYNTHETIC has changed")
     annotator = _voter(settings, taxonomy)
+    votes_cost = annotator is not None and annotator.is_costly
     inputs = {
         "real": planned.keys("real"),
         "category": category,
@@ -170,20 +169,17 @@ def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifes
             store=store,
             settings=settings,
             known=known if generator.is_costly else (),
-            known_votes=known_votes if annotator is not None and annotator.is_costly else (),
+            known_votes=known_votes if votes_cost else (),
             shards=len(planned_classes),
         )
-        outputs: dict[str, str | list[str]] = {
-            "kept": store.put_table(as_table(result.kept, tables.SYNTHETIC_SCHEMA)),
-            "rejected": store.put_table(as_table(result.rejected, tables.SYNTHETIC_SCHEMA)),
-        }
-        if generator.is_costly and result.written:
-            outputs["written"] = store.put_part(result.written, tables.WRITTEN_SCHEMA)
-        if annotator is not None and annotator.is_costly and result.votes:
-            outputs["votes"] = store.put_part(result.votes, tables.VOTE_SCHEMA)
         rules: Any = result.report["rules"]
         return StageResult(
-            outputs=outputs,
+            outputs={
+                "kept": store.put_table(as_table(result.kept, tables.SYNTHETIC_SCHEMA)),
+                "rejected": store.put_table(as_table(result.rejected, tables.SYNTHETIC_SCHEMA)),
+                "written": store.put_part(result.written if generator.is_costly else [], tables.WRITTEN_SCHEMA),
+                "votes": store.put_part(result.votes if votes_cost else [], tables.VOTE_SCHEMA),
+            },
             counts={
                 "wanted": wanted,
                 "written": len(result.kept) + len(result.rejected),
