@@ -71,7 +71,7 @@ def test_name_that_nobody_registers_is_refused_with_those_that_are(installed: Pa
 def test_entry_point_that_cannot_be_imported_names_the_setting(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(installed)
     settings = load_settings(_env_file=None, llm={"backend": "broken"})
-    with pytest.raises(LabelingError, match=r"LLM__BACKEND=broken: brand_annotator:nothing cannot be imported"):
+    with pytest.raises(LabelingError, match=r"LLM__BACKEND: brand_annotator:nothing, registered as broken, cannot"):
         make_annotators(settings, Taxonomy.load(settings.taxonomy))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reviewclf.errors import LabelingError
-from reviewclf.extensions import ANNOTATORS, extensions
+from reviewclf.extensions import ANNOTATORS, load_extension
 from reviewclf.labeling.annotators.base import Annotator
 from reviewclf.labeling.annotators.keywords import KeywordAnnotator
 from reviewclf.settings import Settings
@@ -18,14 +18,6 @@ def make_annotators(settings: Settings, taxonomy: Taxonomy) -> list[Annotator]:
     LabelingError
         There is no such annotator, or its package cannot be imported.
     """
-    known, name = extensions(ANNOTATORS), settings.llm.backend
-    if name not in known:
-        raise LabelingError(f"REVIEWCLF_LLM__BACKEND={name!r}: there is no such annotator, only {', '.join(sorted(known))}")
-    try:
-        make = known[name].load()
-    except Exception as error:  # whatever somebody's module raises
-        raise LabelingError(
-            f"REVIEWCLF_LLM__BACKEND={name}: {known[name].value} cannot be imported ({error!r:.200})"
-        ) from error
+    make = load_extension(ANNOTATORS, settings.llm.backend, place="REVIEWCLF_LLM__BACKEND", error_type=LabelingError)
     voter = make(settings, taxonomy)
     return [*([] if voter is None else [voter]), KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence)]
