@@ -304,6 +304,7 @@ def test_openai_server_that_is_away_can_be_asked_later(server: ChatServer) -> No
         list(OpenAIGenerator(settings.llm, settings.augmentation).write([request_for()]))
 
 
+@pytest.mark.slow
 def test_transformers_writes_the_same_for_the_same_seed() -> None:
     settings = load_settings(_env_file=None, augmentation={"tokens_per_review": 8})
     generator = TransformersGenerator(settings.llm, settings.augmentation).use(*tiny())

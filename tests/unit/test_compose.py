@@ -170,6 +170,7 @@ def test_code_of_dag_files_is_read_without_keys_to_data_or_models() -> None:
     assert not [key for key in own if key.startswith(("AWS_", "MLFLOW_"))]
 
 
+@pytest.mark.slow
 def test_parts_that_airflow_is_told_to_use_can_be_loaded() -> None:
     from airflow.executors.executor_constants import CELERY_EXECUTOR
     from airflow.executors.executor_loader import ExecutorLoader

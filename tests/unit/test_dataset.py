@@ -267,6 +267,7 @@ row = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(row, min_size=8, max_size=40),

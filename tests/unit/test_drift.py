@@ -73,6 +73,7 @@ def template_flood(market: Shop, rng: np.random.Generator) -> Night:
     return market.mixed(rng, template_reviews(rng, market.night_rows // (20 if market.is_real else 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shifted", "signals"),
     [
@@ -106,12 +107,14 @@ def test_alarm_says_what_moved_by_how_much_and_shows_it(market: Shop, history: l
     assert all("Товар полностью соответствует описанию на сайте" in example for example in raised.examples)
 
 
+@pytest.mark.slow
 def test_sixty_undisturbed_nights_bring_two_false_alarms_at_most(market: Shop) -> None:
     rng = np.random.default_rng(SEED + 1)
     said = watch(market, [], market.nights(rng, 60))
     assert sum(any(signal.alarmed for signal in signals) for signals in said) <= 2
 
 
+@pytest.mark.slow
 def test_sixty_looks_at_nights_that_share_no_review_bring_two_false_alarms_at_most(market: Shop) -> None:
     rng = np.random.default_rng(SEED + 2)
     rows = market.night_rows // 2
@@ -120,6 +123,7 @@ def test_sixty_looks_at_nights_that_share_no_review_bring_two_false_alarms_at_mo
     assert sum(any(signal.alarmed for signal in signals) for signals in said) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [50, 100, 200])
 def test_sixty_small_nights_stay_calm_too(market: Shop, rows: int) -> None:
     rng = np.random.default_rng(SEED + rows)
@@ -151,6 +155,7 @@ def test_answers_of_another_model_are_no_reference(market: Shop, history: list[N
     assert not confidence.alarmed
 
 
+@pytest.mark.slow
 def test_what_alarmed_is_no_reference_for_a_week_or_until_there_is_a_new_champion(market: Shop, history: list[Night]) -> None:
     rng = np.random.default_rng(SEED)
     nights = [vanished_class(market, rng) for _ in range(24)]

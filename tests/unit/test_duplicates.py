@@ -116,6 +116,7 @@ def test_at_least_95_percent_of_pairs_just_above_the_threshold_are_found(real_re
     assert np.mean([match is not None and match <= i for i, match in enumerate(matches)]) >= 0.95
 
 
+@pytest.mark.slow
 def test_pairs_of_real_reviews_are_exact_and_complete(real_reviews: list[str]) -> None:
     texts = real_reviews[:500]
     expected = {

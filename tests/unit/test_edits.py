@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,7 @@ def rows_of(store: Store, table: str) -> list[dict[str, Any]]:
     return [row for part in store.iter_tables(store.snapshot().keys(table)) for row in part.to_pylist()]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(night, min_size=1, max_size=4))
 def test_tables_hold_what_each_review_says_now_and_what_it_said_before(nights: list[list[tuple[str, str]]]) -> None:

@@ -30,6 +30,8 @@ from reviewclf.training.rows import TrainingJob, without_light_rows
 from reviewclf.training.tuner import SeededLengthGroups, Tuner, layer_rates
 from tests.tiny_encoder import save_tiny_encoder
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["одежда", "посуда", "электроника", "нет товара"]
 WORDS = {
     "одежда": ["платье", "кофта", "юбка", "ткань", "рукава"],

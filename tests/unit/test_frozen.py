@@ -113,6 +113,7 @@ def test_validation_probabilities_are_the_answers_and_calibrated(plain: TextClas
     assert _train(checkpoint, validation=wrong).temperature > 2 * plain.temperature
 
 
+@pytest.mark.slow
 def test_rows_weigh_what_they_say(checkpoint: Path) -> None:
     """Rows of weight 0 and empty ones do not count; a wrong label of little weight hardly does."""
     wrong = _rows(TEXTS[:120], ["посуда"] * 120)
@@ -126,6 +127,7 @@ def test_rows_weigh_what_they_say(checkpoint: Path) -> None:
     assert abs(swayed.predict_proba(TEXTS) - plain.predict_proba(TEXTS)).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_c_is_chosen_on_validation(checkpoint: Path) -> None:
     for order in ([1e-6, 1.0], [1.0, 1e-6]):
         chosen = _train(checkpoint, C=order, class_weight_power=0.0).chosen
@@ -275,6 +277,7 @@ def test_card_that_does_not_fit_is_refused(saved: Path, tmp_path: Path) -> None:
 # -- real reviews ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_encoder_on_real_reviews(shared_data: Path) -> None:
     checkpoint = shared_data.parent / "models" / "e5-small-ru"
     if not checkpoint.exists():

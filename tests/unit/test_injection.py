@@ -42,6 +42,7 @@ def test_what_buyers_write_stays_word_for_word(sentence: str, review: str) -> No
     assert prepare_review(review.format(sentence), NAMES) == " ".join(review.format(sentence).split())
 
 
+@pytest.mark.slow
 def test_no_real_review_loses_a_word(shared_data: Path) -> None:
     texts = []
     for name in ("reviews.csv", "later_reviews.csv", "gold_reviews.csv", "multi/reviews.csv"):

@@ -27,6 +27,7 @@ assert resource.getrlimit(resource.RLIMIT_DATA) == before
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize(("gib", "said"), [("1.5", "REVIEWCLF_TRAINING__MAX_MEMORY_GIB=1.5"), ("6", "enough")])
 def test_two_gibibytes(library: str, gib: str, said: str) -> None:

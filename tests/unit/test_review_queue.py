@@ -19,6 +19,7 @@ def labels(rows: list[tuple[str, str, float, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["text_hash", "label", "confidence", "agreement"])
 
 
+@pytest.mark.slow
 def test_queue_of_real_votes_holds_the_disagreements_with_a_careful_reader(shared_data: Path) -> None:
     votes = pd.read_csv(shared_data / "votes.csv", dtype={"review_id": str}).rename(columns={"review_id": "text_hash"})
     texts = pd.read_csv(shared_data / "reviews.csv", dtype=str).set_index("review_id")["text"]

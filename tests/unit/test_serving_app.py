@@ -156,6 +156,7 @@ def test_answers_are_those_of_the_classifier(server: Server, classifier: TextCla
     assert [prediction["confidence"] for prediction in answer] == pytest.approx(expected.max(axis=1).tolist())
 
 
+@pytest.mark.slow
 def test_answer_of_an_8_bit_encoder_does_not_depend_on_who_else_asks(start: Callable[..., Server]) -> None:
     from reviewclf.training.encoder_classifier import EncoderClassifier
     from tests.unit.tiny_encoder import CLASSES as NAMES

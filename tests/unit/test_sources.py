@@ -263,6 +263,7 @@ def test_nothing_of_a_dirty_file_is_lost_or_doubled(
         assert came_out.count(token) == written.count(token), token
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     text = "Платье село отлично, но швы кривые, «и нитки» торчат; " * 40
 

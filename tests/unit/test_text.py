@@ -287,6 +287,7 @@ def test_time_grows_linearly_on_hostile_text(piece: str, tail: str) -> None:
     assert large < 0.02 or large < 9 * small
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_any_kind_is_cleaned_in_seconds() -> None:
     for piece in ("<a ", "a.", "89161234567 ", "❤️"):
         text = piece * (1_000_000 // len(piece))

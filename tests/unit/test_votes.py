@@ -107,6 +107,7 @@ any_vote = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(any_vote, min_size=1, max_size=30), st.sampled_from(METHODS), st.randoms(use_true_random=False))
 def test_any_votes_in_any_order_give_one_honest_label_a_text(rows: list, method: Method, random: object) -> None:
