@@ -70,7 +70,8 @@ def log_health(
 def _metrics(report: HealthReport, counts: Mapping[str, int]) -> dict[str, float]:
     figures: dict[str, float | None] = {f"scoring/{name}": float(count) for name, count in counts.items()}
     for name in _FIGURES:
-        figures[f"{'shadow' if name == 'disagreement_share' else 'health'}/{name}"] = getattr(report, name)
+        key = f"shadow/{name}" if name == "disagreement_share" else f"health/{name}"
+        figures[key] = getattr(report, name)
     figures["health/alarms"] = float(len(report.alarms))
     for signal in report.signals:
         figures[f"drift/{signal.name}"] = signal.value
