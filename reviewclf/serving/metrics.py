@@ -57,7 +57,7 @@ class Metrics:
         self._predictions = counter("predictions", "Answers by label.", "label", "version")
         self._confidence = histogram("confidence", "Probability of the answered label.", _CONFIDENCE, "version")
         gauge("workers", "Processes that answer.", "livesum").set(1)
-        self._model = gauge("model_info", "1 for a version that answers, 0 for one that did.", "livemax", *_INFO)
+        self._model = gauge("model_info", "Processes that answer with this version.", "livesum", *_INFO)
         self._loaded = gauge("model_loaded_timestamp_seconds", "When the version that answers was loaded.", "livemax")
         self._swaps = counter("model_swaps", "Times that another version began to answer, counted by each worker.")
         self._refused = counter("model_refused", "Attempts to load a version that failed.", "alias", "version")

@@ -218,13 +218,15 @@ class LocalPlatform:
     def ask(self, path: str, **options: Any) -> httpx.Response:
         """Ask the server, GET or, with a body, POST."""
         method = "POST" if options else "GET"
-        return httpx.request(method, f"{self.server}{path}", trust_env=False, timeout=30, **options)
-
-    def served(self) -> str | None:
-        """Version that answers now; None while there is none."""
-        answer = self.ask("/model")
-        return str(answer.json()["model_version"]) if answer.is_success else None
+        return httpx.request(method, f"{self.server}{path}", trust_env=False, timeout=PATIENCE_SECONDS, **options)
 
     def wait_until_served(self, version: str) -> None:
-        """Wait until the server answers with a version."""
-        self.wait(f"version {version} to be served", lambda: self.served() == version or None)
+        """Wait until all processes of the server answer with a version."""
+
+        def look() -> bool:
+            figures = self.ask("/metrics").text
+            answering = re.search(rf'^reviewclf_model_info{{.*version="{version}"}} (.+)$', figures, re.MULTILINE)
+            workers = re.search(r"^reviewclf_workers (.+)$", figures, re.MULTILINE)
+            return answering is not None and workers is not None and answering[1] == workers[1]
+
+        self.wait(f"version {version} to be served", look)
