@@ -1,4 +1,4 @@
-"""Measurements of speed: ``python -m tests.benchmarks`` runs every module here that defines ``measure()``."""
+"""Measurements of speed: ``python -m tests.benchmarks`` runs every module here that defines ``measure()``, or those named."""
 
 from __future__ import annotations
 

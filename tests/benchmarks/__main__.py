@@ -1,4 +1,4 @@
-"""Run all benchmarks and print one table. Exits with 1 when a measurement misses its target."""
+"""Run all benchmarks, or those that are named, and print one table. Exits with 1 when a measurement misses its target."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tests.benchmarks as package
 from tests.benchmarks import Measurement
 
 
-def collect() -> list[Measurement]:
-    """Measurements of every module of the folder that defines ``measure()``, in the order of the modules' names."""
+def collect(names: list[str]) -> list[Measurement]:
+    """Measurements of the named modules of the folder, else of every one that defines ``measure()``, in their order."""
     measurements: list[Measurement] = []
-    for name in sorted(module.name for module in iter_modules(package.__path__) if module.name != "__main__"):
+    for name in names or sorted(module.name for module in iter_modules(package.__path__) if module.name != "__main__"):
         module = import_module(f"{package.__name__}.{name}")
         if hasattr(module, "measure"):
             measurements.extend(module.measure())
@@ -38,7 +38,7 @@ def as_table(measurements: list[Measurement]) -> Table:
 
 
 def main() -> int:
-    measurements = collect()
+    measurements = collect(sys.argv[1:])
     Console().print(as_table(measurements))
     return int(any(item.missed for item in measurements))
 
