@@ -7,12 +7,15 @@ import json
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from reviewclf.errors import RegistryError
+from reviewclf.registry.deployment import Version
 from reviewclf.serving.cache import ModelCache
 from reviewclf.serving.follower import Follower
 from reviewclf.serving.metrics import Metrics
@@ -262,6 +265,19 @@ def test_disk_keeps_the_champion_and_the_one_before(make: Callable[..., Follower
         registry.named["champion"] = number
         follower.look()
     assert sorted(path.name[0] for path in (tmp_path / "cache" / "models").iterdir()) == ["2", "3"]
+
+
+def test_those_who_see_a_version_at_the_same_moment_fetch_it_once(registry: Folders, tmp_path: Path) -> None:
+    def fetch(version: Version, folder: Path) -> None:
+        time.sleep(0.2)
+        registry.fetch(version, folder)
+
+    def get(_: int) -> Path:
+        return ModelCache(tmp_path / "cache").get(registry.version("1"), fetch)
+
+    with ThreadPoolExecutor(4) as pool:
+        (path,) = set(pool.map(get, range(4)))
+    assert (registry.fetched, (path / "model.json").is_file()) == (["1"], True)
 
 
 @contextlib.contextmanager
