@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def summarize(results: Mapping[str, Sequence[Any]], failed: Sequence[str] = ()) 
         f"**Failed**: {', '.join(failed)}" if failed else _verdict(one("gate"), one("promote")),
         _reviews(one("publish"), one("ingest")),
         _labels(one("aggregate")),
-        _synthetic(one("build_dataset")),
+        _training_set(one("build_dataset")),
         _candidates(one("evaluate"), one("gate")),
         _skipped([*manifests.get("train", []), *manifests.get("finetune", [])]),
     ]
@@ -54,15 +55,12 @@ def _verdict(gated: Mapping[str, Any] | None, promoted: Mapping[str, Any] | None
     challenger = gated["details"].get("challenger")
     if promoted is not None and promoted["details"].get("promoted"):
         details = promoted["details"]
-        return f"**Promoted**: version {details.get('champion')} ({details.get('candidate')}), before: {_named(details)}"
+        before = f"version {details['previous']}" if details.get("previous") else "none"
+        return f"**Promoted**: version {details.get('champion')} ({details.get('candidate')}), before: {before}"
     if challenger is None:
         return f"**Not promoted**: {gated['details'].get('barred') or 'no candidate passed the gate'}"
     why = (promoted or {}).get("details", {}).get("reason") or "it waits"
     return f"**Not promoted**: version {challenger['version']} ({challenger['candidate']}) passed the gate; {why}"
-
-
-def _named(details: Mapping[str, Any]) -> str:
-    return f"version {details['previous']}" if details.get("previous") else "none"
 
 
 def _reviews(published: Mapping[str, Any] | None, ingested: Mapping[str, Any] | None) -> str:
@@ -79,25 +77,18 @@ def _reviews(published: Mapping[str, Any] | None, ingested: Mapping[str, Any] | 
 def _labels(labelled: Mapping[str, Any] | None) -> str:
     if labelled is None:
         return ""
-    counts, costs = labelled["counts"], labelled["details"].get("costs") or {}
-    said = (
-        f"- Labels: {counts.get('labels', 0):,}, changed {counts.get('changed', 0):,}; new votes {counts.get('new_votes', 0):,}"
-    )
-    tokens = costs.get("tokens_in", 0) + costs.get("tokens_out", 0)
+    counts, costs = Counter(labelled["counts"]), Counter(labelled["details"].get("costs") or {})
+    tokens = costs["tokens_in"] + costs["tokens_out"]
     spent = f"{tokens:,.0f} tokens, " if tokens else ""
-    return f"{said}; cost {spent}{costs.get('cost', 0.0):.2f}"
+    said = f"{counts['labels']:,}, changed {counts['changed']:,}; new votes {counts['new_votes']:,}"
+    return f"- Labels: {said}; cost {spent}{costs['cost']:.2f}"
 
 
-def _synthetic(built: Mapping[str, Any] | None) -> str:
-    if built is None:
+def _training_set(built: Mapping[str, Any] | None) -> str:
+    counts = {} if built is None else built["counts"]
+    if "train_rows" not in counts:
         return ""
-    counts = built["counts"]
-    parts = [
-        f"{counts[name]:,} {word}"
-        for name, word in (("train_rows", "train"), ("validation_rows", "validation"))
-        if name in counts
-    ]
-    return f"- Training set: {', '.join(parts)}" if parts else ""
+    return f"- Training set: {counts['train_rows']:,} train, {counts['validation_rows']:,} validation"
 
 
 def _candidates(evaluated: Mapping[str, Any] | None, gated: Mapping[str, Any] | None) -> str:

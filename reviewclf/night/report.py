@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
@@ -168,15 +168,16 @@ def _parts(report: NightReport) -> Iterator[RenderableType]:
 
 
 def _rows(rows: RowsReport) -> Iterator[RenderableType]:
-    yield Text("rows      " + (_listed(rows.counts) or "none") + ("" if rows.published else "; nothing was published"))
+    listed = ", ".join(f"{value} {_words(name)}" for name, value in rows.counts.items())
+    yield Text("rows      " + (listed or "none") + ("" if rows.published else "; nothing was published"))
     if rows.sources:
         columns = list(dict.fromkeys(name for counts in rows.sources.values() for name in counts))
-        table = Table("source", *(_words(name) for name in columns), title="Rows by source", title_justify="left")
+        table = _table("Rows by source", "source", *map(_words, columns))
         for source, counts in sorted(rows.sources.items()):
             table.add_row(Text(source), *(str(counts.get(name, 0)) for name in columns))
         yield table
     if rows.quarantine:
-        table = Table("source", "refused because of", "rows", title="Quarantine", title_justify="left")
+        table = _table("Quarantine", "source", "refused because of", "rows")
         for source, reasons in sorted(rows.quarantine.items()):
             for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
                 table.add_row(Text(source), Text(reason), str(count))
@@ -198,28 +199,25 @@ def _labels(labels: LabelsReport) -> str:
 
 
 def _candidates(candidates: list[CandidateReport]) -> Table:
-    table = Table(
-        "candidate", "weighted F1 on gold [95%]", "s/example p95", "gate", "version", title="Candidates", title_justify="left"
-    )
+    table = _table("Candidates", "candidate", "weighted F1 on gold [95%]", "s/example p95", "gate", "version")
     for row in candidates:
         figure = "-"
         if row.weighted_f1 is not None:
             figure = f"{row.weighted_f1:.3f} [{row.weighted_f1_low:.3f}, {row.weighted_f1_high:.3f}], n={row.gold_rows}"
         seconds = "-" if row.seconds_per_example is None else f"{row.seconds_per_example:.4f}"
-        verdict = row.reason or row.gate
-        table.add_row(row.candidate, Text(figure), seconds, Text(verdict), row.version or "-")
+        table.add_row(row.candidate, Text(figure), seconds, Text(row.reason or row.gate), row.version or "-")
     return table
 
 
 def _steps(steps: list[StepReport]) -> Table:
-    table = Table("step", "outcome", "seconds", "reason", title="The night", title_justify="left")
+    table = _table("The night", "step", "outcome", "seconds", "reason")
     for step in steps:
         table.add_row(step.step, Text(step.outcome, _STYLES[step.outcome]), f"{step.seconds:.1f}", Text(step.reason))
     return table
 
 
-def _listed(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{value} {_words(name)}" for name, value in counts.items())
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left")
 
 
 def _words(name: str) -> str:
