@@ -77,11 +77,8 @@ def select(settings: Settings) -> Manifest:
 
         keys = [key for shard in _sharded(pending(), settings.scoring.shard_rows) for key in store.put_part(shard)]
         return StageResult(
-            outputs={
-                "pending": keys,
-                # What is in `duplicates` by now: the watch over drift counts what the night added to it.
-                "duplicates": snapshot.keys("duplicates"),
-            },
+            # What is in `duplicates` by now: the watch over drift counts what the night added to it.
+            outputs={"pending": keys, "duplicates": snapshot.keys("duplicates")},
             counts={**counts, "shards": len(keys)},
             details={
                 "champion": champion,
@@ -136,23 +133,12 @@ def score(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Mani
             shadow = list(beside.labels)
             disagreed = sum(one != two for one, two in zip(said.labels, beside.labels, strict=True))
             counts.update(compared=len(texts), disagreed=disagreed)
-        night = pa.table(
-            {
-                "review_id": rows["review_id"],
-                "text_hash": rows["text_hash"],
-                "text_clean": rows["text_clean"],
-                "label": said.labels,
-                "confidence": said.confidence,
-                "abstained": said.abstained,
-                "probabilities": list(said.probabilities),
-                "challenger": shadow,
-            },
-            schema=tables.NIGHT_SCHEMA,
-        ).filter(rows["fresh"])
+        more = {"text_clean": rows["text_clean"], "probabilities": list(said.probabilities), "challenger": shadow}
+        night = pa.table(_columns(rows, said) | more).select(tables.NIGHT_SCHEMA.names).cast(tables.NIGHT_SCHEMA)
         return StageResult(
             outputs={
                 "predictions": [store.put_table(part) for part in parts],
-                "night": store.put_part(night),
+                "night": store.put_part(night.filter(rows["fresh"])),
             },
             counts=counts,
             details={"classes": list(said.classes)},
@@ -186,8 +172,7 @@ def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) 
             },
             counts={"reviews": totals["reviews"], "fresh": selected.counts["fresh"], **totals},
             details={
-                "champion": selected.details["champion"],
-                "challenger": selected.details["challenger"],
+                **{role: selected.details[role] for role in (CHAMPION, CHALLENGER)},
                 "classes": scored[0].details["classes"],
             },
         )
@@ -249,16 +234,14 @@ def read_predictions(settings: Settings, *, version: str | None = None, role: st
 
 def latest_report(settings: Settings) -> HealthReport | None:
     """The newest look at production; None before the first scoring."""
-    reports = health_history(settings, newest=1)
-    return reports[0] if reports else None
+    return next(iter(health_history(settings, newest=1)), None)
 
 
 def health_history(settings: Settings, *, newest: int = 30) -> list[HealthReport]:
     """Reports of the last scorings, newest first."""
     store = Store(settings.store_uri)
-    keys = store.snapshot().keys("health")[-newest:]
-    rows = store.read_table(keys, ["report"], schema=tables.HEALTH_SCHEMA)["report"].to_pylist()
-    return [HealthReport.model_validate_json(row) for row in reversed(rows)]
+    rows = store.iter_rows(store.snapshot().keys("health")[-newest:], ["report"])
+    return [HealthReport.model_validate_json(row["report"]) for row in reversed(list(rows))]
 
 
 # -- small parts -----------------------------------------------------------------------------------------------------
@@ -307,12 +290,14 @@ def _unpublished(store: Store, base: Snapshot, keys: Sequence[str]) -> list[str]
 
 
 def _predictions(rows: pa.Table, answers: Answers, version: str, role: str, now: datetime) -> pa.Table:
-    said = {"label": answers.labels, "confidence": answers.confidence, "abstained": answers.abstained}
     of_all = {"model_version": version, "role": role, "scored_at": now}
-    columns = {"review_id": rows["review_id"], "text_hash": rows["text_hash"], **said}
-    return pa.table(
-        columns | {name: [value] * rows.num_rows for name, value in of_all.items()}, schema=tables.PREDICTION_SCHEMA
-    )
+    repeated = {name: [value] * rows.num_rows for name, value in of_all.items()}
+    return pa.table(_columns(rows, answers) | repeated, schema=tables.PREDICTION_SCHEMA)
+
+
+def _columns(rows: pa.Table, answers: Answers) -> dict[str, Any]:
+    said = {"label": answers.labels, "confidence": answers.confidence, "abstained": answers.abstained}
+    return {"review_id": rows["review_id"], "text_hash": rows["text_hash"], **said}
 
 
 def _skipped(reason: str) -> Manifest:

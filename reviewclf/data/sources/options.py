@@ -44,15 +44,9 @@ class ReadOptions:
     @classmethod
     def of(cls, settings: IngestSettings) -> ReadOptions:
         """The options of a source."""
-        return cls(
-            text_column=settings.text_column,
-            needs_text=True,
-            encoding=settings.encoding,
-            separator=settings.separator,
-            quoting=settings.quoting,
-            batch_rows=min(settings.chunk_rows, 10_000),
-            pattern="REVIEWCLF_INGEST__{upper}",
-        )
+        known = settings.model_dump(include={"text_column", "encoding", "separator", "quoting"})
+        batch_rows = min(settings.chunk_rows, 10_000)
+        return cls(**known, needs_text=True, batch_rows=batch_rows, pattern="REVIEWCLF_INGEST__{upper}")
 
     def or_set(self, option: str, value: str) -> str:
         """``, or set OPTION to VALUE`` for the end of a message; empty where there is no such setting."""

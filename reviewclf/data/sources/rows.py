@@ -99,16 +99,8 @@ def make_chunk(
             except ValueError as error:
                 payload = row.payload if row.payload is not None else to_json(row.values)
                 row = BadRow(row.row_number, str(error), payload)
-        bad.append(
-            {
-                "review_id": None,
-                "row_number": row.row_number,
-                "reason": storable(row.reason),
-                "payload": storable(row.payload),
-                "source": storable(source),
-                "layout": row.layout,
-            }
-        )
+        written = {"reason": storable(row.reason), "payload": storable(row.payload), "source": storable(source)}
+        bad.append(row._asdict() | written)
     return Chunk(pa.Table.from_pylist(good, schema=RAW_SCHEMA), pa.Table.from_pylist(bad, schema=QUARANTINE_SCHEMA), watermark)
 
 
