@@ -56,8 +56,7 @@ def ingest(settings: Settings) -> Manifest:
     remembered = _remembered(base)
     sources = list_source(settings.source, settings.ingest)
     fresh = [source for source in sources if not _is_unchanged(source, remembered, settings)]
-    files = [source for source in fresh if isinstance(source, SourceFile)]
-    databases = [source for source in fresh if isinstance(source, SqlSource)]
+    files = [source for source in fresh if source.fingerprint is not None]
     # What is read anew because its settings changed may tell times that were not understood before.
     known = [remembered[file.uri] for file in files if file.uri in remembered]
     fill_times = any(before.get("reading") != settings.ingest.reading for before in known)
@@ -71,7 +70,7 @@ def ingest(settings: Settings) -> Manifest:
         "history": base.keys("history"),
         "clean": base.keys("clean") if fill_times else [],
     }
-    if not databases:
+    if len(files) == len(fresh):
         return store.run_stage("ingest", 2, inputs, read)
     # A database has no fingerprint: it is read first, and what came is part of the digest.
     result = read()
@@ -174,7 +173,7 @@ def _read(
     state: dict[str, dict[str, Any]] = {_SOURCES: {}, _WATERMARKS: {}}
     whole: dict[str, int] = {}
     for source in fresh:
-        name, is_file = options.source_name or source.name, isinstance(source, SourceFile)
+        name, is_file = options.source_name or source.name, source.fingerprint is not None
         newer_than = None if is_file or not options.watermark_column else watermarks.get(source.uri)
         chunks = read_chunks(source, options, newer_than=newer_than, latest=latest)
         rows, watermark = intake.take(source.uri, name, chunks, is_whole=names.count(name) == 1)
@@ -196,8 +195,7 @@ def _read(
             whole[name] = whole.get(name, 0) + rows
         # An empty day is no measure of the days to come.
         rows = rows or before.get("rows") or 0
-        fingerprint = source.fingerprint if isinstance(source, SourceFile) else None
-        state[_SOURCES][source.uri] = {"fingerprint": fingerprint, "reading": options.reading, "rows": rows}
+        state[_SOURCES][source.uri] = {"fingerprint": source.fingerprint, "reading": options.reading, "rows": rows}
     result = intake.result(state)
     return result.model_copy(update={"details": {**result.details, "whole": whole, READ_ANEW: fill_times}})
 
@@ -209,13 +207,9 @@ def _remembered(base: Snapshot) -> dict[str, dict[str, Any]]:
 
 
 def _is_unchanged(source: _Source, remembered: Mapping[str, dict[str, Any]], settings: Settings) -> bool:
-    before = remembered.get(source.uri)
-    return (
-        isinstance(source, SourceFile)
-        and before is not None
-        and before["fingerprint"] == source.fingerprint
-        and before.get("reading") == settings.ingest.reading
-    )
+    before = remembered.get(source.uri, {})
+    is_same = (before.get("fingerprint"), before.get("reading")) == (source.fingerprint, settings.ingest.reading)
+    return source.fingerprint is not None and is_same
 
 
 # -- publishing ------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ class SqlSource:
     uri: str
     query: str
     url: str = field(repr=False)
+    # Nothing tells whether a database has changed.
+    fingerprint: None = None
 
     @property
     def name(self) -> str:
