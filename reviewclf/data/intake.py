@@ -36,6 +36,10 @@ _MOST_SHARED = 0.1
 _FEWEST_SHARED = 3
 _TEXTS_OF_NO_ID = 3
 
+# A file is compared with others where there are so many, and volumes below `_FEWEST_ROWS` say nothing, whatever their ratio.
+_MIN_FILES = 3
+_FEWEST_ROWS = 100
+
 Digests = np.ndarray
 # Source and id: several sources may use the same ids.
 ReviewKey = tuple[str, str]
@@ -47,6 +51,46 @@ REFUSED = ("source", "reason", "payload")
 def kind_of(reason: str) -> str:
     """The stable beginning of a reason for quarantine: ``too_many_fields`` of ``too_many_fields: expected 2, found 3``."""
     return reason.partition(":")[0].strip()
+
+
+def check_file(name: str, rows: int, *, before: int | None, others: Sequence[int], max_ratio: float) -> None:
+    """Refuse a file that has shrunk or grown out of all proportion.
+
+    Parameters
+    ----------
+    name : str
+        Its address.
+    rows : int
+        All its rows, known ones included.
+    before : int or None
+        Its rows when it was read last; None or 0 for a file that was never read or always empty.
+    others : sequence of int
+        Rows of other files that were read before, with which a new file is compared.
+    max_ratio : float
+        ``REVIEWCLF_QUALITY__MAX_VOLUME_RATIO``.
+
+    Raises
+    ------
+    QualityError
+        Names the file, what was expected and the setting.
+    """
+    if not rows:
+        return
+    if before:
+        low = high = before
+        said = f"it held {before:,} when it was read last"
+    elif len(others) >= _MIN_FILES:
+        # Many shops may share a folder: only a file far smaller than each of the others has lost its rows. That new files
+        # bring far more than usual is seen when the night's new rows are counted.
+        low, high = min(others), rows
+        said = f"each of {len(others)} files before held {low:,} or more"
+    else:
+        return
+    if (low >= _FEWEST_ROWS and rows * max_ratio < low) or (rows >= _FEWEST_ROWS and rows > high * max_ratio):
+        raise QualityError(
+            f"{name}: holds {rows:,} rows, but {said}; nothing was published. If the file is whole, set "
+            f"REVIEWCLF_QUALITY__MAX_VOLUME_RATIO above {max(rows, low) / max(1, min(rows, low)):.0f} for this night"
+        )
 
 
 class Current(NamedTuple):

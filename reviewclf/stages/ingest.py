@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 from reviewclf.data.edits import REWRITTEN
-from reviewclf.data.intake import Intake
+from reviewclf.data.intake import Intake, check_file
 from reviewclf.data.sources import SourceFile, SqlSource, list_source, read_chunks
-from reviewclf.data.volumes import check_file
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.checking import NEW_ROWS, READ_ANEW, check_rows

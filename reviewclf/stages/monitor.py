@@ -78,7 +78,7 @@ def monitor(settings: Settings, published: Manifest) -> Manifest:
     tracker = Tracker(settings.tracking_uri)
 
     def work() -> StageResult:
-        return _look(settings, store, tracker, published)
+        return _examine(settings, store, tracker, published)
 
     manifest = store.run_stage("monitor", 1, {"published": published.digest}, work)
 
@@ -114,7 +114,7 @@ class _Training(NamedTuple):
     answers: pd.DataFrame
 
 
-def _look(settings: Settings, store: Store, tracker: Tracker, published: Manifest) -> StageResult:
+def _examine(settings: Settings, store: Store, tracker: Tracker, published: Manifest) -> StageResult:
     base = store.snapshot()
     version = str(published.details["champion"])
     classes: Any = published.details["classes"]
