@@ -159,9 +159,8 @@ def writable_suffix(path: str) -> str:
     DataContractError
         It is unknown, or Parquet with ``.gz``.
     """
-    plain = path.lower().removesuffix(".gz")
-    suffix = next((ending for ending in WRITABLE if plain.endswith(ending)), None)
-    if suffix is None or (suffix == ".parquet" and plain != path.lower()):
+    suffix = suffix_of(path)
+    if suffix not in WRITABLE or (suffix == ".parquet" and path.lower().endswith(".gz")):
         raise DataContractError(f"{path}: unknown kind of file; expected one of {', '.join(WRITABLE)}")
     return suffix
 

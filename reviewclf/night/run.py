@@ -277,7 +277,5 @@ def _candidates(
 
 def _untrained(manifest: Manifest) -> str:
     """Why a candidate could not be trained; empty where it was."""
-    reason = manifest.details.get("skipped")
-    if not reason:
-        return ""
-    return f"{'not trained, has failed' if manifest.details.get('failed') else 'skipped'}: {reason}"
+    what = "not trained, has failed" if manifest.details.get("failed") else "skipped"
+    return f"{what}: {manifest.details['skipped']}" if manifest.details.get("skipped") else ""
