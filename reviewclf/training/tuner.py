@@ -168,8 +168,8 @@ class Tuner(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = self.train_dataset
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SeededLengthGroups(size, [len(row["input_ids"]) for row in rows], seed=self.args.seed)
+        lengths = [len(row["input_ids"]) for row in rows]
+        return SeededLengthGroups(self.args.train_batch_size, lengths, seed=self.args.seed)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each layer."""
@@ -212,7 +212,10 @@ class Tuner(Trainer):
 
 
 class SeededLengthGroups(LengthGroupedSampler):
-    """Rows of similar length together, in an order of each epoch's own that a resumed training finds again."""
+    """Rows of similar length together; the batches come in a random order, which a resumed training finds again.
+
+    Transformers' own order goes from long to short reviews, in a small dataset through the whole epoch.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], *, seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -224,8 +227,12 @@ class SeededLengthGroups(LengthGroupedSampler):
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0]))
-        order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
-        return order
+        order = torch.tensor(list(super().__iter__()))  # type: ignore[no-untyped-call]
+        # A batch that is not full goes last: elsewhere it would shift all that follow.
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].view(-1, self.batch_size)
+        mixed = batches[torch.randperm(len(batches), generator=self.generator)]
+        yield from [*mixed.flatten().tolist(), *order[whole:].tolist()]
 
 
 class _Flow(TrainerCallback):

@@ -433,6 +433,8 @@ def test_batches_hold_rows_of_similar_length_in_an_order_of_their_own_each_epoch
     assert [len(batch) for batch in batches] == [8] * 100 + [4]
     padded = sum(batch.max() * len(batch) for batch in batches)
     assert padded < 1.1 * lengths.sum() < 0.6 * 128 * 804
+    means = [batch.mean() for batch in batches]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # not from long to short
     sampler.set_epoch(1)
     second = list(sampler)
     assert second != first
