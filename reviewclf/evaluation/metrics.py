@@ -6,7 +6,7 @@ Intervals are percentile bootstrap intervals (Efron & Tibshirani, An Introductio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -62,6 +62,14 @@ class Evaluation(Result):
     labels: list[str]
     confusion: list[list[int]]
     confidence: float
+
+    def figures(self) -> dict[str, float]:
+        """Each metric and its bounds, by names such as ``weighted_f1``, ``weighted_f1_low`` and ``weighted_f1_high``."""
+        found: dict[str, float] = {}
+        for name in get_args(Metric):
+            interval: Interval = getattr(self, name)
+            found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return found
 
 
 class Difference(Result):

@@ -173,17 +173,6 @@ def log_dataset(tracker: Tracker, run_id: str, dataset: Manifest, store: Store, 
             tracker.log_dataset(run_id, part, name=f"reviews-{split}", digest=dataset.digest, source=source, context=context)
 
 
-def metrics_of(prefix: str, result: Any) -> dict[str, float]:
-    """Metrics with their bounds, as MLflow takes them."""
-    metrics: dict[str, float] = {}
-    for name in ("accuracy", "precision", "recall", "weighted_f1", "macro_f1"):
-        interval = getattr(result, name)
-        metrics.update(
-            {f"{prefix}/{name}": interval.value, f"{prefix}/{name}_low": interval.low, f"{prefix}/{name}_high": interval.high}
-        )
-    return metrics
-
-
 def _log_augmentation(tracker: Tracker, run_id: str, dataset: Manifest) -> None:
     """What the filters refused, and the curve of each class: metrics whose steps are numbers of synthetic rows."""
     card: Any = dataset.details["card"]

@@ -18,7 +18,7 @@ from reviewclf.data.duplicates import match_near_duplicates
 from reviewclf.data.gold import Gold, load_gold
 from reviewclf.errors import ConflictError, RegistryError, RegistryUnavailableError, StoreError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.registry.runs import metrics_of, parent_of, skip_candidate, tracker_of
+from reviewclf.registry.runs import parent_of, skip_candidate, tracker_of
 from reviewclf.settings import ServingSettings, Settings
 from reviewclf.storage import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
@@ -218,20 +218,17 @@ def score_model(
             answers = pa.Table.from_pandas(rows, schema=tables.GOLD_ANSWERS_SCHEMA, preserve_index=False)
             outputs = {"answers": store.put_table(answers)}
         if run_id:
-            texts = gold.frame["text"].tolist() if gold is not None else _texts_of(store, dataset)
+            texts: list[str] = []
+            if gold is not None:
+                texts = gold.frame["text"].tolist()
+            elif dataset is not None:
+                texts = store.read(dataset, "dataset", ["text_clean"])["text_clean"].to_pylist()
             latency = _time(tracker, model_uri, texts[:_LATENCY_TEXTS], serving or ServingSettings())
-            figures |= {
-                "seconds_per_example_p50": latency.p50,
-                "seconds_per_example_p95": latency.p95,
-                "timed_calls": latency.n,
-            }
-            metrics = {
-                "latency/p50_seconds": latency.p50,
-                "latency/p95_seconds": latency.p95,
-                "latency/batch_seconds_per_example": latency.batch_seconds_per_example,
-                **({"model/mib": size / _MIB} if size else {}),
-            }
-            tracker.log(run_id, metrics=metrics)
+            seconds = {"p50": latency.p50, "p95": latency.p95}
+            figures |= {f"seconds_per_example_{name}": value for name, value in seconds.items()} | {"timed_calls": latency.n}
+            metrics = {f"latency/{name}_seconds": value for name, value in seconds.items()}
+            metrics["latency/batch_seconds_per_example"] = latency.batch_seconds_per_example
+            tracker.log(run_id, metrics=metrics | ({"model/mib": size / _MIB} if size else {}))
         return StageResult(
             outputs=outputs, counts={"gold_rows": 0 if gold is None else len(gold.frame)}, details={"figures": figures}
         )
@@ -243,12 +240,6 @@ def score_model(
         "taxonomy": digest_of(taxonomy),
     }
     return store.run_stage("score", 2, inputs, work)
-
-
-def _texts_of(store: Store, dataset: Manifest | None) -> list[str]:
-    keys = [] if dataset is None else dataset.keys("dataset")
-    texts: list[str] = store.read_table(keys, ["text_clean"], schema=tables.DATASET_SCHEMA)["text_clean"].to_pylist()
-    return texts
 
 
 def _time(tracker: Tracker, model_uri: str, texts: Sequence[str], serving: ServingSettings) -> Latency:
@@ -310,33 +301,22 @@ def _on_gold(taxonomy: Taxonomy, tracker: Tracker, gold: Gold, model: Any, run_i
     # The champion may know categories that the taxonomy has dropped, or lack some that are new.
     probabilities = pd.DataFrame(answers["probabilities"].tolist())
     labels = [*taxonomy.names, *(name for name in probabilities.columns if name not in taxonomy.names)]
-    figures = score(true, predicted, labels)
-    table = probabilities.reindex(columns=labels, fill_value=0.0).to_numpy()
-    calibration = expected_calibration_error(true, table, labels)
+    scores = score(true, predicted, labels)
+    calibration = expected_calibration_error(true, probabilities.reindex(columns=labels, fill_value=0.0).to_numpy(), labels)
+    figures = {**scores.figures(), "ece": calibration.value}
     rows = gold.frame[["review_id", "text_hash", "label"]].assign(
         predicted=predicted, confidence=answers["confidence"].round(6).to_numpy()
     )
     if run_id:
-        tracker.log(
-            run_id,
-            metrics={**metrics_of("gold", figures), "gold/ece": calibration.value, "gold/rows": figures.n},
-            tags={"reviewclf.gold": gold.digest},
-        )
-        tracker.log_json(run_id, figures.model_dump(mode="json"), "evaluation/gold.json")
+        metrics = {f"gold/{name}": value for name, value in {**figures, "rows": scores.n}.items()}
+        tracker.log(run_id, metrics=metrics, tags={"reviewclf.gold": gold.digest})
+        tracker.log_json(run_id, scores.model_dump(mode="json"), "evaluation/gold.json")
         tracker.log_json(run_id, rows.to_dict("records"), "evaluation/gold_answers.json")
         tracker.log_json(run_id, calibration.model_dump(mode="json"), "evaluation/calibration.json")
-        title = f"{tracker.client.get_run(run_id).info.run_name} on {figures.n} gold reviews"
-        tracker.log_figure(run_id, plot_confusion_matrix(figures, title), "evaluation/confusion_matrix.png")
+        title = f"{tracker.client.get_run(run_id).info.run_name} on {scores.n} gold reviews"
+        tracker.log_figure(run_id, plot_confusion_matrix(scores, title), "evaluation/confusion_matrix.png")
         tracker.log_figure(run_id, plot_reliability(calibration, title), "evaluation/reliability.png")
-    return rows, {
-        "weighted_f1": figures.weighted_f1.value,
-        "weighted_f1_low": figures.weighted_f1.low,
-        "weighted_f1_high": figures.weighted_f1.high,
-        "macro_f1": figures.macro_f1.value,
-        "accuracy": figures.accuracy.value,
-        "ece": calibration.value,
-        "per_class": [item.model_dump(mode="json") for item in figures.per_class if item.support],
-    }
+    return rows, {**figures, "per_class": [item.model_dump(mode="json") for item in scores.per_class if item.support]}
 
 
 def _effect_on_gold(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reviewclf.errors import EncoderUnavailableError, EvaluationError, RegistryError, ReviewclfError, TrainingError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.outages import is_away, is_full
-from reviewclf.registry.runs import candidate_name, log_dataset, metrics_of, retrain_run, skip_candidate, tracker_of
+from reviewclf.registry.runs import candidate_name, log_dataset, retrain_run, skip_candidate, tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import build_dataset
 from reviewclf.stages.evaluate import evaluate
@@ -191,7 +191,8 @@ def _log_training(
         result = score(true, classifier.answers(probabilities), job.classes)
         calibration = expected_calibration_error(true, probabilities, job.classes)
         weighted_f1 = result.weighted_f1.value
-        metrics |= {**metrics_of("validation", result), "validation/ece": calibration.value}
+        scores = {**result.figures(), "ece": calibration.value}
+        metrics |= {f"validation/{name}": value for name, value in scores.items()}
         figure = plot_reliability(calibration, f"{spec.name} against votes on validation")
         tracker.log_figure(run_id, figure, "validation/reliability.png")
     tracker.log(run_id, metrics=metrics, params=classifier.chosen)
