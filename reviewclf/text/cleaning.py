@@ -132,9 +132,9 @@ def clean_text(text: str) -> str:
     return " ".join(_LETTERS.findall(text))
 
 
-def clean_texts(texts: Iterable[str]) -> list[str]:
-    """Apply :func:`clean_text` to each text, in order."""
-    return [clean_text(text) for text in texts]
+def clean_texts(texts: Iterable[str | None]) -> list[str]:
+    """Apply :func:`clean_text` to each text, in order; None and NaN become empty."""
+    return [clean_text(text) if isinstance(text, str) else "" for text in texts]
 
 
 def normal_form(text: str) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import JsonValue
 
+from reviewclf.text import clean_texts
 from reviewclf.training.model import ModelCard, TextClassifier
 from reviewclf.training.onnx_session import MODEL, OnnxEncoder, TextReader, softmax, warn_of_other_processor
-from reviewclf.training.rows import Floats, clean_texts
+from reviewclf.training.rows import Floats
 
 if TYPE_CHECKING:
     from reviewclf.training.encoder_network import EncoderNetwork

@@ -81,7 +81,7 @@ def fine_tune(title: str, params: EncoderParams, job: TrainingJob) -> TunedEncod
         The rows cannot be trained on, or the candidate's settings do not work out.
     """
     rows = job.training_rows(title, min_weight=params.min_weight)
-    validation = [row for row in zip(*job.validation_rows(title), strict=True) if row[0]]
+    validation = job.validation_rows(title)
     source = resolve_checkpoint(params.checkpoint, job.encoders)
     with quiet_transformers():
         transformers.set_seed(job.seed)

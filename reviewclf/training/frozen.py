@@ -127,7 +127,7 @@ class FrozenEncoderCandidate(Candidate):
 
         params = self.params
         rows = job.training_rows(self.title)
-        validation = [row for row in zip(*job.validation_rows(self.title), strict=True) if row[0]]
+        validation = job.validation_rows(self.title)
         body, tokenizer = load_checkpoint(resolve_checkpoint(params.checkpoint, job.encoders), self.title)
         reader = TextReader.of(tokenizer, max_length=params.max_length)
         network = EncoderNetwork(body.eval(), classes=len(rows.seen), pooling=params.pooling)

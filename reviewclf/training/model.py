@@ -28,9 +28,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, ValidationError, field_validator
 
 from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.text import clean_texts
 from reviewclf.training.calibration import abstain_thresholds, fit_temperature
 from reviewclf.training.kinds import load_kind
-from reviewclf.training.rows import Floats, clean_texts
+from reviewclf.training.rows import Floats
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reviewclf.text import clean_texts
 from reviewclf.training.features import FeatureSettings, Ngrams, TextFeatures
-from reviewclf.training.rows import clean_texts
 
 _FOLDS = 5
 # Rows beyond which a linear classifier gains little, and rows whose features are held in memory together.

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reviewclf.errors import TrainingError
-from reviewclf.text import clean_text
+from reviewclf.text import clean_texts
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,8 @@ class TrainingJob:
         prior = np.bincount(target, weights=weights, minlength=len(self.classes)) / weights.sum()
         return TrainingRows([texts[row] for row in kept], target, weights, seen, prior)
 
-    def validation_rows(self, title: str) -> tuple[list[str], Integers]:
-        """Cleaned texts of all validation rows, empty ones included, and positions of their labels among the classes.
+    def validation_rows(self, title: str) -> list[tuple[str, int]]:
+        """Cleaned texts of the validation rows that have one, and positions of their labels among the classes.
 
         Raises
         ------
@@ -126,8 +126,9 @@ class TrainingJob:
         """
         _check_columns(title, "validation", self.validation)
         labels = self.validation["label"].tolist()
+        positions = self._positions(title, "validation", labels, range(len(labels))).tolist()
         texts = clean_texts(self.validation["text_clean"].tolist())
-        return texts, self._positions(title, "validation", labels, range(len(labels)))
+        return [(text, position) for text, position in zip(texts, positions, strict=True) if text]
 
     def _positions(self, title: str, name: str, labels: Sequence[str], rows: Sequence[int]) -> Integers:
         position = {label: column for column, label in enumerate(self.classes)}
@@ -148,11 +149,6 @@ def without_light_rows(rows: pd.DataFrame, min_weight: float) -> pd.DataFrame:
     light = pd.to_numeric(rows["weight"], errors="coerce") < min_weight
     heavy_rows = rows.loc[~light, "label"].value_counts()
     return rows[~(light & rows["label"].isin(heavy_rows.index[heavy_rows >= _ENOUGH_ROWS]))]
-
-
-def clean_texts(texts: Sequence[str | None]) -> list[str]:
-    """Cleaned texts; empty ones for None and NaN."""
-    return [clean_text(text) if isinstance(text, str) else "" for text in texts]
 
 
 def class_weights(target: Integers, weights: Floats, *, classes: int, power: float) -> Floats:
