@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reviewclf.errors import TrainingError
 from reviewclf.training.kinds import load_kind
 from reviewclf.training.model import TextClassifier
-from reviewclf.training.rows import TrainingJob
+from reviewclf.training.rows import TrainingJob, TrainingRows
 from reviewclf.yaml_files import describe, read_yaml
 
 ClassWeightPower = Annotated[
@@ -68,6 +68,10 @@ class Candidate(Strict, ABC):
     @abstractmethod
     def classifier(cls) -> type[TextClassifier]:
         """The class that reads what :meth:`train` returned and was saved."""
+
+    def common(self, job: TrainingJob, rows: TrainingRows) -> dict[str, Any]:
+        """The keywords of a classifier's constructor that all kinds share."""
+        return {"classes": job.classes, "seen": rows.seen, "prior": rows.prior, "candidate": self.model_dump(mode="json")}
 
     def check_available(self, encoders: Path | None) -> None:
         """Whether it can be trained here.

@@ -59,11 +59,8 @@ class EncoderCandidate(Candidate):
             tuned.tokenizer,
             texts=[*job.validation["text_clean"], *tuned.rows.texts],
             max_length=params.max_length,
-            classes=job.classes,
-            seen=tuned.rows.seen,
-            prior=tuned.rows.prior,
-            candidate=self.model_copy(update={"params": params}).model_dump(mode="json"),
             chosen={**settings, "best_epoch": tuned.best_epoch, "device": tuned.device},
+            **self.model_copy(update={"params": params}).common(job, tuned.rows),
         )
         classifier.calibrate(job.validation, scale=True)
         classifier.history, classifier.trials, classifier.figures = tuned.history, trials, tuned.figures

@@ -153,12 +153,9 @@ class FrozenEncoderCandidate(Candidate):
             weights=matrix,
             bias=bias,
             encoder=encoder,
-            classes=job.classes,
-            seen=rows.seen,
-            prior=rows.prior,
-            candidate=self.model_dump(mode="json"),
             chosen={**params.model_dump(mode="json"), "C": strength},
             exported=report.model_dump(mode="json"),
+            **self.common(job, rows),
         )
         classifier.calibrate(job.validation, scale=True)
         return classifier

@@ -149,11 +149,8 @@ class LinearCandidate(Candidate):
             classifier = LinearClassifier(
                 features=fitted[1],
                 estimator=_fit(settings, fitted[2], encoded, rows.weights, seed=job.seed),
-                classes=job.classes,
-                seen=rows.seen,
-                prior=rows.prior,
-                candidate=self.model_dump(mode="json"),
                 chosen=settings.model_dump(mode="json"),
+                **self.common(job, rows),
             )
             answers = classifier.calibrate(job.validation)
             score = weighted_f1(labels, classifier.answers(answers)) if labels else 0.0

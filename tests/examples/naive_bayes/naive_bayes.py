@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue, PositiveFloat
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.naive_bayes import ComplementNB
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -15,7 +14,7 @@ from reviewclf.training.skops_files import read_skops, write_skops
 
 
 class NaiveBayesParams(Strict):
-    alpha: PositiveFloat = 1.0
+    alpha: float = 1.0
 
 
 class NaiveBayesClassifier(TextClassifier):
@@ -29,7 +28,7 @@ class NaiveBayesClassifier(TextClassifier):
     def seen_probabilities(self, texts: list[str]) -> Floats:
         return self.pipeline.predict_proba(texts)
 
-    def write_parts(self, folder: Path) -> dict[str, JsonValue]:
+    def write_parts(self, folder: Path) -> dict[str, Any]:
         write_skops({"pipeline": self.pipeline}, folder / "pipeline.skops")
         return {}  # small things could go into model.json this way
 
@@ -49,8 +48,6 @@ class NaiveBayesCandidate(Candidate):
         rows = job.training_rows(self.title)
         pipeline = make_pipeline(TfidfVectorizer(max_features=5000), ComplementNB(alpha=self.params.alpha))
         pipeline.fit(rows.texts, rows.target, complementnb__sample_weight=rows.weights)
-        classifier = NaiveBayesClassifier(
-            pipeline=pipeline, classes=job.classes, seen=rows.seen, prior=rows.prior, candidate=self.model_dump(mode="json")
-        )
+        classifier = NaiveBayesClassifier(pipeline=pipeline, **self.common(job, rows))
         classifier.calibrate(job.validation, scale=True)
         return classifier
