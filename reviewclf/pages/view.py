@@ -65,8 +65,7 @@ def number(value: float | None, kind: Kind, texts: Texts) -> str:
 
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    shown = f"{100 * value:+.1f}"
-    return "0.0" if shown in ("+0.0", "-0.0") else shown.replace("-", "\N{MINUS SIGN}")
+    return _signed(100 * value, 1)
 
 
 def metric_rows(champion: JudgedVersion, other: JudgedVersion, texts: Texts) -> list[Row]:
