@@ -36,16 +36,11 @@ def render(look: Look, *, texts: Texts, person: Person, base: str, winner: Winne
     """
     overview, other, comparison = look.overview, look.other, look.comparison
     content: dict[str, Any] = {
-        "overview": overview,
+        **vars(look),
         "champion": overview.champion,
         "challenger": overview.challenger,
         "previous": overview.previous,
-        "other": other,
-        "comparison": comparison,
-        "challenged": look.challenged,
-        "health": look.health,
         "person": person,
-        "mlflow": look.mlflow_url,
         "headline": view.headline(overview, look.challenged, look.health, texts),
         "metrics": [] if other is None else view.metric_rows(overview.champion or other, other, texts),
         "rules": [] if comparison is None or comparison.gate is None else view.rule_rows(comparison.gate, texts),

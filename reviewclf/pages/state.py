@@ -49,7 +49,7 @@ class Look:
         The challenger beside the champion.
     gold : mapping
         Text of the gold reviews by text hash and by review id.
-    mlflow_url : str or None
+    mlflow : str or None
         Address of MLflow for people; None where there is none.
     """
 
@@ -59,7 +59,7 @@ class Look:
     challenged: Comparison | None
     health: HealthReport | None
     gold: Mapping[str, str]
-    mlflow_url: str | None
+    mlflow: str | None
 
 
 class State:
@@ -115,7 +115,7 @@ class State:
             challenged=None if champion is None or challenger is None else self._compare(champion, challenger),
             health=self._health.value(),
             gold=self._gold.value(),
-            mlflow_url=self._settings.mlflow_address,
+            mlflow=self._settings.mlflow_address,
         )
 
     def champion(self) -> str | None:

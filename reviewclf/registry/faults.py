@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -163,8 +164,7 @@ def _said(error: BaseException) -> str:
 
 
 def _shortened(said: str) -> str:
-    said = " ".join(said.split())
-    return said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]}..."
+    return textwrap.shorten(said, _MAX_SAID, placeholder="...")
 
 
 def _where(error: BaseException) -> str:
