@@ -312,7 +312,8 @@ def test_retrain_goes_on_whichever_write_found_no_space(
         assert_nothing_half_visible(tight)
         events, named, _ = promotions(tight)
         assert bool(events) == ("champion" in named)
-    assert len(failures) == len(set(failures)) >= 14
+    # Once the champion has moved, the gate is asked anew before the move is recorded as done: that write fails twice.
+    assert len(failures) - 1 == len(set(failures)) >= 14
     for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "gate"):
         assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
     assert any("/log/" in said for said in failures)
