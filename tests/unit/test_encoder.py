@@ -134,7 +134,7 @@ def test_tells_classes_apart_and_reports_each_epoch(encoders: Path) -> None:
 def test_network_is_that_of_the_best_epoch(encoders: Path) -> None:
     # Of these labels the network knows less the more it learns.
     misled = VALIDATION.assign(label=np.roll(VALIDATION["label"], 1))
-    trained = _train(encoders, validation=misled, epochs=4, patience=None)
+    trained = _train(encoders, validation=misled, epochs=8, patience=None)
     scores = [entry["weighted_f1"] for entry in trained.history]
     assert trained.best_epoch == 1 + scores.index(max(scores))
     assert scores[-1] != max(scores), "this test needs an epoch that is worse than the best"
