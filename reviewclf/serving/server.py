@@ -38,11 +38,13 @@ _BACKLOG = 2048
 _HANG_SECONDS = 30
 # How long clients that keep a connection open are told that the server stops, so that they close it.
 _NOTICE_SECONDS = 0.5
-# A server follows by asking often; it must not hang on one question.
-_MLFLOW_DEFAULTS = {
+_ENVIRONMENT = {
+    # A server follows by asking often; it must not hang on one question.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Each process has a core; threads for a handful of texts would only get in each other's way.
+    "TOKENIZERS_PARALLELISM": "false",
 }
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=:)", re.IGNORECASE)
 
@@ -63,7 +65,7 @@ def serve(settings: Settings) -> None:
     settings = settings.model_copy(update={"serving": serving.model_copy(update={"workers": workers})})
     listener = listen(serving.host, serving.port)
     with listener, tempfile.TemporaryDirectory(prefix="reviewclf-metrics-") as figures:
-        os.environ.update({**_MLFLOW_DEFAULTS, **os.environ, "PROMETHEUS_MULTIPROC_DIR": figures})
+        os.environ.update({**_ENVIRONMENT, **os.environ, "PROMETHEUS_MULTIPROC_DIR": figures})
         config = uvicorn.Config(
             partial(worker_app, settings),
             factory=True,
