@@ -77,6 +77,12 @@ def examples() -> list[tuple[str, str]]:
     return [(page.stem, code) for page in pages for code in blocks.findall(page.read_text(encoding="utf-8"))]
 
 
+def test_guides_show_the_examples_that_the_tests_use(site: Path) -> None:
+    for guide, name in (("candidate", "NaiveBayesCandidate"), ("annotator", "BrandAnnotator")):
+        assert name in page(site, f"contributing/{guide}")
+        assert "--8" not in page(site, f"contributing/{guide}")
+
+
 def test_what_examples_import_exists() -> None:
     for page, code in examples():
         for node in ast.walk(ast.parse(code)):
