@@ -14,7 +14,7 @@ import yaml
 
 from tests.services import missing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MONITORING = ROOT / "infra/monitoring"
 BOARD = json.loads((MONITORING / "dashboards/reviewclf.json").read_text())
 RULES = yaml.safe_load((MONITORING / "rules.yaml").read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Stands in for Python: makes an environment that holds itself, notes what pip is asked for, and runs everything else.
 STAND_IN = """#!/bin/sh
 case "$*" in

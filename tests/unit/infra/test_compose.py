@@ -19,7 +19,7 @@ import yaml
 from infra import make_secrets
 from reviewclf.settings import describe_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOP = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
 PARTS = [ROOT / part["path"] for part in TOP["include"]]
 SERVICES: dict[str, dict[str, Any]] = {

@@ -27,7 +27,7 @@ from reviewclf.storage import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import Answer, ChatServer, completion, running
 from tests.tiny_llm import tiny
-from tests.unit.test_augmentation_filters import CATEGORY, JEWELLERY, TAXONOMY, real
+from tests.unit.augmentation.test_filters import CATEGORY, JEWELLERY, TAXONOMY, real
 
 TEXTS = [
     "Браслет подарила маме на юбилей",

@@ -24,7 +24,7 @@ from reviewclf.local.processes import LocalError, Processes, free_port, locked
 from reviewclf.local.progress import log_lines, summary
 from reviewclf.orchestration.messages import failure_summary
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # A server that starts a worker, which (as Airflow's task processes do) leads a process group of its own.
 SERVER = """

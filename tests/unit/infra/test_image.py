@@ -14,7 +14,7 @@ import pytest
 from infra import sbom
 from reviewclf.registry.tracking import git_commit
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
 FINAL = DOCKERFILE.rpartition("\nFROM ")[2]
 

@@ -12,7 +12,7 @@ import yaml
 
 from reviewclf.settings import describe_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "infra" / "kubernetes"
 MANIFESTS = ("namespace.yaml", "mlflow.yaml", "serving.yaml", "gpu/vllm.yaml")
 VALUES = ("airflow-values.yaml", "airflow-values-kubernetes.yaml", "airflow-values-celery.yaml")

@@ -17,7 +17,7 @@ from reviewclf.settings import load_settings
 from reviewclf.taxonomy import Taxonomy
 
 NAMES = Taxonomy.load(load_settings(_env_file=None).taxonomy).names
-INPUTS = Path(__file__).parents[1] / "inputs"
+INPUTS = Path(__file__).parents[2] / "inputs"
 HOSTILE = [line.replace("\\u200b", "\u200b") for line in (INPUTS / "hostile_reviews.txt").read_text("utf-8").splitlines()]
 HONEST = (INPUTS / "honest_reviews.txt").read_text("utf-8").splitlines()
 
