@@ -26,7 +26,7 @@ $(READY): requirements.txt pyproject.toml
 	@if [ -n "$(TORCH_INDEX)" ] && { [ "$(origin TORCH_INDEX)" != file ] || { $(NO_GPU); }; } && $(ANSWERS); then \
 		echo "PyTorch's build for the processor comes from $(TORCH_INDEX)"; \
 		"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" \
-			"$$(grep '^torch==' requirements.txt)"; \
+			"$$(grep '^torch==' requirements.txt)" || [ "$(origin TORCH_INDEX)" = file ] || exit 1; \
 	fi
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

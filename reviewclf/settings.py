@@ -54,7 +54,7 @@ class _EmptyMeansNone(BaseModel):
     @classmethod
     def _none_if_empty(cls, value: Any, info: ValidationInfo) -> Any:
         may_be_none = type(None) in get_args(cls.model_fields[str(info.field_name)].annotation)
-        return None if value == "" and may_be_none else value
+        return None if may_be_none and isinstance(value, str) and not value.strip(" ") else value
 
 
 class _Group(_EmptyMeansNone):

@@ -111,22 +111,21 @@ def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, si
     """For each text the position of the first reference that it is a near-duplicate of, None where there is none."""
     known, reference_places = _distinct(_forms(references))
     forms, places = _distinct(_forms(texts))
-    border = len(known)
+    border, none = len(forms), len(known)
     same_letters: dict[str, int] = {}
     for place, form in enumerate(known):
         same_letters.setdefault(_without_spaces(form), place)
-    best = np.array([same_letters.get(_without_spaces(form), border) for form in forms], dtype=np.int64)
-    # The first reference stands next to the texts, so that it is compared first and most others need not be.
-    search = _Search([*reversed(known), *forms], similarity)
+    best = np.array([same_letters.get(_without_spaces(form), none) for form in forms], dtype=np.int64)
+    # The texts stand first, so that references are not paired with each other; the first reference is compared first, and most
+    # others need not be.
+    search = _Search([*forms, *known], similarity)
     for first, second in search.candidates(lambda members, _: members < border):
-        is_text = second >= border
-        first, second = first[is_text], second[is_text]
-        is_better = border - 1 - first < best[second - border]
+        is_better = second - border < np.where(second >= border, best[first], -border)
         first, second = search.similar(first[is_better], second[is_better])
-        np.minimum.at(best, second - border, border - 1 - first)
+        np.minimum.at(best, first, second - border)
     # Positions of the distinct forms among all references, which grow along `known`.
     _, positions = np.unique(reference_places, return_index=True)
-    matches = [int(positions[place]) if place < border else None for place in best.tolist()]
+    matches = [int(positions[place]) if place < none else None for place in best.tolist()]
     return [matches[place] for place in places.tolist()]
 
 

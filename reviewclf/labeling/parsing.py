@@ -89,7 +89,10 @@ def _silent(*, is_open: bool, is_cut: bool, has_thought: bool) -> Answer:
 def _structured(text: str, question: Question) -> Answer | None:
     """What the JSON in an answer says; None where there is none that answers."""
     found = [(content, value) for content in _objects(text) if (value := _value(content)) is not None]
-    labels = {label: content for content, value in found if (label := _named(value, question)) is not None}
+    labels: dict[str, dict[str, Any]] = {}
+    for content, value in found:
+        if (label := _named(value, question)) is not None:
+            labels.setdefault(label, content)
     if len(labels) == 1:
         ((label, content),) = labels.items()
         return Answer(label, confidence=_stated(content))

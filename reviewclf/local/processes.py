@@ -101,6 +101,7 @@ class Processes:
         """End all children and what they started: politely, then after `grace` seconds by force."""
         self.end_all(grace=grace)
         for child in self._children:
+            child.process.kill()
             child.process.wait()
         self._children.clear()
 
@@ -122,7 +123,11 @@ class Processes:
         for process in psutil.process_iter():
             # Other users' processes do not show their environment.
             with suppress(psutil.Error, OSError):
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark:
+                if (
+                    process.pid != os.getpid()
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and process.environ().get(_MARK) == self._mark
+                ):
                     yield process
 
 

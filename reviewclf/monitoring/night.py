@@ -88,7 +88,7 @@ def _training_set(built: Mapping[str, Any] | None) -> str:
     counts = {} if built is None else built["counts"]
     if "train_rows" not in counts:
         return ""
-    return f"- Training set: {counts['train_rows']:,} train, {counts['validation_rows']:,} validation"
+    return f"- Training set: {counts['train_rows']:,} train, {counts.get('validation_rows', 0):,} validation"
 
 
 def _candidates(evaluated: Mapping[str, Any] | None, gated: Mapping[str, Any] | None) -> str:

@@ -237,8 +237,8 @@ class History:
                 action=action,
                 version=version,
                 from_version=state.champion if moves else None,
-                who=who,
-                reason=reason,
+                who=_kept(who, 200),
+                reason=_kept(reason, 2000),
                 key=key,
                 **self.data_of(state.champion if moves else version),
             )
@@ -293,7 +293,7 @@ class History:
             events = self.events()
             state = fold(events)
             try:
-                self._move(state, events[-1])
+                self._move(state, events)
             except RegistryError:
                 # Two processes that write the same new tag at once: MLflow refuses one of them.
                 failures += 1
@@ -306,9 +306,9 @@ class History:
                 return state
         raise RegistryUnavailableError(_RESTLESS)
 
-    def _move(self, state: State, event: Event) -> None:
+    def _move(self, state: State, events: Sequence[Event]) -> None:
         """Tags, then `previous`, then `champion`: at no moment is there a new champion without a way back."""
-        client = self.tracker.client
+        client, event = self.tracker.client, events[-1]
         named = aliases(self.tracker)
         with self.tracker.errors(f"{event.action} version {event.version}"):
             # Somebody may have deleted versions in MLflow, and with them their aliases: nothing can be said of them there.
@@ -319,6 +319,8 @@ class History:
             previous = next((version for version in reversed(state.below) if version in known), None)
             if previous is not None and named.get(PREVIOUS) != previous:
                 client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, previous)
+            if self._read(len(events) + 1) is not None:
+                return  # somebody else has decided since: what comes next looks again
             if state.champion in known:
                 client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(state.champion))
             if previous is None and PREVIOUS in named:
@@ -341,6 +343,11 @@ class History:
             for name in (*_TAGS["rollback"], *_TAGS["reject"]):
                 if name in tags:
                     client.delete_model_version_tag(REGISTERED_MODEL, version, name)
+
+
+def _kept(text: str, characters: int) -> str:
+    """What of a text MLflow and its databases take as a tag."""
+    return text.replace("\0", "")[:characters]
 
 
 def _without(versions: Sequence[str], left_out: str | None) -> list[str]:

@@ -115,9 +115,11 @@ class Follower:
         """Look once, and load what has changed. Never raises: a server goes on with what it has."""
         try:
             aliases = self._registry.aliases()
+            before = self.champion, self.challenger
             self._follow_champion(aliases.get(CHAMPION))
             if self._settings.shadow_share > 0:
                 self._follow_challenger(aliases.get(CHALLENGER))
+            self._prune(*before)
             if self.reachable is False:
                 logger.info("the registry answers again")
             self.reachable, self.last_contact = True, datetime.now(UTC)
@@ -228,9 +230,15 @@ class Follower:
         self._metrics.swapped(model)
         logger.info("version %s answers now%s", model.version, f", in place of version {old.version}" if old else "")
         self._cache.remember_champion(Known(info=model.info, figures=model.figures))
-        # The one before stays on disk: a rollback goes there.
-        keep = [model.info, *([old.info] if old else []), *([self.challenger.info] if self.challenger else [])]
-        self._cache.prune(keep)
+
+    def _prune(self, champion: ServedModel | None, challenger: ServedModel | None) -> None:
+        """Remove from the disk what neither answers nor did before this look; only when both aliases have been followed.
+
+        The other processes of the server may be fetching the same challenger at this moment.
+        """
+        if (self.champion, self.challenger) != (champion, challenger):
+            # The champion before stays on disk: a rollback goes there.
+            self._cache.prune([model.info for model in (self.champion, self.challenger, champion) if model is not None])
 
     def _serve_last_known(self) -> None:
         """Before the first champion came from the registry: the one of the last run, if its files are still here."""

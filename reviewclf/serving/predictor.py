@@ -55,7 +55,8 @@ class Predictor:
     @classmethod
     def from_settings(cls, settings: ServingSettings, metrics: Metrics) -> Predictor:
         """With a batcher of its own."""
-        share = ceil(settings.max_queue / (settings.workers or 1))
+        # A process that reads a request as large as allowed still takes another one.
+        share = max(ceil(settings.max_queue / (settings.workers or 1)), min(settings.max_queue, 2 * settings.max_texts))
         batcher = Batcher(max_batch=settings.max_batch, max_queue=share, threads=threads_of(settings), metrics=metrics)
         return cls(settings, metrics, batcher)
 

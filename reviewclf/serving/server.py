@@ -91,13 +91,23 @@ def serve(settings: Settings) -> None:
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's, which notices at once when a process is killed just while it is asked whether it lives."""
+    """uvicorn's, but for how it notices that a process was killed, and how it stops."""
 
     def keep_subprocess_alive(self) -> None:
         """Replace the processes that have ended or hang."""
         for process in self.processes:
             process.child_conn.close()  # the child's end: only where no other copy is open the end of the child is seen
         super().keep_subprocess_alive()
+
+    def terminate_all(self) -> None:
+        """Ask the processes to stop; once they no longer accept connections, clients are refused rather than kept waiting."""
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
+
+    def handle_hup(self) -> None:
+        """Stop when the terminal is closed; uvicorn would replace its processes and go on."""
+        self.should_exit.set()
 
 
 def worker_app(settings: Settings) -> FastAPI:
@@ -126,11 +136,11 @@ def stop_in_two_steps(service: Service) -> None:
     loop = asyncio.get_running_loop()
 
     def handle(uvicorns: Any, number: int, frame: FrameType | None) -> None:
-        if service.stopping:
-            uvicorns(number, frame)
-            return
-        service.stopping = True
-        loop.call_soon_threadsafe(loop.call_later, _NOTICE_SECONDS, uvicorns, number, frame)
+        # Ctrl-C reaches this process twice, from the terminal and from the supervisor. At a second signal, and at a SIGINT that
+        # comes late, uvicorn would break off what is being answered.
+        if not service.stopping:
+            service.stopping = True
+            loop.call_soon_threadsafe(loop.call_later, _NOTICE_SECONDS, uvicorns, signal.SIGTERM, frame)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, partial(handle, signal.getsignal(number)))

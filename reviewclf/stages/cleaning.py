@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.data.cleaning import CleanedPart, Cleaner
@@ -112,8 +113,10 @@ def near_duplicate_rows(store: Store, base: Snapshot, new: Sequence[str], simila
     """
     if not new:
         return []
-    earlier = store.read(base, "clean", ["text_hash", "text_clean"]).to_pydict()
     rows = store.read_table(new, ["review_id", "text_hash", "text_clean"]).to_pydict()
+    known = store.read(base, "clean", ["text_hash", "text_clean"])
+    # A text that moved to another review in this batch is no near-duplicate of itself.
+    earlier = known.filter(pc.invert(pc.is_in(known["text_hash"], pa.array(rows["text_hash"], pa.string())))).to_pydict()
     hashes, texts = (earlier[name] + rows[name] for name in ("text_hash", "text_clean"))
     matches = match_near_duplicates(rows["text_clean"], texts, similarity=similarity)
     # A row that is like no earlier one is the first that is like itself.

@@ -219,7 +219,8 @@ def _choose(
     hints = set(labelled.loc[labelled["hint"], "review_id"])
     rows = dataset[dataset["split"] != "test"]
     rows = rows.assign(text_hash=[text_hash(text) for text in rows["text_clean"]], hint=rows["review_id"].isin(hints))
-    synthetic = rows[rows["origin"] == "synthetic"].merge(made[["review_id", "examples"]], on="review_id", validate="1:1")
+    examples = made[["review_id", "examples"]].drop_duplicates("review_id", keep="last")
+    synthetic = rows[rows["origin"] == "synthetic"].merge(examples, on="review_id", validate="m:1")
     try:
         return choose_amounts(
             rows[rows["origin"] != "synthetic"],

@@ -43,14 +43,21 @@ def promote(settings: Settings, gated: Manifest, *, who: str = "", answer: Mappi
     Returns
     -------
     Manifest
-        ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``reason``, ``gate_report``.
+        ``details``: ``promoted`` (a new champion?), ``champion``, ``previous``, ``candidate``, ``reason``, ``gate_report``.
     """
     from reviewclf.promotion.history import History
     from reviewclf.registry.tracking import OUTCOME_TAG
 
     history = History.of(settings)
-    promotion, reason = _promote_challenger(settings, history, gated, who=who, answer=answer)
-    promoted = _manifest(promotion, reason, {"gated": gated.digest}, gate_report=gated.details.get("gate_report"))
+    judged, promotion, reason = _promote_challenger(settings, history, gated, who=who, answer=answer)
+    challenger: Any = judged.details["challenger"] or {}
+    promoted = _manifest(
+        promotion,
+        reason,
+        {"gated": gated.digest},
+        gate_report=gated.details.get("gate_report"),
+        candidate=challenger.get("candidate"),
+    )
     logger.info("%s: %s", "promoted" if promotion.changed else "nothing promoted", reason)
     # The leaderboard shows what became of the retrain.
     said = f"version {promotion.champion} was promoted" if promotion.changed else f"nothing promoted: {reason}"
@@ -97,25 +104,27 @@ def retire(settings: Settings, *, who: str = "", dry_run: bool = False) -> Manif
 
 def _promote_challenger(
     settings: Settings, history: History, gated: Manifest, *, who: str, answer: Mapping[str, Any] | None
-) -> tuple[Promotion, str]:
-    """What became of the challenger, and why."""
+) -> tuple[Manifest, Promotion, str]:
+    """The verdict that counted in the end, what became of its challenger, and why."""
     from reviewclf.promotion import aliases
 
     by, approved = who, ""
+    first = cast("Mapping[str, Any] | None", gated.details["challenger"])
+    # One for the whole call: a retried task is told what its first attempt did, also where it judged anew.
+    key = f"{who}:{first['version']}" if who and first else ""
     for _ in range(_VERDICTS):
         now, challenger = _unchanged(history), cast("Mapping[str, Any] | None", gated.details["challenger"])
         if challenger is None:
-            return now, str(gated.details.get("barred") or "no candidate passed the gate")
+            return gated, now, str(gated.details.get("barred") or "no candidate passed the gate")
         version = str(challenger["version"])
-        key = f"{who}:{version}" if who else ""
         if settings.registry.approval and now.champion != version and not approved:
             agreed, by, said = _heard(answer, who)
             if not agreed:
-                return now, _refuse(history, version, by, said, key)
+                return gated, now, _refuse(history, version, by, said, key)
             approved = f"; approved{said}"
         why = None if now.champion == version else aliases.barred(history, version)
         if why is not None:
-            return now, f"version {version} is not promoted: {why}"
+            return gated, now, f"version {version} is not promoted: {why}"
         reason = f"{challenger['candidate']} passed the gate ({gated.digest[:8]}){approved}"
         against: Any = gated.details["champion"]
         try:
@@ -123,12 +132,12 @@ def _promote_challenger(
         except StaleVerdictError as stale:
             again = None if settings.registry.approval else _judge_again(settings, history, gated, version)
             if again is None:
-                return _unchanged(history), str(stale)
+                return gated, _unchanged(history), str(stale)
             logger.warning("%s; judged anew", stale)
             gated = again
         else:
-            return promotion, reason if promotion.changed else _is_champion(version)
-    return _unchanged(history), "the champion changed again and again while this was judged; the next retrain tries anew"
+            return gated, promotion, reason if promotion.changed else _is_champion(version)
+    return gated, _unchanged(history), "the champion changed again and again while this was judged; the next retrain tries anew"
 
 
 def _refuse(history: History, version: str, by: str, said: str, key: str) -> str:

@@ -54,26 +54,29 @@ def search(
     study = optuna.create_study(storage=_storage(folder), study_name="search", load_if_exists=True, direction="maximize")
     trained: dict[int, T] = {}
 
-    def run(trial: Any) -> T:
+    def run(trial: Any, place: int) -> T:
         # The epochs of trials would mix with each other; those of the best are told at the end.
-        scratch = None if job.checkpoints is None else job.checkpoints / f"trial-{trial.number}"
+        scratch = None if job.checkpoints is None else job.checkpoints / f"trial-{place}"
         return fine_tune(title, _with(title, params, trial.params), replace(job, checkpoints=scratch, on_epoch=None))
 
     for number in range(len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])), params.search.trials):
         # A sampler for each trial: after a kill it asks what it would have asked.
         study.sampler = optuna.samplers.TPESampler(seed=job.seed + number)
         trial = study.ask(params.search.distributions())
-        tuned: Any = run(trial)
+        # A trial that is killed is asked for anew under another number, and goes on from its own checkpoints.
+        trial.set_user_attr("place", number)
+        tuned: Any = run(trial, number)
         score = max(entry.get("weighted_f1", 0.0) for entry in tuned.history)
         study.tell(trial, score)
         if study.best_trial.number == trial.number:
             trained = {trial.number: tuned}
         logger.info("%s: trial %d of %d: %s, %.4f", title, number + 1, params.search.trials, trial.params, score)
     best = study.best_trial
-    winner = trained.get(best.number) or run(best)  # the latter if it was trained before a kill
+    winner = trained.get(best.number) or run(best, best.user_attrs["place"])  # the latter if it was trained before a kill
     trials = [{**trial.params, "weighted_f1": trial.value} for trial in study.trials if trial.value is not None]
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    if folder is not None and job.checkpoints is not None:
+        for scratch in (folder, *job.checkpoints.glob("trial-*")):
+            shutil.rmtree(scratch, ignore_errors=True)
     return _with(title, params, best.params), winner, trials
 
 

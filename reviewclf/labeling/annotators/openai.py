@@ -104,6 +104,8 @@ class OpenAIAnnotator(PromptedAnnotator):
             for text in CONTENT_FREE:
                 reply = self.client.answer(self._chat_request(question, text))
                 self.budget.waste(reply.tokens_in, reply.tokens_out)
+                if reply.refusal is not None:
+                    raise LabelingError(f"{question.name}: no prior of the model can be had: {text!r}: {reply.refusal}")
                 if of_codes := code_shares(reply, question):
                     shares.append([of_codes.get(code, 0.0) for code in question.labels])
             self._priors[key] = np.array(shares).mean(axis=0) if shares and np.sum(shares) > 0 else None
