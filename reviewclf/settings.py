@@ -358,7 +358,9 @@ class ServingSettings(_Group):
     )
     max_batch: PositiveInt = Field(16, description="texts that go through the model together; 8-bit encoders answer each alone")
     max_queue: PositiveInt = Field(
-        1000, description="texts that may wait, shared out among the processes; beyond it requests get 503 and Retry-After"
+        1000,
+        description="texts that may wait, shared out among the processes, each with room for two of the largest requests; "
+        "beyond it requests get 503 and Retry-After",
     )
     max_texts: PositiveInt = Field(500, description="texts of one request; more get 422")
     max_characters: PositiveInt = Field(10_000, description="characters of one text; more get 422")
