@@ -89,6 +89,12 @@ def test_repeated_request_answers_like_the_first_and_moves_nothing(history: Hist
     assert aliases(history.tracker)["champion"] == "1"
 
 
+def test_reason_longer_than_mlflow_keeps_stops_nobody_after_it(history: History) -> None:
+    promote(history, "1", reason="why\0 " + "because " * 20_000, who="anna")
+    assert tags_of(history, "1")["reviewclf.promotion_reason"].startswith("why because")
+    assert promote(history, "2", reason="better", who="boris").champion == "2"
+
+
 def test_version_that_failed_the_gate_needs_force(history: History) -> None:
     with pytest.raises(GateError, match=r"version 6 has not passed the gate \(failed: weighted_f1 0.5.*--force"):
         promote(history, "6", reason="", who="anna")

@@ -137,6 +137,13 @@ def test_servers_of_another_home_are_left_alone(tmp_path: Path) -> None:
         other.stop(grace=2)
 
 
+def test_supervisor_that_was_started_by_a_task_of_its_home_does_not_end_itself(tmp_path: Path) -> None:
+    script = "import pathlib, sys; from reviewclf.local.processes import Processes; home = pathlib.Path(sys.argv[1]); "
+    script += "Processes(home=home, logs=home).end_all(grace=0.2)"
+    marked = {**os.environ, "STARTED_BY_REVIEWCLF_IN": str(tmp_path.resolve())}
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env=marked, check=False).returncode == 0
+
+
 def test_process_that_gives_itself_a_title_is_ended_too(tmp_path: Path) -> None:
     titled = "import pathlib, setproctitle, sys, time; setproctitle.setproctitle('airflow scheduler' * 50); "
     titled += "pathlib.Path(sys.argv[1]).write_text('1'); time.sleep(600)"

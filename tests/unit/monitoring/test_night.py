@@ -51,6 +51,10 @@ def test_a_night_is_told_from_rows_to_verdict() -> None:
     ]
 
 
+def test_training_set_without_validation_rows_is_told() -> None:
+    assert "515 train, 0 validation" in summarize({"build_dataset": [manifest("dataset", {"train_rows": 515})]})
+
+
 def test_a_night_without_promotion_says_why() -> None:
     waits = manifest("promote", promoted=False, reason="version 4 is champion already")
     assert "version 4 is champion already" in summarize({"gate": [GATED], "promote": [waits]})
