@@ -88,8 +88,8 @@ class Night:
 class _Finding(NamedTuple):
     """What a test of one window found: size of the change in the signal's unit, p-value, words for people.
 
-    `score` says how much each review of a night shows the change; `details` are added to the note when the signal alarms, and
-    computed only then, as they mean reading the nights again.
+    `score` says how much each review of a night shows the change (0 and less: not at all); `details` are added to the note
+    when the signal alarms, and computed only then, as they mean reading the nights again.
     """
 
     value: float
@@ -231,14 +231,19 @@ def _mean(
         moved = shift(here, others)
         said = note.format(shown(moved.mean), shown(moved.reference))
         sign, texts = np.sign(moved.difference), (text for night in window for text in night.texts)
+
+        def score(night: Night) -> Floats:
+            # What a review adds to the difference, so that one which is as before, or moved the other way, is not shown.
+            expected = moved.reference * (1.0 if whole is None else _column(whole, night))
+            return np.asarray(sign * (_column(part, night) - expected))
+
         return _Finding(
             change(moved),
             moved.p_value,
             said,
             here.n,
             sum(other.n for other in others),
-            # Positive, for those with a score of 0 do not show the change.
-            lambda night: sign * _column(part, night) + 99,
+            score,
             details and (lambda: _often(details(extractor, texts))),
         )
 
@@ -312,11 +317,13 @@ def _class_shares(window: Nights, reference: Nights, extractor: FeatureExtractor
     tested = sorted((item for item in found if item), key=lambda item: (abs(item.value) < limit, item.p_value))
     if not tested:
         return None
-    told = sorted((item for item in tested if abs(item.value) >= limit / 2), key=lambda item: -abs(item.value))
+    told = sorted((item for item in tested if abs(item.value) >= limit / 2), key=lambda item: -abs(item.value))[:3]
+    # Where a category has vanished, the reviews to look at are those of one that has grown instead.
+    grown = next((item for item in (tested[0], *told) if item.value > 0), None)
     return tested[0]._replace(
         p_value=min(1.0, tested[0].p_value * len(classes)),
-        note="; ".join(item.note for item in (told or tested)[: 3 if told else 1]),
-        score=tested[0].score if tested[0].value > 0 else None,
+        note="; ".join(item.note for item in told or tested[:1]),
+        score=grown and grown.score,
     )
 
 
