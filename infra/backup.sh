@@ -6,6 +6,7 @@
 #
 # Which ones: REVIEWCLF_DATABASES and REVIEWCLF_BUCKETS. What names something comes before what it names: Airflow's runs name
 # those of MLflow, and MLflow's name artifacts. The names of objects that came in between are missing, never the objects.
+# Promotions that came in between are in the store's history alone: reviewclf moves the aliases after a restore.
 # The keys in .env are not in the backup: without the Fernet key the connections in it cannot be read. Keep them elsewhere.
 set -eu
 umask 077

@@ -4,7 +4,7 @@ MLflow moves an alias without asking where it was, so two promotions at once cou
 manifest of the store, though, is written once: whoever commits number 7 first has decided what the seventh event is, and
 everybody else learns of it. So an event is committed first, and the aliases follow it; whoever comes next finishes what a
 killed process had begun. A process that slept through somebody else's event looks again after it has moved the aliases, and
-moves them to where the newest event wants them.
+moves them to where the newest event wants them. The same is done where MLflow was restored to a state of before the event.
 """
 
 from __future__ import annotations
@@ -195,13 +195,16 @@ class History:
                 waited = True
                 time.sleep(_GRACE_SECONDS)
                 continue
+            if self._is_unheard_of(events):
+                self._follow()
+                continue
             moved = Event(
                 at=datetime.now(UTC),
                 action="move",
                 version=named.get(CHAMPION) or "",
                 from_version=champion,
                 previous=named.get(PREVIOUS),
-                reason="the alias was moved outside of reviewclf" if events else "was champion before this history began",
+                reason=self._why_moved(champion) if events else "was champion before this history began",
                 **self.data_of(champion),
             )
             if self._append(moved, len(events) + 1):
@@ -251,6 +254,22 @@ class History:
         """Digests of the dataset and the gold behind the newest verdict on a version; empty ones where it is gone."""
         found = find_version(self.tracker, version) if version else None
         return {} if found is None else {"dataset": found.tag("dataset"), "gold": found.tag("gold")}
+
+    def _is_unheard_of(self, events: Sequence[Event]) -> bool:
+        """Whether MLflow was restored to a state of before the newest promotion or rollback, whose tags it then lacks."""
+        event = next((event for event in reversed(events) if event.action not in ("reject", "expire", "retire")), None)
+        if event is None or event.action not in _TAGS:
+            return False
+        champion, tagged = (find_version(self.tracker, number) for number in (event.version, _version_told_on(event)))
+        # A version that was registered since then has got the number of one that was lost.
+        if champion is None or tagged is None or max(champion.registered_at, tagged.registered_at) > event.at:
+            return False
+        return tagged.tags.get(_TAGS[event.action][0]) != _values(event)[0]
+
+    def _why_moved(self, champion: str | None) -> str:
+        if champion is None or find_version(self.tracker, champion) is not None:
+            return "the alias was moved outside of reviewclf"
+        return f"MLflow has no version {champion}: it was deleted, or MLflow was restored to an earlier state"
 
     # -- the events in the store -----------------------------------------------------------------------------------------
 
@@ -316,13 +335,15 @@ class History:
             self._tag(event, known)
             if event.action in ("reject", "expire", "retire") and named.get(CHAMPION) == state.champion:
                 return
+            if state.champion is not None and state.champion not in known:
+                return  # the aliases stay where they are, and so does the way back
             previous = next((version for version in reversed(state.below) if version in known), None)
             if previous is not None and named.get(PREVIOUS) != previous:
                 client.set_registered_model_alias(REGISTERED_MODEL, PREVIOUS, previous)
             if self._read(len(events) + 1) is not None:
                 return  # somebody else has decided since: what comes next looks again
-            if state.champion in known:
-                client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(state.champion))
+            if state.champion is not None:
+                client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, state.champion)
             if previous is None and PREVIOUS in named:
                 client.delete_registered_model_alias(REGISTERED_MODEL, PREVIOUS)
             if state.champion is not None and named.get(CHALLENGER) == state.champion:
@@ -330,12 +351,11 @@ class History:
 
     def _tag(self, event: Event, known: Collection[str]) -> None:
         """Say on the version's page in MLflow what happened to it, by whom and why."""
-        version = (event.from_version or "") if event.action == "rollback" else event.version
+        version = _version_told_on(event)
         if event.action not in _TAGS or version not in known:
             return
         client = self.tracker.client
-        values = (event.at.isoformat(timespec="seconds"), event.who, event.reason)
-        for name, value in zip(_TAGS[event.action], values, strict=True):
+        for name, value in zip(_TAGS[event.action], _values(event), strict=True):
             client.set_model_version_tag(REGISTERED_MODEL, version, name, value)
         if event.action == "promote":
             # It is champion again: what was said against it before is in the history.
@@ -343,6 +363,16 @@ class History:
             for name in (*_TAGS["rollback"], *_TAGS["reject"]):
                 if name in tags:
                     client.delete_model_version_tag(REGISTERED_MODEL, version, name)
+
+
+def _version_told_on(event: Event) -> str:
+    """The version whose tags tell of an event."""
+    return (event.from_version or "") if event.action == "rollback" else event.version
+
+
+def _values(event: Event) -> tuple[str, str, str]:
+    """When, who and why, as tags tell it."""
+    return event.at.isoformat(timespec="seconds"), event.who, event.reason
 
 
 def _kept(text: str, characters: int) -> str:

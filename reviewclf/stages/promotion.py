@@ -110,8 +110,9 @@ def _promote_challenger(
 
     by, approved = who, ""
     first = cast("Mapping[str, Any] | None", gated.details["challenger"])
-    # One for the whole call: a retried task is told what its first attempt did, also where it judged anew.
-    key = f"{who}:{first['version']}" if who and first else ""
+    # One for the whole call: a retried task is told what its first attempt did, also where it judged anew. Of the run, as the
+    # number of a version is given anew where MLflow was restored to a state of before it.
+    key = f"{who}:{first['run_id']}" if who and first else ""
     for _ in range(_VERDICTS):
         now, challenger = _unchanged(history), cast("Mapping[str, Any] | None", gated.details["challenger"])
         if challenger is None:

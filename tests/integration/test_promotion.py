@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -160,6 +161,66 @@ def test_alias_moved_in_mlflow_is_respected_and_recorded(history: History) -> No
     assert promote(history, "5", reason="", who="anna").previous == "4"
     assert told(history)[-2:] == [("move", "4", "2"), ("promote", "5", "4")]
     assert rollback(history, reason="", who="anna").champion == "4"
+
+
+def restored(history: History, tmp_path: Path, before: Path) -> History:
+    """The same history, over MLflow as it was before; a second process, for the first one knows too much."""
+    with sqlite3.connect(before) as source, sqlite3.connect(tmp_path / "mlflow.db") as target:
+        source.backup(target)
+    return open_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda history: promote(history, "3", reason="better", who="boris"), id="promotion"),
+        pytest.param(lambda history: rollback(history, reason="worse", who="boris"), id="rollback"),
+    ],
+)
+def test_what_mlflow_forgot_because_it_was_restored_is_done_again(
+    history: History, tmp_path: Path, change: Callable[[History], object]
+) -> None:
+    for version in "12":
+        promote(history, version, reason="", who="anna")
+    before = Path(shutil.copy(tmp_path / "mlflow.db", tmp_path / "before.db"))
+    change(history)
+    refuse(history, "4", reason="no", who="boris")
+    events, named = history.events(), aliases(history.tracker)
+    later = restored(history, tmp_path, before)
+    assert aliases(later.tracker) != named
+    assert later.settle() == events
+    assert aliases(later.tracker) == named
+
+
+def test_champion_that_mlflow_forgot_leaves_the_one_before_and_a_way_back(history: History, tmp_path: Path) -> None:
+    for version in "12":
+        promote(history, version, reason="", who="anna")
+    before = Path(shutil.copy(tmp_path / "mlflow.db", tmp_path / "before.db"))
+    client = history.tracker.client
+    made = client.create_model_version(REGISTERED_MODEL, source="none", tags={"reviewclf.gate": "passed"})
+    promote(history, str(made.version), reason="better", who="night")
+    later = restored(history, tmp_path, before)
+    # The next retrain gets the number of the version that was lost.
+    again = client.create_model_version(REGISTERED_MODEL, source="none", tags={"reviewclf.gate": "failed"})
+    assert again.version == made.version
+    assert later.settle()[-1].action == "move"
+    assert aliases(later.tracker) == {"champion": "2", "previous": "1"}
+    assert rollback(later, reason="", who="anna").champion == "1"
+
+
+def test_event_of_a_version_that_mlflow_forgot_leaves_the_aliases_alone(history: History, tmp_path: Path) -> None:
+    for version in "12":
+        promote(history, version, reason="", who="anna")
+    before = Path(shutil.copy(tmp_path / "mlflow.db", tmp_path / "before.db"))
+    made = history.tracker.client.create_model_version(REGISTERED_MODEL, source="none", tags={"reviewclf.gate": "passed"})
+    promote(history, str(made.version), reason="better", who="night")
+    # The back-up holds the event, but not yet that the aliases have followed it.
+    (done,) = (tmp_path / "store").rglob("000003-done.json")
+    done.unlink()
+    later = restored(history, tmp_path, before)
+    assert later.settle()[-1].reason.startswith(f"MLflow has no version {made.version}")
+    assert aliases(later.tracker) == {"champion": "2", "previous": "1"}
+    assert rollback(later, reason="", who="anna").champion == "1"
 
 
 def test_registry_without_a_history_gets_one(history: History) -> None:
