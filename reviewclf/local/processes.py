@@ -8,6 +8,7 @@ after a supervisor that was killed.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import psutil
 from reviewclf.errors import ReviewclfError
 
 _MARK = "STARTED_BY_REVIEWCLF_IN"
+_TICKS = 0.05
 
 
 class LocalError(ReviewclfError):
@@ -50,6 +52,8 @@ class Processes:
 
     def __init__(self, *, home: Path, logs: Path) -> None:
         self._mark = str(home.resolve())
+        # Up to version 0.1.0 children were found by the sessions that they led, which were recorded here.
+        self._record = home / "run" / "children.json"
         self._logs = logs
         self._children: list[Child] = []
 
@@ -117,18 +121,40 @@ class Processes:
             psutil.wait_procs(group, timeout=grace / 2)
         for process in self._marked():
             _signal(process, signal.SIGKILL)
+        self._record.unlink(missing_ok=True)
         return len(found)
 
     def _marked(self) -> Iterator[psutil.Process]:
+        recorded = _recorded_sessions(self._record)
         for process in psutil.process_iter():
             # Other users' processes do not show their environment.
             with suppress(psutil.Error, OSError):
                 if (
                     process.pid != os.getpid()
                     and process.status() != psutil.STATUS_ZOMBIE
-                    and process.environ().get(_MARK) == self._mark
+                    and (_is_of(process, recorded) or process.environ().get(_MARK) == self._mark)
                 ):
                     yield process
+
+
+def _recorded_sessions(record: Path) -> dict[int, float]:
+    """Sessions that version 0.1.0 recorded since this machine was started, and when their leaders began."""
+    try:
+        sessions = {int(entry["pid"]): float(entry["started"]) for entry in json.loads(record.read_text())}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return {session: started for session, started in sessions.items() if started > psutil.boot_time()}
+
+
+def _is_of(process: psutil.Process, sessions: Mapping[int, float]) -> bool:
+    """Whether a process belongs to one of the sessions, and not to a later one that was given the same number."""
+    session = os.getsid(process.pid)
+    if session not in sessions:
+        return False
+    # The number is not given anew while the session has members, so a leader that is gone is no objection.
+    leader = psutil.Process(session).create_time() if psutil.pid_exists(session) else sessions[session]
+    # The kernel's clock has ticks of a hundredth of a second.
+    return abs(leader - sessions[session]) < _TICKS and process.create_time() > sessions[session] - _TICKS
 
 
 def _parent_of(process: psutil.Process) -> int | None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,6 +125,53 @@ def test_orphaned_worker_is_ended_although_its_server_is_gone(tmp_path: Path) ->
     assert gone(server)
     assert processes_in(tmp_path).end_all(grace=2) == 1
     assert gone(worker)
+
+
+@pytest.fixture
+def unmarked(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """A server and its worker as version 0.1.0 started them: without a mark, in a session of their own."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path / "worker")]
+    with subprocess.Popen(command, start_new_session=True) as server:
+        worker = int(until(tmp_path / "worker"))
+        yield server.pid, worker
+        for pid in (server.pid, worker):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def record(folder: Path, server: int, *, started: float) -> Path:
+    (folder / "run").mkdir()
+    path = folder / "run" / "children.json"
+    path.write_text(json.dumps([{"name": "scheduler", "pid": server, "started": started}]))
+    return path
+
+
+@pytest.mark.parametrize("server_is_gone", [False, True])
+def test_what_a_killed_supervisor_of_version_0_1_left_behind_is_ended(
+    tmp_path: Path, unmarked: tuple[int, int], server_is_gone: bool
+) -> None:
+    server, worker = unmarked
+    path = record(tmp_path, server, started=psutil.Process(server).create_time())
+    if server_is_gone:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+    assert processes_in(tmp_path).end_all(grace=2) == 2 - server_is_gone
+    assert gone(worker)
+    assert gone(server)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("earlier", [60.0, 10 * 365 * 86_400.0])
+def test_process_that_was_given_the_number_of_a_recorded_one_is_left_alone(
+    tmp_path: Path, unmarked: tuple[int, int], earlier: float
+) -> None:
+    server, worker = unmarked
+    record(tmp_path, server, started=psutil.Process(server).create_time() - earlier)
+    if earlier > time.time() - psutil.boot_time():  # recorded before the machine was started anew: also without the leader
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+    assert processes_in(tmp_path).end_all(grace=0.2) == 0
+    assert runs(worker)
 
 
 def test_servers_of_another_home_are_left_alone(tmp_path: Path) -> None:
