@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 ONCE ?=
 JOBS ?= 2
 # Where PyTorch comes from on Linux without an NVIDIA GPU: its ordinary build brings gigabytes of CUDA. An index that you name is
-# used with a GPU too; an empty one, or one that does not answer, leaves the choice to the package index.
+# used with a GPU too; an empty one, or one that does not answer, leaves the choice to the package index. Its address may hold a
+# name and a password: only the index and pip are told them, and nothing that is printed shows them.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 NO_GPU = [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi > /dev/null
-ANSWERS = timeout 10 "$(BIN)/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=4)' \
-	"$(TORCH_INDEX)/torch/" 2> /dev/null
+PIP = "$(BIN)/python" -m pip --disable-pip-version-check
 comma := ,
 
 .PHONY: run test test-quick faults lint format docs pictures bench lock audit sbom up down logs clean help
@@ -20,16 +20,18 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed 's/:.*##/\t/' | expand -t 12
 
 # The pinned set is installed once and again whenever it changes. A half-finished environment has no .ready and is made anew.
+$(READY): export PYTORCH_FROM = $(TORCH_INDEX)
 $(READY): requirements.txt pyproject.toml
 	"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"reviewclf needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
 	"$(PYTHON)" -m venv "$(VENV)"
-	@if [ -n "$(TORCH_INDEX)" ] && { [ "$(origin TORCH_INDEX)" != file ] || { $(NO_GPU); }; } && $(ANSWERS); then \
-		echo "PyTorch's build for the processor comes from $(TORCH_INDEX)"; \
-		"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" \
-			"$$(grep '^torch==' requirements.txt)" || [ "$(origin TORCH_INDEX)" = file ] || exit 1; \
+	@if [ -n "$$PYTORCH_FROM" ] && { [ "$(origin TORCH_INDEX)" != file ] || { $(NO_GPU); }; } \
+		&& timeout 10 "$(BIN)/python" infra/setup/index_answers.py 2> /dev/null; then \
+		echo "PyTorch's build for the processor comes from $$(echo "$$PYTORCH_FROM" | sed 's,//[^/]*@,//,')"; \
+		PIP_INDEX_URL="$$PYTORCH_FROM" $(PIP) install --quiet --no-deps "$$(grep '^torch==' requirements.txt)" \
+			|| [ "$(origin TORCH_INDEX)" = file ] || exit 1; \
 	fi
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet -r requirements.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch "$(READY)"
 
 run: $(READY)  ## start Airflow and MLflow, drive the DAGs to a champion, keep serving (ONCE=1: stop after the leaderboard)
