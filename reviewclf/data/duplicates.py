@@ -41,6 +41,7 @@ Signatures = npt.NDArray[np.uint32]
 Positions = npt.NDArray[np.int64]
 Trigrams = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
+_MayPair = Callable[[Positions, Positions, Positions, Positions], Mask]
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Positions:
@@ -67,7 +68,7 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Po
         same_letters.setdefault(_without_spaces(form), []).append(place)
     for same in same_letters.values():
         alike.update(combinations(same, 2))
-    for first, second in search.candidates(lambda members, _: np.ones(len(members), dtype=bool)):
+    for first, second in search.candidates(lambda _members, _starts, left, _: np.ones(len(left), dtype=bool)):
         alike.update(zip(*(side.tolist() for side in search.similar(first, second)), strict=True))
     found = {(min(a, b), max(a, b)) for i, j in alike for a in members[i] for b in members[j] if a != b}
     return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
@@ -92,10 +93,10 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
     # Forms that differ in spaces only belong together from the beginning.
     _, labels = _distinct([_without_spaces(form) for form in forms])
 
-    def in_open_bucket(members: Positions, starts: Positions) -> Mask:
+    def in_open_bucket(members: Positions, starts: Positions, left: Positions, _: Positions) -> Mask:
         inside = labels[members]
         is_open: Mask = np.minimum.reduceat(inside, starts) != np.maximum.reduceat(inside, starts)
-        return np.repeat(is_open, np.diff(starts, append=len(members)))
+        return np.repeat(is_open, np.diff(starts, append=len(members)))[left]
 
     for first, second in search.candidates(in_open_bucket):
         apart = labels[first] != labels[second]
@@ -116,11 +117,15 @@ def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, si
     for place, form in enumerate(known):
         same_letters.setdefault(_without_spaces(form), place)
     best = np.array([same_letters.get(_without_spaces(form), none) for form in forms], dtype=np.int64)
-    # The texts stand first, so that references are not paired with each other; the first reference is compared first, and most
-    # others need not be.
     search = _Search([*forms, *known], similarity)
-    for first, second in search.candidates(lambda members, _: members < border):
-        is_better = second - border < np.where(second >= border, best[first], -border)
+
+    def may_be_better(members: Positions, _: Positions, left: Positions, right: Positions) -> Mask:
+        # References ascend in a bucket: after one that comes too late there is no other.
+        result: Mask = members[right] - border < best[members[left]]
+        return result
+
+    for first, second in search.candidates(may_be_better, border=border):
+        is_better = second - border < best[first]
         first, second = search.similar(first[is_better], second[is_better])
         np.minimum.at(best, first, second - border)
     # Positions of the distinct forms among all references, which grow along `known`.
@@ -211,11 +216,13 @@ class _Search:
         self._sets = _trigram_sets(forms)
         self._sizes = np.diff(self._sets.indptr)
 
-    def candidates(self, may_begin: Callable[[Positions, Positions], Mask]) -> Iterator[tuple[Positions, Positions]]:
+    def candidates(self, may_pair: _MayPair, *, border: int | None = None) -> Iterator[tuple[Positions, Positions]]:
         """Pairs, the smaller position first, whose signatures agree in a whole band, in chunks.
 
-        `may_begin` tells which forms are still wanted as the first of a pair. It is given the forms of the band's buckets, one
-        bucket after another and ascending within each, and where each bucket begins; it is asked before each chunk.
+        With a `border`, only pairs of a form before it and one from it on. `may_pair` tells before each chunk which forms are
+        still wanted as the first of a pair. It is given the forms of the band's buckets, one bucket after another and ascending
+        within each; where each bucket begins; and the places among them of the forms in question and of those that each would
+        be paired with next.
         """
         for keys in self._keys:
             members = np.argsort(keys, kind="stable")
@@ -226,15 +233,20 @@ class _Search:
             starts = np.flatnonzero(begins)
             sizes = np.diff(starts, append=len(members))
             ends = np.repeat(starts + sizes, sizes)
-            # Each form is paired with the next one of its bucket first, then with those farther away, twice as many each time.
-            left, step = np.arange(len(members)), 1
-            while len(left := left[left + step < ends[left]]):
-                left = left[may_begin(members, starts)[left]]
-                width = max(1, min(step, _PAIRS // max(1, len(left))))
-                right = left[:, None] + np.arange(step, step + width)
+            left = np.arange(len(members))
+            next_ = left + 1
+            if border is not None:
+                next_ = np.repeat(starts + np.add.reduceat((members < border).astype(np.int64), starts), sizes)
+                left = np.flatnonzero(members < border)
+            # Each form is paired with one of its bucket first, then with those farther away, twice as many each time.
+            done = 0
+            while len(left := left[next_[left] + done < ends[left]]):
+                left = left[may_pair(members, starts, left, next_[left] + done)]
+                width = max(1, min(done + 1, _PAIRS // max(1, len(left))))
+                right = next_[left][:, None] + np.arange(done, done + width)
                 row, column = np.nonzero(right < ends[left][:, None])
                 yield members[left[row]], members[right[row, column]]
-                step += width
+                done += width
 
     def similar(self, first: Positions, second: Positions) -> tuple[Positions, Positions]:
         """Those of the pairs that are similar enough."""

@@ -3,8 +3,10 @@ from __future__ import annotations
 import csv
 import random
 import time
+from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf.data.duplicates import (
+    _Search,
     match_near_duplicates,
     near_duplicate_groups,
     near_duplicate_pairs,
@@ -179,6 +182,33 @@ def test_thousands_of_reviews_from_one_template_do_not_cost_their_square() -> No
     assert len(set(near_duplicate_groups(texts))) == 1
     assert match_near_duplicates(texts, texts[:500])[-1] == 0
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("references_are_texts", [True, False])
+def test_pairs_that_matching_looks_at_grow_like_the_reviews_of_a_template(
+    monkeypatch: pytest.MonkeyPatch, references_are_texts: bool
+) -> None:
+    looked_at = 0
+    candidates = _Search.candidates
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        nonlocal looked_at
+        for first, second in candidates(*arguments, **options):
+            looked_at += len(first)
+            yield first, second
+
+    monkeypatch.setattr(_Search, "candidates", counted)
+    counts = []
+    for size in (1_250, 5_000):
+        generator, looked_at = random.Random(3), 0
+        texts = [
+            f"Товар {generator.randrange(10**6)} пришёл вовремя, размер {generator.randrange(36, 60)}, цвет как на фото"
+            for _ in range(size)
+        ]
+        found = match_near_duplicates(texts, texts if references_are_texts else texts[::-2])
+        assert sum(match is None for match in found) < size / 50
+        counts.append(looked_at)
+    assert counts[1] < 8 * counts[0], "four times as many reviews, sixteen times as many pairs"
 
 
 def test_verdict_on_a_pair_does_not_depend_on_other_texts(real_reviews: list[str]) -> None:

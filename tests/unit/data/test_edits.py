@@ -96,3 +96,13 @@ def test_edits_change_only_the_parts_that_hold_the_texts(tmp_path: Path) -> None
     after = store.snapshot()
     assert after.keys("clean")[0] == before.keys("clean")[0]
     assert len(after.keys("clean")) == len(before.keys("clean")) + 1
+
+
+def test_text_that_moved_to_another_review_is_no_near_duplicate_of_itself(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    text = "Плед тёплый, большой, цвет как на фото, доставили быстро"
+    live(store, [("1", text)], 0)
+    live(store, [("1", "Чайник шумит и протекает у носика"), ("2", text), ("3", text + " очень")], 1)
+    assert {row["review_id"]: row["text"] for row in rows_of(store, "clean")}["2"] == text
+    found = [(row["review_id"], row["near_duplicate_of"]) for row in rows_of(store, "near_duplicates")]
+    assert found == [("3", text_hash(text))]

@@ -82,6 +82,26 @@ def test_killed_search_goes_on_behind_its_last_trial(tmp_path: Path, done: int) 
     assert not list(tmp_path.iterdir())
 
 
+def test_trial_that_was_killed_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    folders: list[Path | None] = []
+
+    class Noting(Trainer):
+        def __call__(self, title: str, params: EncoderParams, job: TrainingJob) -> Tuned:
+            folders.append(job.checkpoints)
+            return super().__call__(title, params, job)
+
+    # Killed twice in the second trial, and once in the third.
+    for dies_after in (1, 0, 1):
+        with pytest.raises(Killed):
+            search("x", _params(), Noting(dies_after), _job(checkpoints=tmp_path))
+    search("x", _params(trials=3), Noting(), _job(checkpoints=tmp_path))
+    names = [folder and folder.name for folder in folders]
+    assert names[:6] == ["trial-0", "trial-1", "trial-1", "trial-1", "trial-2", "trial-2"]
+    assert len(names) <= 7, "the best may be trained once more"
+    assert set(names[6:]) < {"trial-0", "trial-1"}
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [
