@@ -187,7 +187,7 @@ def _candidates(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    from reviewclf.storage import Store
+    from reviewclf.store import Store
 
     snapshot = Store(settings.store_uri).snapshot()
     return f"{settings.store_uri}: version {snapshot.version}, tables {', '.join(sorted(snapshot.tables)) or 'none yet'}"

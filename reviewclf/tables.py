@@ -94,10 +94,14 @@ NIGHT_SCHEMA = _schema(
 # One report a scoring; `report` is a HealthReport as JSON.
 HEALTH_SCHEMA = _schema("at:time digest model_version rows:int64 verdict report")
 
+# A digest of 64 bits of each row that came in, as the signed number that Delta knows.
+SEEN_SCHEMA = _schema("row:int64")
+
 # By the name of a table of the store or of a stage's output.
 SCHEMAS = {
     "raw": RAW_SCHEMA,
     "quarantine": QUARANTINE_SCHEMA,
+    "seen": SEEN_SCHEMA,
     "clean": CLEAN_SCHEMA,
     "duplicates": DUPLICATE_SCHEMA,
     "near_duplicates": NEAR_DUPLICATE_SCHEMA,
@@ -106,10 +110,37 @@ SCHEMAS = {
     "votes": VOTE_SCHEMA,
     "labels": LABEL_SCHEMA,
     "labels_before": LABEL_SCHEMA,
+    "synthetic": SYNTHETIC_SCHEMA,
+    "rejected_synthetic": SYNTHETIC_SCHEMA,
+    "synthetic_written": WRITTEN_SCHEMA,
+    "synthetic_votes": VOTE_SCHEMA,
     "dataset": DATASET_SCHEMA,
     "real": DATASET_SCHEMA,
     "predictions": PREDICTION_SCHEMA,
     "pending": PENDING_SCHEMA,
     "night": NIGHT_SCHEMA,
     "health": HEALTH_SCHEMA,
+}
+
+# Columns of the store's tables that are never null.
+REQUIRED = {
+    "raw": ("review_id", "source", "row_number"),
+    "quarantine": ("row_number", "reason", "source"),
+    "seen": ("row",),
+    "clean": ("review_id", "text_clean", "text_hash", "source"),
+    "duplicates": ("review_id", "text_hash", "duplicate_of"),
+    "near_duplicates": ("review_id", "text_hash", "near_duplicate_of"),
+    "history": ("review_id", "source", "text_hash", "replaced_by"),
+    "votes": ("text_hash", "annotator", "prompt", "draw"),
+    "labels": ("text_hash", "label", "decision"),
+    "predictions": ("review_id", "text_hash", "label", "model_version", "role", "scored_at"),
+    "health": ("at", "report"),
+}
+
+# What else holds for each row, by name of the rule, in SQL: Delta's constraints, which other writers keep too.
+_SHARE = "confidence IS NULL OR (confidence >= 0 AND confidence <= 1)"
+CHECKS: dict[str, dict[str, str]] = {
+    "votes": {"confidence_is_a_share": _SHARE},
+    "labels": {"confidence_is_a_share": _SHARE, "decision_is_known": "decision IN ('kept', 'review', 'dropped')"},
+    "predictions": {"confidence_is_a_share": _SHARE, "role_is_known": "role IN ('champion', 'challenger')"},
 }

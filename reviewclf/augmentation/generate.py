@@ -25,7 +25,7 @@ from reviewclf.llm.budget import Budget, Paced
 from reviewclf.llm.journal import Journal, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Category, Taxonomy
 from reviewclf.text import clean_text, text_hash
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.data.cleaning import Cleaner, day_of
-from reviewclf.storage import Snapshot, Store
+from reviewclf.store import Snapshot, Store
 
 REWRITTEN = ("clean", "duplicates", "near_duplicates")
 

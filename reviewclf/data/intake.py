@@ -21,7 +21,7 @@ from reviewclf import tables
 from reviewclf.data.sources.rows import Chunk, has_unknown_time, made_id
 from reviewclf.errors import QualityError
 from reviewclf.settings import IngestSettings
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.store import Snapshot, StageResult, Store
 from reviewclf.text import clean_texts, text_hash
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def edited_reviews(store: Store, base: Snapshot) -> dict[ReviewKey, Current]:
 def seen_rows(store: Store, base: Snapshot) -> Digests:
     """Digests of all rows that the store has seen, sorted."""
     seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
-    return np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.uint64)
+    return np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.int64)
 
 
 class Intake:
@@ -302,4 +302,4 @@ def row_digests(table: pa.Table, columns: Sequence[str]) -> Digests:
         hashlib.blake2b(json.dumps(values, ensure_ascii=False).encode(), digest_size=8).digest()
         for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
     )
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

@@ -17,7 +17,7 @@ from reviewclf.llm.budget import Budget, Paced, progress
 from reviewclf.llm.journal import Journal, forget_journals, read_journals
 from reviewclf.manifest import digest_of
 from reviewclf.settings import Settings, load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from reviewclf.llm.journal import Journal, forget_all, read_journals
 from reviewclf.settings import LLMSettings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reviewclf.llm.replies import storable
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Journal:
 
 def read_journals(store: Store, folder: str, kind: type[Row]) -> Iterator[Row]:
     """Rows of all journals of a folder, file by file."""
-    for key in store.journals(folder):
+    for key in store.find(folder):
         yield from _read(store, key, kind)[0]
 
 
@@ -73,7 +73,7 @@ def forget_journals(
     Lines that cannot be read are moved aside, where people can look at them.
     """
     removed = 0
-    for key, written in store.journals(folder).items():
+    for key, written in store.find(folder).items():
         if (now or datetime.now(UTC)) - written < _IDLE:
             continue
         rows, unreadable = _read(store, key, kind)
@@ -83,16 +83,16 @@ def forget_journals(
             aside = f"{_ASIDE}/{key.removeprefix('journal/')}"
             store.append_lines(aside, unreadable, 0)
             logger.warning("%s/%s: %d line(s) cannot be read; moved to %s", store.uri, key, len(unreadable), aside)
-        store.remove_journal(key)
+        store.remove(key)
         removed += 1
     return removed
 
 
 def forget_all(store: Store, folder: str, *, idle: timedelta | None = None) -> None:
     """Remove all journals of a folder, or those that nobody has written to for so long."""
-    for key, written in store.journals(folder).items():
+    for key, written in store.find(folder).items():
         if idle is None or datetime.now(UTC) - written >= idle:
-            store.remove_journal(key)
+            store.remove(key)
 
 
 def _read(store: Store, key: str, kind: type[Row]) -> tuple[list[Row], list[str]]:

@@ -36,7 +36,7 @@ from reviewclf.stages import review as review_stages
 from reviewclf.stages import score as score_stages
 from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 logger = logging.getLogger(__name__)
 

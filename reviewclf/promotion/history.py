@@ -23,7 +23,7 @@ from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
 from reviewclf.registry.model import aliases, find_version, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 Action = Literal["promote", "rollback", "move", "reject", "expire", "retire"]
 

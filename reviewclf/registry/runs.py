@@ -15,7 +15,7 @@ from reviewclf.data.card import card_markdown
 from reviewclf.errors import RegistryError
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker

@@ -8,7 +8,7 @@ from statistics import median
 from reviewclf import tables
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import QualitySettings, Settings
-from reviewclf.storage import StageResult, Store
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import cyrillic_share
 

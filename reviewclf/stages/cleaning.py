@@ -17,7 +17,7 @@ from reviewclf.data.edits import REWRITTEN, apply_edits
 from reviewclf.data.intake import kind_of
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings
-from reviewclf.storage import Snapshot, StageResult, Store
+from reviewclf.store import Snapshot, StageResult, Store
 from reviewclf.text import clean_texts, text_hash
 
 logger = logging.getLogger(__name__)

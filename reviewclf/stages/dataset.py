@@ -27,7 +27,7 @@ from reviewclf.llm.journal import forget_journals
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.runs import retrain_run, tracker_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 from reviewclf.training.candidates import Candidate, load_candidates

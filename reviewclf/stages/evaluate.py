@@ -20,7 +20,7 @@ from reviewclf.errors import ConflictError, RegistryError, RegistryUnavailableEr
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.runs import parent_of, skip_candidate, tracker_of
 from reviewclf.settings import ServingSettings, Settings
-from reviewclf.storage import StageResult, Store
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training.candidates import parse_candidate
 from reviewclf.training.rows import TrainingJob

@@ -14,7 +14,7 @@ from reviewclf.promotion.rules import Evidence, GateReport, Measure, apply_rules
 from reviewclf.registry.runs import log_summary, parent_of, tracker_of
 from reviewclf.settings import Settings
 from reviewclf.stages.evaluate import Scored, score_champion, seen_rows
-from reviewclf.storage import StageResult, Store
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

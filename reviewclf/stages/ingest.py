@@ -16,7 +16,7 @@ from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.checking import NEW_ROWS, READ_ANEW, check_rows
 from reviewclf.stages.cleaning import IDS_IGNORED, clean_rows, read_base
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from reviewclf.labeling.votes import aggregate_llm_votes
 from reviewclf.llm.budget import costs_of, total_costs
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
+from reviewclf.store.delta import digest_of_part
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 
@@ -172,7 +173,7 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
         new = base.missing("votes", [key for manifest in annotated for key in manifest.keys("votes")])
         keys = [*base.keys("votes"), *new]
         inputs = {
-            "votes": keys,
+            "votes": [digest_of_part(key) for key in keys],
             "labels_before": selected.keys("labels_before"),
             "taxonomy": digest_of(taxonomy),
             "options": settings.aggregation,

@@ -27,7 +27,7 @@ from reviewclf.predict import answer
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import find_dataset
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 from reviewclf.text import redact, text_hash
 
 if TYPE_CHECKING:

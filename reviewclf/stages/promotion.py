@@ -13,7 +13,7 @@ from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry import CHAMPION, PREVIOUS
 from reviewclf.settings import Settings
 from reviewclf.stages.gate import gate
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 if TYPE_CHECKING:
     from reviewclf.promotion.history import History, Promotion

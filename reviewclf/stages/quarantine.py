@@ -25,7 +25,7 @@ from reviewclf.settings import Settings
 from reviewclf.stages.checking import check_rows
 from reviewclf.stages.cleaning import clean_rows
 from reviewclf.stages.ingest import LATEST, parts_to_commit
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -18,7 +18,7 @@ from reviewclf.labeling.review import review_queue
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.label import aggregate, all_reviews, costs_of_shards, decide_labels, usable_votes, vote_identities
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 

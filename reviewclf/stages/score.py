@@ -19,7 +19,7 @@ from reviewclf.monitoring.report import HealthReport
 from reviewclf.predict import Answers, answer
 from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from reviewclf.settings import Settings
-from reviewclf.storage import Change, Snapshot, StageResult, Store
+from reviewclf.store import Change, Snapshot, StageResult, Store
 
 if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker

@@ -23,7 +23,7 @@ from reviewclf.labeling.annotators.base import Annotator, Vote
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import DatasetInputs, as_table
-from reviewclf.storage import StageResult, Store
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
 

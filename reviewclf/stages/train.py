@@ -19,7 +19,7 @@ from reviewclf.stages.dataset import build_dataset
 from reviewclf.stages.evaluate import evaluate
 from reviewclf.stages.gate import gate
 from reviewclf.stages.promotion import promote
-from reviewclf.storage import StageResult, Store
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
 from reviewclf.training.kinds import package_of

@@ -19,7 +19,7 @@ import yaml
 
 from reviewclf.promotion.history import Event, History
 from reviewclf.registry.tracking import Tracker
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.e2e.asking import Answer, Asking
 from tests.e2e.local import MODEL, LocalPlatform
 

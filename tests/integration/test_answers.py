@@ -19,7 +19,7 @@ from reviewclf.errors import LabelingError
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import review as review_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.text import text_hash
 from tests.integration.test_labeling import label
 from tests.integration.test_stages import run_ingest, write_reviews

@@ -22,7 +22,7 @@ from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.integration.test_stages import run_ingest, run_label, tables
 
 CATEGORY = "украшения и аксессуары"

@@ -31,12 +31,13 @@ from reviewclf.stages import score as score_stages
 from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.stages.evaluate import score_champion
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.conftest import forget_tracking_server
 from tests.integration.test_scoring import assert_each_once
 from tests.integration.test_stages import run_ingest, run_label
 from tests.simulated_nights import ROOT
+from tests.stores import before_each_write, held
 
 SAMPLE = ROOT / "reviewclf" / "sample"
 _STEP = 24 * 1024
@@ -129,13 +130,13 @@ def test_night_goes_on_wherever_the_space_ended(small_disk: Path, tmp_path: Path
         assert half_written(small_disk) == []
         versions.append(store.snapshot().version)
         # Every object that a snapshot names is whole.
-        for table, keys in store.snapshot().tables.items():
-            assert sum(part.num_rows for part in store.iter_tables(keys)) > 0, table
+        for table in (snapshot := store.snapshot()).tables:
+            assert sum(part.num_rows for part in store.iter_tables(snapshot.keys(table))) > 0, table
         os.truncate(ballast, ballast.stat().st_size - _STEP)
     assert len(failures) >= 5
     assert all("No space left on device: free some space" in failure for failure in failures), failures
     assert versions == sorted(versions)
-    assert store.snapshot() == Store(roomy.store_uri).snapshot()
+    assert held(store.uri) == held(roomy.store_uri)
 
 
 def test_write_beyond_a_limit_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -227,18 +228,7 @@ def retrain(settings: Settings) -> Manifest:
 @contextmanager
 def filled_before_write(disk: Disk, number: int) -> Iterator[None]:
     """The store's disk has no byte left when the write after so many others begins."""
-    create = Store._create
-    written = 0
-
-    def on_a_full_disk(self: Store, key: str, data: bytes) -> bool:
-        nonlocal written
-        if written == number:
-            disk.leave(0)
-        written += 1
-        return create(self, key, data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "_create", on_a_full_disk)
+    with before_each_write(lambda written: disk.leave(0) if written == number else None):
         try:
             yield
         finally:
@@ -260,8 +250,8 @@ def failure(work: Callable[[], object]) -> str | None:
 def assert_nothing_half_visible(settings: Settings) -> None:
     store = Store(settings.store_uri)
     assert half_written(Path(settings.store_uri)) == []
-    for table, keys in store.snapshot().tables.items():
-        assert sum(part.num_rows for part in store.iter_tables(keys)) > 0, table
+    for table in (snapshot := store.snapshot()).tables:
+        assert sum(part.num_rows for part in store.iter_tables(snapshot.keys(table))) > 0, table
     stages = sorted({path.parent.name for path in Path(settings.store_uri).glob("stages/*/*.json")})
     for stage in stages:
         for _, manifest in store.manifests(stage):
@@ -317,7 +307,7 @@ def test_retrain_goes_on_whichever_write_found_no_space(
     for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "gate"):
         assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
     assert any("/log/" in said for said in failures)
-    assert Store(tight.store_uri).snapshot() == Store(undisturbed.store_uri).snapshot()
+    assert held(tight.store_uri) == held(undisturbed.store_uri)
     assert datasets(tight) == datasets(undisturbed)
     assert promotions(tight) == promotions(undisturbed)
     assert runs(tight) == runs(undisturbed)
@@ -434,7 +424,7 @@ def test_checks_go_on_once_there_is_space_for_their_data_docs(disk: Disk, labell
     report = goes_on(lambda: ingest_stages.validate_clean(tight, cleaned))
     ingest_stages.publish(tight, ingested, validated, cleaned, report)
     run_label(tight)
-    assert Store(tight.store_uri).snapshot() == Store(str(labelled / "store")).snapshot()
+    assert held(tight.store_uri) == held(str(labelled / "store"))
 
 
 def test_full_folder_of_temporary_files_is_named_and_the_retrain_goes_on(

@@ -23,7 +23,7 @@ from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import review as review_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.integration.test_stages import run_ingest, write_reviews
 from tests.tiny_llm import save_tiny
 

@@ -17,7 +17,7 @@ from reviewclf.errors import QualityError
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import ingest as stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 THINGS = ["Платье", "Кружка", "Пылесос", "Сапоги", "Плед", "Кукла", "Серьги", "Наушники"]
 TEXTS = [
@@ -66,7 +66,8 @@ class Nights:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         store = Store(self.settings().store_uri)
-        return {name: store.read_table(keys).to_pandas() for name, keys in store.snapshot().tables.items() if keys}
+        snapshot = store.snapshot()
+        return {name: store.read_table(keys).to_pandas() for name in snapshot.tables if (keys := snapshot.keys(name))}
 
     def texts(self) -> dict[str, str]:
         clean = self.tables()["clean"]

@@ -16,7 +16,7 @@ from reviewclf.errors import AnnotatorUnavailableError, LabelingError
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import label as label_stages
 from reviewclf.stages import review as review_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.integration.test_stages import run_ingest, write_reviews
 from tests.llm_server import Answer, ChatServer, completion, running, shown
 

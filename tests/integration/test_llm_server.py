@@ -24,7 +24,7 @@ from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 from reviewclf.labeling.asking import ask_all, journaled_votes
 from reviewclf.settings import Settings, load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.services import free_port
 

@@ -18,7 +18,7 @@ from reviewclf.registry.model import log_model, register
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import IngestSettings, Settings, load_settings
 from reviewclf.stages import train as train_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.integration.conftest import S3
 from tests.integration.test_stages import run_ingest, run_label
 from tests.services import free_port

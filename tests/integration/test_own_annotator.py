@@ -14,7 +14,7 @@ from reviewclf.errors import LabelingError, SettingsError
 from reviewclf.labeling.annotators import make_annotators
 from reviewclf.settings import load_settings
 from reviewclf.stages import label as label_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.integration.test_stages import run_ingest, write_reviews
 

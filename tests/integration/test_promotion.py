@@ -19,7 +19,7 @@ from reviewclf.promotion.retention import retire
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.model import aliases, versions
 from reviewclf.registry.tracking import Tracker
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 VERSIONS = 6
 

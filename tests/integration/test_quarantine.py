@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import pytest
 
 from reviewclf.settings import Settings
 from reviewclf.stages.quarantine import refused_rows, replay
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.integration.test_living_sources import Nights, counted, reviews
+from tests.stores import killed_after
 
 
 @pytest.fixture
@@ -107,30 +107,14 @@ def test_rows_refused_by_earlier_versions_are_read_by_the_layout_of_their_file(n
     assert nights.texts()["61"] == "Плед мягкий"
 
 
-class Killed(BaseException):
-    """What kills a command: no handler for errors sees it."""
-
-
 def test_replay_that_is_killed_at_any_write_ends_like_an_undisturbed_one(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_lines(nights, '61;"Плед \\"уютный\\"; мягкий"', '62;"Кружка \\"Мечта\\"; треснула"', "63;a;b")
     nights.live(ingest={"quoting": "standard"})
     settings: Settings = nights.settings(ingest={"quoting": "backslash"})
-    create = Store._create
-    for survived in range(0, 12, 3):
-        writes = 0
-
-        def dying(self: Store, key: str, data: bytes, survived: int = survived) -> bool:
-            nonlocal writes
-            writes += 1
-            if writes > survived:
-                raise Killed
-            return create(self, key, data)
-
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(Store, "_create", dying)
-            replay(settings)
+    for survived in range(0, 20, 3):
+        killed_after(survived, lambda: replay(settings))
     replay(settings)
     assert {nights.texts()[key] for key in ("61", "62")} == {'Плед "уютный"; мягкий', 'Кружка "Мечта"; треснула'}
     assert [row["payload"] for row in refused_rows(settings)] == ["63;a;b"]

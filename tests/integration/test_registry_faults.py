@@ -20,7 +20,7 @@ from reviewclf.promotion.leaderboard import leaderboard
 from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.registry.model import aliases, load_model
 from reviewclf.registry.tracking import Tracker
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.training.linear import LinearCandidate
 from tests.integration.test_augmentation import CATEGORY, fast, labelled, make_settings
 

@@ -24,10 +24,11 @@ from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import score as score_stages
 from reviewclf.stages.score import latest_report, read_predictions
-from reviewclf.storage import Snapshot, Store
+from reviewclf.store import Snapshot, Store
 from reviewclf.text import text_hash
-from tests.integration.test_stages import Killed, run_ingest, run_label, run_retrain
+from tests.integration.test_stages import run_ingest, run_label, run_retrain
 from tests.simulated_nights import ROOT, template_reviews
+from tests.stores import killed_after
 
 SAMPLE = ROOT / "reviewclf" / "sample"
 NIGHT = 100
@@ -196,20 +197,7 @@ def test_scoring_killed_at_any_write_ends_like_an_undisturbed_one(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, survived: int
 ) -> None:
     settings = make_settings(scoring={"shard_rows": 400})
-    writes = 0
-    create = Store._create
-
-    def dying(self: Store, key: str, data: bytes) -> bool:
-        nonlocal writes
-        writes += 1
-        if writes > survived:
-            raise Killed
-        return create(self, key, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_create", dying)
-        with pytest.raises(Killed):
-            run_score(settings)
+    assert killed_after(survived, lambda: run_score(settings))
     published, watched = run_score(settings)
     assert_each_once(settings)
     store = Store(settings.store_uri)

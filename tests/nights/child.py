@@ -39,7 +39,7 @@ def _live(variables: dict[str, str], steps: list[str], point: str) -> None:
 
     from reviewclf.night import run_night
     from reviewclf.settings import load_settings
-    from reviewclf.storage import Store
+    from reviewclf.store import Store
 
     os.environ.update(variables)
     run_stage, commit = Store.run_stage, Store.commit

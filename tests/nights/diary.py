@@ -23,7 +23,7 @@ from reviewclf.manifest import digest_of
 from reviewclf.night import NightReport, run_night
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages.dataset import find_dataset
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.text import clean_text, text_hash
 from tests.nights.books import Books, Row, Told
 from tests.nights.child import killed_night

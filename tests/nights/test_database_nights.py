@@ -14,7 +14,7 @@ from rich.console import Console
 
 from reviewclf.night import run_night
 from reviewclf.settings import load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.nights.books import Books, Row
 from tests.nights.child import killed_night
 from tests.nights.diary import environment, visible_in

@@ -15,7 +15,7 @@ import pytest
 
 from reviewclf.local.processes import LocalError
 from reviewclf.local.progress import log_lines
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from tests.team.platform import NIGHT, Platform
 
 AWAY_SECONDS = 30.0
@@ -222,7 +222,7 @@ def left_behind(platform: Platform, store: str, night: Night) -> dict[str, Any]:
 def _in_store(uri: str) -> dict[str, Any]:
     store = Store(uri)
     snapshot = store.snapshot()
-    rows = {table: sum(part.num_rows for part in store.iter_tables(keys)) for table, keys in snapshot.tables.items()}
+    rows = {table: sum(part.num_rows for part in store.iter_tables(snapshot.keys(table))) for table in snapshot.tables}
     datasets = [manifest.digest for _, manifest in store.manifests("dataset")]
     unseen = ("train", "evaluate", "gate", "promote")
     stages = {stage: len(store.manifests(stage)) for stage in unseen}

@@ -81,4 +81,4 @@ class _Watcher(importlib.abc.MetaPathFinder):
 
 
 if _FOLDER:
-    sys.meta_path.insert(0, _Watcher({"reviewclf.storage": _storage, "mlflow.tracking.client": _client}))
+    sys.meta_path.insert(0, _Watcher({"reviewclf.store": _storage, "mlflow.tracking.client": _client}))

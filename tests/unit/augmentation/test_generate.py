@@ -23,7 +23,7 @@ from reviewclf.errors import AnnotatorUnavailableError, AugmentationError
 from reviewclf.labeling.annotators.base import Vote
 from reviewclf.labeling.annotators.keywords import KeywordAnnotator
 from reviewclf.settings import Settings, load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import Answer, ChatServer, completion, running
 from tests.tiny_llm import tiny

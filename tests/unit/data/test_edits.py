@@ -15,7 +15,7 @@ from reviewclf import tables
 from reviewclf.data.cleaning import CleanedPart, Cleaner
 from reviewclf.data.edits import apply_edits
 from reviewclf.stages.cleaning import near_duplicate_rows
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.text import text_hash
 
 # (id, text): few of each, so that reviews are edited, copied and edited back.

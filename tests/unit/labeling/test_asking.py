@@ -13,7 +13,7 @@ from reviewclf.labeling.annotators.base import Review, Vote, VoteIdentity
 from reviewclf.labeling.asking import ask_all, forget_published, journaled_votes, vote_journal
 from reviewclf.llm.budget import Budget, costs_of, progress
 from reviewclf.settings import LLMSettings, load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 
 
 class Paid:

@@ -20,7 +20,7 @@ from reviewclf.labeling.annotators.openai import OpenAIAnnotator
 from reviewclf.labeling.asking import ask_all, forget_published, journaled_votes, vote_journal
 from reviewclf.llm.budget import Budget
 from reviewclf.settings import Settings, load_settings
-from reviewclf.storage import Store
+from reviewclf.store import Store
 from reviewclf.taxonomy import Taxonomy
 from tests.llm_server import Answer, ChatServer, completion, running, shown
 

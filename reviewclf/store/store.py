@@ -1,45 +1,59 @@
-"""The store: content-addressed objects, stage manifests and a log of snapshots, in a local folder or under ``s3://``.
+"""The store: Delta tables, stage manifests and snapshots, in a local folder or under ``s3://``.
 
 Layout below the root::
 
-    objects/ab/abcdef....parquet    immutable, named by the digest of their bytes
+    tables/<table>/                 Delta tables: see :mod:`reviewclf.store.delta`
+    snapshots/000000000007.json     which version of each table belongs to version 7 of the store, written last
     stages/<stage>/<digest>.json    manifest of a finished stage, written last
-    log/000000000007.json           snapshot: which objects make up each table, as of version 7
+    objects/ab/abcdef....parquet    what stages hand on; immutable, named by the digest of their bytes
     journal/<name>/...              lines on their way into a table, such as votes that were paid for
 
 Two rules carry everything. An object is complete before anything names it, so a killed writer leaves at most an unnamed
-file. Manifests and snapshots are created only where nothing lies yet: of two writers one wins and the other learns of it.
-A snapshot names the parts of all tables at once, so a night's rows appear in ``clean`` and ``quarantine`` together or not
-at all. The scheme is that of Delta Lake's log (Armbrust et al., VLDB 2020) with whole snapshots instead of deltas.
+file. Manifests, versions of tables and snapshots are created only where nothing lies yet: of two writers one wins and the
+other learns of it. A snapshot names the versions of all tables at once, so a night's rows appear in ``clean`` and
+``quarantine`` together or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr, ValidationError
 from pydantic_core import to_jsonable_python
 
 from reviewclf import tables
 from reviewclf.errors import ConflictError, StoreError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.outages import is_away, space_hint
+from reviewclf.store.delta import DeltaTables, digest_of_part
+from reviewclf.store.objects import Objects
 
 # So often a change is decided upon anew where other runs publish in between.
 _ATTEMPTS = 10
+# So many changes are remembered by their keys: far more than can be tried again after others were published.
+_REMEMBERED = 2000
+
+
+class TableVersion(BaseModel):
+    """Which version of a Delta table a snapshot holds.
+
+    Attributes
+    ----------
+    version : int
+        The Delta table's.
+    rows_since : int
+        The version since which it holds the same rows; later ones lay them out anew.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int
+    rows_since: int
 
 
 class Snapshot(BaseModel):
@@ -49,10 +63,10 @@ class Snapshot(BaseModel):
     ----------
     version : int
         0 for an empty store, then one more with every commit.
-    tables : dict of str to list of str
-        Object keys that together make up each table, oldest first.
+    tables : dict of str to TableVersion
+        By name; a table without rows that was never written to is not among them.
     applied : list of str
-        Keys of all commits so far; a commit whose key is here already changes nothing.
+        Keys of the last commits; a commit whose key is here already changes nothing.
     state : dict
         Small facts that travel with the tables, such as watermarks of sources.
     """
@@ -60,18 +74,27 @@ class Snapshot(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = 0
-    tables: dict[str, list[str]] = {}
+    tables: dict[str, TableVersion] = {}
     applied: list[str] = []
     state: dict[str, JsonValue] = {}
+    _parts: Callable[[str, int], list[str]] | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Snapshot) and self.model_dump() == other.model_dump()
 
     def keys(self, table: str) -> list[str]:
-        """Object keys of `table`; empty when nothing was written to it yet."""
-        return list(self.tables.get(table, []))
+        """Keys of the parts of `table`, in their order; empty when nothing was written to it yet."""
+        held = self.tables.get(table)
+        return [] if held is None or self._parts is None else self._parts(table, held.version)
+
+    def identity(self, *names: str) -> dict[str, int]:
+        """What tells the rows of these tables from those of other snapshots; laying them out anew changes nothing."""
+        return {name: self.tables[name].rows_since for name in names if name in self.tables}
 
     def missing(self, table: str, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that `table` does not hold."""
-        held = set(self.keys(table))
-        return [key for key in keys if key not in held]
+        """Those of the parts `keys` that `table` does not hold."""
+        held = set(map(digest_of_part, self.keys(table)))
+        return [key for key in keys if digest_of_part(key) not in held]
 
 
 class Change(NamedTuple):
@@ -81,6 +104,7 @@ class Change(NamedTuple):
     append: Mapping[str, Sequence[str]] = {}
     replace: Mapping[str, Sequence[str]] = {}
     state: Mapping[str, JsonValue] = {}
+    is_data: bool = True
 
 
 class StageResult(BaseModel):
@@ -95,7 +119,7 @@ class StageResult(BaseModel):
     is_final: bool = True
 
 
-class Store:
+class Store(Objects):
     """Tables, manifests and snapshots below one root.
 
     Parameters
@@ -106,30 +130,10 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        try:
-            self._fs, root = fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if "://" in uri else {}))
-        except (ValueError, ImportError, OSError) as error:
-            raise StoreError(f"{uri}: cannot be used as a store ({error}); check REVIEWCLF_STORE") from error
-        self._root = root.rstrip("/")
-        self._local = isinstance(self._fs, LocalFileSystem)
+        super().__init__(uri)
+        self.delta = DeltaTables(self)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
-        return self._local
-
-    # -- objects ---------------------------------------------------------------------------------------------------
-
-    def put_bytes(self, data: bytes, suffix: str) -> str:
-        """Write `data` under the digest of its bytes and return its key; writing the same bytes again is free."""
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        key = f"objects/{digest[:2]}/{digest}{suffix}"
-        with self._errors("written", key):
-            if self._fs.exists(self._path(key)):
-                return key
-            self._create(key, data)
-        return key
+    # -- parts of tables -------------------------------------------------------------------------------------------
 
     def put_table(self, table: pa.Table) -> str:
         """Write `table` as Parquet (zstd) and return its key; equal tables get equal keys."""
@@ -151,16 +155,10 @@ class Store:
             rows = pa.Table.from_pylist(plain, schema=schema)
         return [self.put_table(rows.combine_chunks())] if rows.num_rows else []
 
-    def read_bytes(self, key: str) -> bytes:
-        """Content of an object. Raises :class:`StoreError` naming it when it is missing."""
-        with self._errors("read", key):
-            data: bytes = self._fs.cat_file(self._path(key))
-            return data
-
     def iter_tables(self, keys: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The tables under `keys`, one at a time, so that memory is bounded by the largest part."""
         for key in keys:
-            with self._errors("read", key):
+            with self.errors("read", key):
                 yield pq.read_table(io.BytesIO(self.read_bytes(key)), columns=list(columns) if columns is not None else None)
 
     def read_table(
@@ -189,9 +187,9 @@ class Store:
     def manifest(self, stage: str, digest: str) -> Manifest | None:
         """The committed manifest of a stage, or None when it has not finished."""
         key = f"stages/{stage}/{digest}.json"
-        with self._errors("read", key):
+        with self.errors("read", key):
             try:
-                return Manifest.model_validate_json(self._fs.cat_file(self._path(key)))
+                return Manifest.model_validate_json(self._fs.cat_file(self.path(key)))
             except FileNotFoundError:
                 return None
             except ValidationError as error:
@@ -200,7 +198,7 @@ class Store:
     def manifests(self, stage: str) -> list[tuple[datetime, Manifest]]:
         """All committed manifests of a stage and when each was written, the newest first."""
         prefix = f"stages/{stage}/"
-        found = {key: when for key, when in self.journals(prefix).items() if key.endswith(".json")}
+        found = {key: when for key, when in self.find(prefix).items() if key.endswith(".json")}
         read = ((when, self.manifest(stage, key.removeprefix(prefix).removesuffix(".json"))) for key, when in found.items())
         listed = [(when, manifest) for when, manifest in read if manifest is not None]
         return sorted(listed, key=lambda pair: (pair[0], pair[1].digest), reverse=True)
@@ -208,8 +206,8 @@ class Store:
     def commit_manifest(self, manifest: Manifest) -> Manifest:
         """Make a stage's result visible; of two writers the first wins and both get its manifest."""
         key = f"stages/{manifest.stage}/{manifest.digest}.json"
-        with self._errors("written", key):
-            if self._create(key, manifest.model_dump_json(indent=1).encode()):
+        with self.errors("written", key):
+            if self.create(key, manifest.model_dump_json(indent=1).encode()):
                 return manifest
         existing = self.manifest(manifest.stage, manifest.digest)
         if existing is None:
@@ -245,24 +243,39 @@ class Store:
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """The newest snapshot; version 0 with no tables when the store is empty."""
-        with self._errors("read", "log"):
+    def snapshot(self, version: int | None = None) -> Snapshot:
+        """The newest snapshot, or that of a version; version 0 with no tables when the store is empty.
+
+        Raises
+        ------
+        StoreError
+            There is none of this version, it is damaged, or the store has the format of an earlier version of the package.
+        """
+        name = f"{version:012d}.json" if version else self._newest("snapshots")
+        if name is None:
+            if self._newest("log") is not None:
+                raise StoreError(
+                    f"{self.uri}: has the format of an earlier version; take it over once with: reviewclf store migrate"
+                )
+            return Snapshot()
+        key = f"snapshots/{name}"
+        try:
+            found = Snapshot.model_validate_json(self.read_bytes(key))
+        except ValidationError as error:
+            raise StoreError(f"{self.uri}/{key}: is damaged ({error}); restore it from a back-up") from error
+        found._parts = self.delta.parts
+        return found
+
+    def _newest(self, folder: str) -> str | None:
+        with self.errors("read", folder):
             try:
-                names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(self._path("log"), detail=False)]
+                names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(self.path(folder), detail=False)]
             except FileNotFoundError:
                 # An empty store, and not a bucket that is missing or has not come back yet: that would look like one.
                 if not self._local and not self._fs.exists(self._root.partition("/")[0]):
                     raise
-                return Snapshot()
-        names = [name for name in names if name.endswith(".json")]
-        if not names:
-            return Snapshot()
-        key = f"log/{max(names)}"
-        try:
-            return Snapshot.model_validate_json(self.read_bytes(key))
-        except ValidationError as error:
-            raise StoreError(f"{self.uri}/{key}: is damaged ({error}); restore it from a back-up") from error
+                return None
+        return max((name for name in names if name.endswith(".json")), default=None)
 
     def publish(self, decide: Callable[[Snapshot], Change | None]) -> Snapshot:
         """Commit what `decide` makes of the newest snapshot; where another run was first, what it makes of the next one.
@@ -299,6 +312,7 @@ class Store:
         append: Mapping[str, Sequence[str]] = {},
         replace: Mapping[str, Sequence[str]] = {},
         state: Mapping[str, JsonValue] = {},
+        is_data: bool = True,
     ) -> Snapshot:
         """Publish new parts of tables on top of `base`, all together. What changes nothing makes no new version.
 
@@ -312,132 +326,32 @@ class Store:
             Parts added to a table, and tables whose parts are exchanged as a whole.
         state : mapping
             Entries of ``Snapshot.state`` to set.
+        is_data : bool
+            False where the same rows are only laid out anew.
 
         Raises
         ------
         ConflictError
             Another writer published after `base` was read: read the new snapshot, decide again, commit again.
         """
-        parts = {**base.tables, **{name: list(keys) for name, keys in replace.items() if keys or name in base.tables}}
-        parts |= {name: parts.get(name, []) + list(keys) for name, keys in append.items() if keys}
-        facts = {**base.state, **state}
-        if key in base.applied or (parts == base.tables and facts == base.state):
+        if key in base.applied:
             return base
-        new = Snapshot(version=base.version + 1, tables=parts, applied=[*base.applied, key], state=facts)
-        name = f"log/{new.version:012d}.json"
-        with self._errors("written", name):
-            if self._create(name, new.model_dump_json().encode()):
+        parts = {name: list(keys) for name, keys in replace.items() if keys or name in base.tables}
+        parts |= {name: [*parts.get(name, base.keys(name)), *keys] for name, keys in append.items() if keys}
+        version = base.version + 1
+        held = dict(base.tables)
+        for name, keys in sorted(parts.items()):
+            if keys != base.keys(name):
+                number = self.delta.commit(name, keys, snapshot=version, change=key, is_data=is_data)
+                since = number if is_data or name not in held else held[name].rows_since
+                held[name] = TableVersion(version=number, rows_since=since)
+        facts = {**base.state, **state}
+        if held == base.tables and facts == base.state:
+            return base
+        new = Snapshot(version=version, tables=held, applied=[*base.applied, key][-_REMEMBERED:], state=facts)
+        new._parts = self.delta.parts
+        name = f"snapshots/{version:012d}.json"
+        with self.errors("written", name):
+            if self.create(name, new.model_dump_json().encode()):
                 return new
-        raise ConflictError(f"{self.uri}: another run published version {new.version} first; run this stage again")
-
-    # -- journals: lines that are safe as soon as they are written ------------------------------------------------------
-
-    def append_lines(self, key: str, lines: Sequence[str], part: int) -> None:
-        """Add lines to the journal `key`: in a folder one file that grows, under ``s3://`` an object a call."""
-        data = "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")
-        with self._errors("written", key):
-            if self._local:
-                path = Path(self._path(key))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # One write per call: a killed process leaves at most a last line without its end.
-                handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-                try:
-                    size = os.fstat(handle).st_size
-                    if size and os.pread(handle, 1, size - 1) != b"\n":
-                        # What a full disk has cut must not take the next line along.
-                        data = b"\n" + data
-                    # A full disk takes the beginning and says nothing.
-                    if os.write(handle, data) < len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                finally:
-                    os.close(handle)
-            else:
-                self._fs.pipe_file(f"{self._path(key)}.{part:08d}", data)
-
-    def journals(self, prefix: str) -> dict[str, datetime]:
-        """Journals below `prefix` and when each was last written."""
-        with self._errors("read", prefix):
-            try:
-                found = self._fs.find(self._path(prefix), detail=True)
-            except FileNotFoundError:
-                return {}
-        files = {str(path).removeprefix(f"{self._root}/"): info for path, info in found.items()}
-        return {key: _written_at(info) for key, info in sorted(files.items())}
-
-    def read_lines(self, key: str) -> list[str]:
-        """Lines of a journal that hold anything; the last one may be without its end. Bytes that are no UTF-8 are escaped.
-
-        Nothing but a line feed ends a line: texts hold whatever else Unicode takes for an end.
-        """
-        return [line.decode(errors="surrogateescape") for line in self.read_bytes(key).split(b"\n") if line.strip()]
-
-    def remove_journal(self, key: str) -> None:
-        """Remove a journal whose lines are published."""
-        with self._errors("removed", key), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(key))
-
-    # -- plumbing --------------------------------------------------------------------------------------------------
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key}"
-
-    def _create(self, key: str, data: bytes) -> bool:
-        """Create `key` with `data` in one step; False, and nothing changed, when it exists already."""
-        if self._local:
-            return _create_local(Path(self._path(key)), data)
-        try:
-            self._fs.pipe_file(self._path(key), data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if _is_taken(error):
-                return False
-            raise
-        return True
-
-    @contextlib.contextmanager
-    def _errors(self, verb: str, key: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.uri}/{key}: is not there; was the store moved or cleaned?") from error
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.uri}/{key}: cannot be {verb}: {error}{space_hint(error)}") from error
-        except Exception as error:
-            if not is_away(error):
-                raise
-            raise StoreError(f"{self.uri}/{key}: cannot be {verb}, the server is away: {error}") from error
-
-
-def _written_at(info: Mapping[str, Any]) -> datetime:
-    when = info.get("LastModified", info.get("mtime"))
-    return when if isinstance(when, datetime) else datetime.fromtimestamp(float(when or 0.0), tz=UTC)
-
-
-def _is_taken(error: BaseException | None) -> bool:
-    """Whether S3 refused a conditional write because the key exists, or because another writer is at it right now."""
-    while error is not None:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
-        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _create_local(path: Path, data: bytes) -> bool:
-    # A hard link appears with its whole content or not at all, and fails where the name is taken: unlike os.replace it
-    # never overwrites, unlike O_EXCL it never shows a half-written file.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return False
-    finally:
-        Path(temporary).unlink()
-    return True
+        raise ConflictError(f"{self.uri}: another run published version {version} first; run this stage again")
