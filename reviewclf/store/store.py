@@ -20,7 +20,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +30,11 @@ from pydantic_core import to_jsonable_python
 from reviewclf import tables
 from reviewclf.errors import ConflictError, StoreError
 from reviewclf.manifest import Manifest, digest_of
-from reviewclf.store.delta import DeltaTables, digest_of_part
+from reviewclf.store.delta import DeltaTables, digest_of_part, storage_options
 from reviewclf.store.objects import Objects
+
+if TYPE_CHECKING:
+    from polars import LazyFrame
 
 # So often a change is decided upon anew where other runs publish in between.
 _ATTEMPTS = 10
@@ -181,6 +184,39 @@ class Store(Objects):
         """The rows under `keys` one after another, in bounded memory."""
         for part in self.iter_tables(keys, columns):
             yield from part.to_pylist()
+
+    def scan(self, keys: Sequence[str], schema: pa.Schema) -> LazyFrame:
+        """The rows under `keys` as a Polars query, to be joined and filtered without being read whole.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Parts of tables or outputs of stages; none give no rows.
+        schema : Schema
+            Their contract; columns that an earlier part lacks are null.
+        """
+        import polars
+
+        empty = polars.DataFrame(schema.empty_table())
+        if not keys:
+            return empty.lazy()
+        return polars.scan_parquet(
+            [self.address(key) for key in keys],
+            schema=empty.schema,
+            missing_columns="insert",
+            extra_columns="ignore",
+            storage_options=storage_options(self.uri),
+        )
+
+    def collect(self, query: LazyFrame, schema: pa.Schema) -> pa.Table:
+        """What a query finds, by Polars' streaming engine; rows come in no order of their own."""
+        import polars
+
+        with self.errors("read", "tables"):
+            try:
+                return query.select(schema.names).collect(engine="streaming").to_arrow().cast(schema)
+            except polars.exceptions.PolarsError as error:
+                raise StoreError(f"{self.uri}: cannot be read: {error}") from error
 
     # -- manifests -------------------------------------------------------------------------------------------------
 

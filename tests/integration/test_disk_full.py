@@ -306,7 +306,7 @@ def test_retrain_goes_on_whichever_write_found_no_space(
     assert len(failures) - 1 == len(set(failures)) >= 14
     for stage in ("plan_synthesis", "synthesize", "dataset", "train", "score", "evaluate", "gate"):
         assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
-    assert any("/log/" in said for said in failures)
+    assert any("/snapshots/" in said for said in failures)
     assert held(tight.store_uri) == held(undisturbed.store_uri)
     assert datasets(tight) == datasets(undisturbed)
     assert promotions(tight) == promotions(undisturbed)
@@ -339,7 +339,7 @@ def test_scoring_goes_on_whichever_write_found_no_space(disk: Disk, undisturbed:
     assert len(failures) >= 14
     for stage in ("select_unscored", "score", "publish_predictions", "monitor"):
         assert any(f"{tight.store_uri}/stages/{stage}/" in said for said in failures), stage
-    assert sum("/log/" in said for said in failures) == 2
+    assert sum("/snapshots/" in said for said in failures) == 2
 
 
 def score(settings: Settings, finished: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from reviewclf import tables
 from reviewclf.data.sources import list_source, read_chunks
 from reviewclf.errors import ConflictError, DataContractError, StoreError
 from reviewclf.settings import IngestSettings, load_settings
@@ -37,6 +38,8 @@ def test_objects_manifests_and_snapshots_are_kept(uri: str) -> None:
     assert Store(uri).run_stage("clean", 1, {"raw": "a"}, lambda: StageResult(counts={"rows": 2})) == first
     store.commit(store.snapshot(), key="night", append={"seen": [key]})
     assert rows(Store(uri)) == [1]
+    queried = Store(uri).scan(store.snapshot().keys("seen"), tables.SEEN_SCHEMA)
+    assert store.collect(queried, tables.SEEN_SCHEMA)["row"].to_pylist() == [1]
     with pytest.raises(StoreError, match="is not there"):
         store.read_bytes("objects/no/thing.parquet")
 

@@ -204,6 +204,16 @@ def test_a_table_gets_the_columns_that_its_contract_gets(store: Store, monkeypat
     )
 
 
+def test_a_query_reads_parts_of_tables_and_of_stages_alike(store: Store) -> None:
+    store.commit(store.snapshot(), key="night 1", append={"seen": part(store, 1, 2, 3)})
+    held = store.scan(store.snapshot().keys("seen"), tables.SEEN_SCHEMA)
+    new = store.scan(part(store, 3, 4), tables.SEEN_SCHEMA)
+    assert store.collect(new.join(held, on="row", how="anti"), tables.SEEN_SCHEMA)["row"].to_pylist() == [4]
+    assert store.collect(store.scan([], tables.SEEN_SCHEMA), tables.SEEN_SCHEMA).num_rows == 0
+    with pytest.raises(StoreError, match="is not there"):
+        store.collect(store.scan(["objects/no/nothing.parquet"], tables.SEEN_SCHEMA), tables.SEEN_SCHEMA)
+
+
 def test_a_store_of_the_earlier_format_is_named(store: Store, tmp_path: Path) -> None:
     store.create("log/000000000001.json", b"{}")
     with pytest.raises(StoreError, match="reviewclf store migrate"):
