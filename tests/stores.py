@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from reviewclf.store import Store
-from reviewclf.store.delta import DeltaTables, digest_of_part
+from reviewclf.store.delta import digest_of_part
 
 
 class Killed(BaseException):
@@ -25,9 +26,8 @@ def held(uri: str) -> tuple[Any, ...]:
 
 @contextmanager
 def before_each_write(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with the number of the write, from 0, before anything is created in a store, and before and after each
-    commit to one of its tables."""
-    create, commit = Store.create, DeltaTables.commit
+    """Call `act` with the number of the write, from 0, before anything is created in a store or committed to a table."""
+    create, commit = Store.create, DeltaTable.create_write_transaction
     writes = 0
 
     def count() -> None:
@@ -39,15 +39,13 @@ def before_each_write(act: Callable[[int], None]) -> Iterator[None]:
         count()
         return create(self, key, data)
 
-    def counted_commit(self: DeltaTables, *arguments: Any, **named: Any) -> int:
+    def counted_commit(self: DeltaTable, *arguments: Any, **named: Any) -> None:
         count()
-        done = commit(self, *arguments, **named)
-        count()
-        return done
+        commit(self, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "create", counted_create)
-        patch.setattr(DeltaTables, "commit", counted_commit)
+        patch.setattr(DeltaTable, "create_write_transaction", counted_commit)
         yield
 
 

@@ -134,7 +134,7 @@ def test_night_goes_on_wherever_the_space_ended(small_disk: Path, tmp_path: Path
             assert sum(part.num_rows for part in store.iter_tables(snapshot.keys(table))) > 0, table
         os.truncate(ballast, ballast.stat().st_size - _STEP)
     assert len(failures) >= 5
-    assert all("No space left on device: free some space" in failure for failure in failures), failures
+    assert [failure for failure in failures if "free some space" not in failure] == []
     assert versions == sorted(versions)
     assert held(store.uri) == held(roomy.store_uri)
 
