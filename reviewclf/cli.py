@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reviewclf import __version__
+from reviewclf import __version__, cli_store
 from reviewclf.errors import ReviewclfError
 from reviewclf.settings import load_settings
 
@@ -195,6 +195,8 @@ def retire(
     gone: list[str] = remove(load_settings(), who=_user(), dry_run=dry_run).details["versions"]  # type: ignore[assignment]
     typer.echo(f"{'would retire' if dry_run else 'retired'}: {', '.join(f'version {number}' for number in gone) or 'none'}")
 
+
+app.add_typer(cli_store.app, name="store")
 
 review = typer.Typer(help="The queue of doubtful labels for people.", no_args_is_help=True)
 app.add_typer(review, name="review")

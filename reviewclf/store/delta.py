@@ -70,6 +70,10 @@ class DeltaTables:
             found = self._parts[name, version] = _parts_of(name, self.open(name, version))
         return list(found)
 
+    def rows(self, name: str, version: int) -> int:
+        """How many rows a version holds."""
+        return int(sum(pa.table(self.open(name, version).get_add_actions())["num_records"].to_pylist()))
+
     def commit(self, name: str, parts: Sequence[str], *, snapshot: int, change: str, is_data: bool = True) -> int:
         """Let the table hold `parts` and nothing else.
 

@@ -287,9 +287,9 @@ class Store(Objects):
         StoreError
             There is none of this version, it is damaged, or the store has the format of an earlier version of the package.
         """
-        name = f"{version:012d}.json" if version else self._newest("snapshots")
+        name = f"{version:012d}.json" if version else self.newest("snapshots")
         if name is None:
-            if self._newest("log") is not None:
+            if self.newest("log") is not None:
                 raise StoreError(
                     f"{self.uri}: has the format of an earlier version; take it over once with: reviewclf store migrate"
                 )
@@ -302,7 +302,8 @@ class Store(Objects):
         found._parts = self.delta.parts
         return found
 
-    def _newest(self, folder: str) -> str | None:
+    def newest(self, folder: str) -> str | None:
+        """Name of the newest snapshot in `folder`; None where there is none."""
         with self.errors("read", folder):
             try:
                 names = [str(path).rsplit("/", 1)[-1] for path in self._fs.ls(self.path(folder), detail=False)]
