@@ -51,10 +51,10 @@ def up(
 
 @app.command()
 def night(
-    steps: Annotated[str, typer.Option(help="Which steps, separated by commas.")] = "ingest,label,retrain,score",
+    steps: Annotated[str, typer.Option(help="Which steps, separated by commas.")] = "ingest,label,retrain,score,maintain",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
 ) -> None:
-    """Run one night here, without Airflow: ingest, label, retrain, score. Exits 1 where one of the DAGs would fail.
+    """Run one night here, without Airflow: ingest, label, retrain, score, keep house. Exits 1 where one of the DAGs would fail.
 
     Finished tasks and logs go to standard error, the report at the end to standard output.
     """

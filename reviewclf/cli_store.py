@@ -1,12 +1,52 @@
-"""``reviewclf store``: keeping house in the store."""
+"""``reviewclf store``: what the store holds, and keeping house in it."""
 
 from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reviewclf.settings import load_settings
 
+if TYPE_CHECKING:
+    from reviewclf.store.inventory import Inventory
+
 app = typer.Typer(help="The store: what it holds, and keeping house in it.", no_args_is_help=True)
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
+    """Say what takes how much: tables, outputs of stages, training sets, journals, manifests."""
+    from reviewclf.store import Store
+    from reviewclf.store.inventory import take_inventory
+
+    found = take_inventory(Store(load_settings().store_uri))
+    if as_json:
+        typer.echo(json.dumps({**found.model_dump(), "bytes": found.bytes}, ensure_ascii=False, indent=2))
+    else:
+        _show(found)
+
+
+@app.command()
+def maintain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, only say what would be done.")] = False,
+) -> None:
+    """Put small parts of tables together, and remove what is older than REVIEWCLF_MAINTENANCE__* keep."""
+    from reviewclf.stages.maintain import maintain as keep_house
+
+    done = keep_house(load_settings(), dry_run=dry_run)
+    details: dict[str, dict[str, int]] = done.details  # type: ignore[assignment]
+    would = "would be " if dry_run else ""
+    for name, fewer in details["compacted"].items():
+        typer.echo(f"{name}: {fewer} parts {would}put together with others")
+    for what, files in details["files"].items():
+        typer.echo(f"{what}: {files} {would}removed, {_size(details['bytes'][what])}")
+    if details["checkpoints"]:
+        typer.echo(f"checkpoints of trainings: {details['checkpoints']} {would}removed")
+    if not any(done.counts.values()):
+        typer.echo("nothing is to be done")
 
 
 @app.command()
@@ -23,3 +63,32 @@ def migrate() -> None:
     for name, count in rows.items():
         typer.echo(f"{name:<20} {count:>12,} rows")
     typer.echo(f"{store.uri}: version {version} is taken over" if version else f"{store.uri}: nothing is left to be taken over")
+
+
+def _show(found: Inventory) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tables = Table("table", title=f"{found.uri}, snapshot {found.snapshot}, {_size(found.bytes)}")
+    for column in ("version", "rows", "parts", "size", "older versions", "log"):
+        tables.add_column(column, justify="right")
+    for name, table in found.tables.items():
+        sizes = (_size(size) for size in (table.bytes, table.older_bytes, table.log_bytes))
+        tables.add_row(name, str(table.version), f"{table.rows:,}", f"{table.parts:,}", *sizes)
+    others = Table("what else")
+    others.add_column("files", justify="right")
+    others.add_column("size", justify="right")
+    for name, usage in found.others.items():
+        others.add_row(name, f"{usage.files:,}", _size(usage.bytes))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(tables)
+    console.print(others)
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -308,6 +308,21 @@ class ScoringSettings(_Group):
     rescore_on_promotion: bool = Field(False, description="a new champion scores all of history, not only what is new")
 
 
+class MaintenanceSettings(_Group):
+    """What keeping house in the store leaves."""
+
+    keep_days: Annotated[float, Field(ge=1.0)] = Field(
+        30.0, description="the store can be read as it was at any time of the last so many days; what stages left then stays"
+    )
+    keep_snapshots: PositiveInt = Field(10, description="newest snapshots that stay whatever their age")
+    keep_datasets: PositiveInt = Field(
+        10, description="newest training sets that stay whatever their age; those of versions with an alias always do"
+    )
+    grace_hours: Annotated[float, Field(ge=1.0)] = Field(
+        48.0, description="files that were written since are never removed: a task that runs may be about to name them"
+    )
+
+
 class MonitoringSettings(_Group):
     """When a look at production wakes somebody."""
 
@@ -439,6 +454,7 @@ class Settings(_EmptyMeansNone, BaseSettings):
     gate: GateSettings = GateSettings()
     scoring: ScoringSettings = ScoringSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
     alerts: AlertSettings = AlertSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()

@@ -30,6 +30,7 @@ from reviewclf.registry import CHAMPION
 from reviewclf.settings import Settings
 from reviewclf.stages import ingest as ingest_stages
 from reviewclf.stages import label as label_stages
+from reviewclf.stages import maintain as maintain_stages
 from reviewclf.stages import monitor as monitor_stages
 from reviewclf.stages import promotion as promotion_stages
 from reviewclf.stages import review as review_stages
@@ -197,12 +198,17 @@ class Night:
         watched = self.call("monitor", monitor_stages.monitor, published)
         self.report.scored = ScoredReport.model_validate(published.counts | watched.details)
 
+    def maintain(self) -> None:
+        """DAG reviews_maintain."""
+        self.call("maintain", maintain_stages.maintain)
+
 
 STEPS: dict[str, Callable[[Night], None]] = {
     "ingest": Night.ingest,
     "label": Night.label,
     "retrain": Night.retrain,
     "score": Night.score,
+    "maintain": Night.maintain,
 }
 
 

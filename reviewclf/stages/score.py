@@ -241,7 +241,7 @@ def health_history(settings: Settings, *, newest: int = 30) -> list[HealthReport
     """Reports of the last scorings, newest first."""
     store = Store(settings.store_uri)
     rows = store.iter_rows(store.snapshot().keys("health")[-newest:], ["report"])
-    return [HealthReport.model_validate_json(row["report"]) for row in reversed(list(rows))]
+    return [HealthReport.model_validate_json(row["report"]) for row in list(rows)[-newest:][::-1]]
 
 
 # -- small parts -----------------------------------------------------------------------------------------------------

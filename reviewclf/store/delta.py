@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +37,14 @@ _LONGEST_BOUND = 64
 _PLACES = 8
 # Versions live as long as a snapshot names them; `reviewclf store maintain` removes the others.
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 3650 days", "delta.checkpointInterval": "25"}
+
+
+class PartSize(NamedTuple):
+    """How large a part of a table is."""
+
+    key: str
+    rows: int
+    bytes: int
 
 
 class DeltaTables:
@@ -70,9 +78,26 @@ class DeltaTables:
             found = self._parts[name, version] = _parts_of(name, self.open(name, version))
         return list(found)
 
+    def parts_since(self, name: str, version: int) -> set[str]:
+        """Keys of all parts that came to the table after a version, also those that have left it again."""
+        found: set[str] = set()
+        commits = [key for key in self._objects.find(f"tables/{name}/_delta_log") if key.endswith(".json")]
+        newer = [key for key in commits if (log_version(name, key) or 0) > version]
+        for data in self._objects.read_many(newer).values():
+            for line in data.splitlines():
+                if added := json.loads(line).get("add"):
+                    found.add(f"tables/{name}/{added['path']}")
+        return found
+
+    def sizes(self, name: str, version: int) -> list[PartSize]:
+        """The parts that a version holds, in their order, with their rows and bytes."""
+        found = pa.table(self.open(name, version).get_add_actions()).select(["path", "num_records", "size_bytes"]).to_pylist()
+        listed = [PartSize(f"tables/{name}/{row['path']}", row["num_records"], row["size_bytes"]) for row in found]
+        return sorted(listed)
+
     def rows(self, name: str, version: int) -> int:
         """How many rows a version holds."""
-        return int(sum(pa.table(self.open(name, version).get_add_actions())["num_records"].to_pylist()))
+        return sum(part.rows for part in self.sizes(name, version))
 
     def commit(self, name: str, parts: Sequence[str], *, snapshot: int, change: str, is_data: bool = True) -> int:
         """Let the table hold `parts` and nothing else.
@@ -215,6 +240,13 @@ class DeltaTables:
                 raise StoreError(f"{self.uri(name)}: {rows[column].null_count} row(s) of {part} lack {column}")
         _check(name, rows, part)
         return part
+
+
+def log_version(name: str, key: str) -> int | None:
+    """The version of a table that a file of its log is about; None where the key is none."""
+    prefix = f"tables/{name}/_delta_log/"
+    digits = key.removeprefix(prefix).partition(".")[0] if key.startswith(prefix) else ""
+    return int(digits) if digits.isdigit() else None
 
 
 def digest_of_part(key: str) -> str:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -19,6 +19,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from reviewclf.errors import StoreError
 from reviewclf.outages import is_away, space_hint
+
+
+class File(NamedTuple):
+    """A file of a store."""
+
+    bytes: int
+    written: datetime
 
 
 class Objects:
@@ -51,8 +58,9 @@ class Objects:
         key = f"objects/{digest[:2]}/{digest}{suffix}"
         with self.errors("written", key):
             if self._fs.exists(self.path(key)):
-                return key
-            self.create(key, data)
+                self._renew(key, data)
+            else:
+                self.create(key, data)
         return key
 
     def read_bytes(self, key: str) -> bytes:
@@ -61,13 +69,60 @@ class Objects:
             data: bytes = self._fs.cat_file(self.path(key))
             return data
 
+    def _renew(self, key: str, data: bytes) -> None:
+        """Let an object that is written once more be as young as if it were new: old ones that nothing names are removed."""
+        if self._local:
+            os.utime(self.path(key))
+        else:
+            self._fs.pipe_file(self.path(key), data)
+
     def find(self, prefix: str) -> dict[str, datetime]:
         """Keys below `prefix` and when each was last written."""
-        return {key: _written_at(info) for key, info in self._infos(prefix).items()}
+        return {key: file.written for key, file in self.files(prefix).items()}
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Keys below `prefix` and their bytes."""
-        return {key: int(info["size"]) for key, info in self._infos(prefix).items()}
+        return {key: file.bytes for key, file in self.files(prefix).items()}
+
+    def files(self, prefix: str = "") -> dict[str, File]:
+        """Keys below `prefix` and what is known of each; also what killed writers have left, whose names begin with a dot."""
+        with self.errors("read", prefix):
+            try:
+                found = self._fs.find(self.path(prefix).rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return {}
+        return {
+            str(path).removeprefix(f"{self._root}/"): File(int(info["size"]), _written_at(info))
+            for path, info in sorted(found.items())
+        }
+
+    def written(self, key: str) -> datetime | None:
+        """When an object was last written; None where it is gone."""
+        with self.errors("read", key):
+            try:
+                return _written_at(self._fs.info(self.path(key)))
+            except FileNotFoundError:
+                return None
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Contents of many small objects; those that went in the meantime are left out."""
+        with self.errors("read", f"{len(keys)} objects"):
+            found = self._fs.cat([self.path(key) for key in keys], on_error="return") if keys else {}
+            for error in found.values():
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+                    raise error
+        there = {path: data for path, data in found.items() if not isinstance(data, Exception)}
+        return {str(path).removeprefix(f"{self._root}/"): bytes(data) for path, data in there.items()}
+
+    def overwrite(self, key: str, data: bytes) -> None:
+        """Put other content in the place of an object's, in one step."""
+        with self.errors("written", key):
+            if self._local:
+                temporary = Path(self.path(key)).with_name(f".new-{os.getpid()}-{Path(key).name}")
+                temporary.write_bytes(data)
+                temporary.replace(self.path(key))
+            else:
+                self._fs.pipe_file(self.path(key), data)
 
     def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
@@ -91,10 +146,9 @@ class Objects:
     def place(self, source: str, target: str) -> None:
         """Let the content of `source` stand at `target` too; both are never changed."""
         with self.errors("written", target):
-            if self._fs.exists(self.path(target)):
-                return
             if self._local:
                 _link(Path(self.path(source)), Path(self.path(target)))
+                os.utime(self.path(target))
             else:
                 self._fs.cp_file(self.path(source), self.path(target))
 
@@ -150,14 +204,6 @@ class Objects:
         Nothing but a line feed ends a line: texts hold whatever else Unicode takes for an end.
         """
         return [line.decode(errors="surrogateescape") for line in self.read_bytes(key).split(b"\n") if line.strip()]
-
-    def _infos(self, prefix: str) -> dict[str, dict[str, Any]]:
-        with self.errors("read", prefix):
-            try:
-                found = self._fs.find(self.path(prefix), detail=True)
-            except FileNotFoundError:
-                return {}
-        return {str(path).removeprefix(f"{self._root}/"): info for path, info in sorted(found.items())}
 
 
 def _written_at(info: Mapping[str, Any]) -> datetime:

@@ -126,7 +126,7 @@ def every_task(parsed: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def test_airflow_reads_the_dags_without_errors(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    assert {"reviews_ingest", "reviews_label", "reviews_retrain", "reviews_score"} <= parsed["dags"].keys()
+    assert {"reviews_ingest", "reviews_label", "reviews_retrain", "reviews_score", "reviews_maintain"} <= parsed["dags"].keys()
     assert all(dag["serialized"] for dag in parsed["dags"].values())
 
 
@@ -219,7 +219,7 @@ def test_hand_triggered_dags_ask_for_what_they_need_and_are_ready_to_run(parsed:
 
 def test_new_nightly_dags_wait_for_the_next_night(parsed: dict[str, Any]) -> None:
     # With the default, Airflow runs a DAG that it sees for the first time up to 2.4 hours after its hour at once.
-    for dag_id in ("reviews_ingest", "reviews_retrain"):
+    for dag_id in ("reviews_ingest", "reviews_retrain", "reviews_maintain"):
         assert parsed["dags"][dag_id]["timetable"]["first"] == "0:00:01", dag_id
 
 
@@ -241,7 +241,7 @@ def test_assets_link_the_dags_and_are_emitted_where_something_is_published(parse
 
 
 def test_nights_are_those_of_moscow(parsed: dict[str, Any]) -> None:
-    for dag_id, cron in (("reviews_ingest", "0 2 * * *"), ("reviews_retrain", "0 4 * * *")):
+    for dag_id, cron in (("reviews_maintain", "0 1 * * *"), ("reviews_ingest", "0 2 * * *"), ("reviews_retrain", "0 4 * * *")):
         timetable = parsed["dags"][dag_id]["timetable"]
         assert (timetable["cron"], timetable["timezone"]) == (cron, "Europe/Moscow")
 

@@ -59,7 +59,7 @@ def test_first_night_ends_with_a_champion_and_the_second_says_that_nothing_is_ne
     first = night("--json")
     assert first.returncode == 0, first.stderr
     report = json.loads(first.stdout)
-    assert outcomes(report) == dict.fromkeys(("ingest", "label", "retrain", "score"), "done")
+    assert outcomes(report) == dict.fromkeys(("ingest", "label", "retrain", "score", "maintain"), "done")
     rows = report["rows"]
     assert (rows["counts"]["rows_in"], rows["counts"]["clean"], rows["counts"]["quarantined"]) == (61, 60, 1)
     told = {"rows_in": 61, "known": 0, "clean": 60, "quarantined": 1, "duplicates": 0}
@@ -113,7 +113,7 @@ def test_unknown_step_is_named_with_those_that_there_are(night: Night) -> None:
     done = night("--steps", "ingest,train")
     assert done.returncode == 2
     said = " ".join(done.stderr.replace("│", " ").split())
-    assert "no step is called train; the steps of a night are ingest, label, retrain, score" in said
+    assert "no step is called train; the steps of a night are ingest, label, retrain, score, maintain" in said
 
 
 def test_connection_of_airflow_is_refused_with_what_to_give_instead(night: Night) -> None:
