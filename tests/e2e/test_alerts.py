@@ -25,7 +25,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-from airflow.sdk import dag, task
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference, dag, task
 
 from reviewclf.orchestration.alerts import report_failure, send_alert
 from reviewclf.orchestration.flow import TASK_DEFAULTS, done_within, run_stage
@@ -74,8 +74,25 @@ def too_slow():
     wait()
 
 
+@dag(
+    deadline=DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(seconds=3),
+        callback=AsyncCallback("reviewclf_alerts.report_deadline", kwargs={"hours": 0.5}),
+    ),
+    **COMMON,
+)
+def queued_before_the_upgrade():
+    @task
+    def wait():
+        time.sleep(10)
+
+    wait()
+
+
 always_fails()
 many_fail()
+queued_before_the_upgrade()
 refused()
 too_slow()
 """
@@ -133,7 +150,7 @@ def airflow(
             time.sleep(0.5)
         # One connection in Airflow's database, one in the environment: each component has its own way to either.
         api._call("POST", "/connections", json={"connection_id": "ops", "conn_type": "http", "host": hook.address})
-        for dag_id in ("always_fails", "many_fail", "refused", "too_slow"):
+        for dag_id in ("always_fails", "many_fail", "queued_before_the_upgrade", "refused", "too_slow"):
             api.unpause(dag_id)
         yield api
     finally:
@@ -144,9 +161,8 @@ def airflow(
 @pytest.fixture(scope="module")
 def runs(airflow: AirflowApi) -> dict[str, str]:
     """One run of each DAG, started together."""
-    return {
-        dag_id: airflow.trigger(dag_id) for dag_id in ("too_slow", "always_fails", "refused", "reviews_alert_test", "many_fail")
-    }
+    dag_ids = ("too_slow", "queued_before_the_upgrade", "always_fails", "refused", "reviews_alert_test", "many_fail")
+    return {dag_id: airflow.trigger(dag_id) for dag_id in dag_ids}
 
 
 def ended(airflow: AirflowApi, dag_id: str, run_id: str) -> dict[str, Any]:
@@ -206,6 +222,11 @@ def test_run_that_is_late_is_told_by_the_triggerer(airflow: AirflowApi, runs: di
     body = hook.wait_for("LATE too_slow", seconds=120).body["body"]
     assert f"Run: {runs['too_slow']}" in body
     assert f"Run page: {airflow.address}/dags/too_slow/runs/" in body
+
+
+def test_deadline_that_version_0_1_wrote_into_airflows_database_is_told(runs: dict[str, str], hook: HttpReceiver) -> None:
+    body = hook.wait_for("LATE queued_before_the_upgrade", seconds=120).body["body"]
+    assert f"Run: {runs['queued_before_the_upgrade']}" in body
 
 
 def test_run_past_its_time_limit_is_told_by_the_dag_processor(
