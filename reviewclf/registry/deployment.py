@@ -88,8 +88,7 @@ class Deployments:
 
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty when nothing is registered yet."""
-        model = self._ask("show its models", lambda client: if_found(lambda: client.get_registered_model(REGISTERED_MODEL)))
-        return {} if model is None else {str(name): str(version) for name, version in model.aliases.items()}
+        return dict(self._ask("show its models", read_aliases))
 
     def version(self, version: str) -> Version:
         """One version with its tags as they are now."""
@@ -122,6 +121,12 @@ class Deployments:
             raise
         except Exception as error:  # whatever the network, a database or an artifact store raise
             raise registry_error(error, self.tracking_uri, doing) from error
+
+
+def read_aliases(client: MlflowClient) -> dict[str, str]:
+    """Version by alias; empty when nothing is registered yet."""
+    model = if_found(lambda: client.get_registered_model(REGISTERED_MODEL))
+    return {} if model is None else {str(name): str(version) for name, version in model.aliases.items()}
 
 
 def fetch_classifier(uri: str, folder: Path) -> None:

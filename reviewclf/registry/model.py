@@ -19,7 +19,7 @@ from mlflow.types.schema import Map
 import reviewclf
 from reviewclf.errors import RegistryError, RegistryUnavailableError
 from reviewclf.registry import CHAMPION, REGISTERED_MODEL
-from reviewclf.registry.deployment import Version
+from reviewclf.registry.deployment import Version, read_aliases
 from reviewclf.registry.faults import if_found, may_pass
 from reviewclf.registry.tracking import Tracker
 
@@ -168,5 +168,4 @@ def dataset_of(tracker: Tracker, number: str) -> str:
 def aliases(tracker: Tracker) -> dict[str, str]:
     """Version by alias; empty when nothing is registered yet."""
     with tracker.errors("show its models"):
-        model = if_found(lambda: tracker.client.get_registered_model(REGISTERED_MODEL))
-    return {} if model is None else {str(name): str(version) for name, version in model.aliases.items()}
+        return read_aliases(tracker.client)
