@@ -4,7 +4,8 @@ What a DAG would skip is skipped here and says why; where a DAG would fail, the 
 failed step, and says at its end that it failed.
 """
 
-from reviewclf.night.report import NightReport, render
+from reviewclf.monitoring.night import NightReport
+from reviewclf.night.report import render
 from reviewclf.night.run import STEPS, run_night
 
 __all__ = ["STEPS", "NightReport", "render", "run_night"]

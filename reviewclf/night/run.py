@@ -15,17 +15,7 @@ from reviewclf.errors import PASSING_ERRORS, ReviewclfError, SettingsError
 from reviewclf.local.progress import summary
 from reviewclf.logs import quieten_libraries
 from reviewclf.manifest import Manifest
-from reviewclf.night.report import (
-    CandidateReport,
-    ChampionReport,
-    LabelsReport,
-    NightReport,
-    RowsReport,
-    ScoredReport,
-    StepReport,
-    TaskReport,
-    VotesReport,
-)
+from reviewclf.monitoring.night import ChampionReport, NightReport, ScoredReport, StepReport, TaskReport
 from reviewclf.registry import CHAMPION
 from reviewclf.settings import Settings
 from reviewclf.stages import ingest as ingest_stages
@@ -63,14 +53,18 @@ class Night:
 
     def __init__(self, settings: Settings, *, who: str, console: Console) -> None:
         self.settings = settings
-        self.report = NightReport()
+        self.steps: list[StepReport] = []
+        self.champion: ChampionReport | None = None
+        self.scored: ScoredReport | None = None
         self._who = who
+        self._results: dict[str, list[Manifest]] = {}
+        self._refused: dict[str, dict[str, int]] = {}
         self._console = console
 
     def run_step(self, step: str, work: Callable[[Night], None]) -> None:
         """Do a step; what it raises becomes its outcome."""
         done = StepReport(step=step)
-        self.report.steps.append(done)
+        self.steps.append(done)
         started = time.monotonic()
         try:
             work(self)
@@ -84,19 +78,33 @@ class Night:
             logger.exception("%s has failed", step)
             done.outcome, done.reason = "failed", f"{type(error).__name__}: {error}"
         done.seconds = round(time.monotonic() - started, 3)
-        self.report.failed |= done.outcome == "failed"
         self._tell(step, "", done.outcome, done.seconds, done.reason)
 
     def _has_failed(self, step: str) -> bool:
-        return any(report.step == step and report.outcome == "failed" for report in self.report.steps)
+        return any(report.step == step and report.outcome == "failed" for report in self.steps)
+
+    def report(self) -> NightReport:
+        """What there is to say by now."""
+        report = NightReport.of(
+            self._results,
+            failed=any(step.outcome == "failed" for step in self.steps),
+            steps=self.steps,
+            champion=self.champion,
+            scored=self.scored,
+        )
+        if report.rows is not None:
+            report.rows.quarantine = self._refused
+        return report
 
     def call(self, task: str, stage: Callable[..., Manifest], /, *arguments: Any, **named: Any) -> Manifest:
         """Call a stage, and keep how long it took."""
-        step = self.report.steps[-1]
+        step = self.steps[-1]
         started = time.monotonic()
         manifest = stage(self.settings, *arguments, **named)
         done = TaskReport(task=task, seconds=round(time.monotonic() - started, 3), counts=manifest.counts)
         step.tasks.append(done)
+        if step.step != "score":  # it has tasks of the same names
+            self._results.setdefault(task.partition(" [")[0], []).append(manifest)
         self._tell(step.step, task, "done", done.seconds, summary(manifest.model_dump(mode="json")))
         return manifest
 
@@ -114,18 +122,12 @@ class Night:
                 "database's own address"
             )
         ingested = self.call("ingest", ingest_stages.ingest)
-        by_source: Any = ingested.details["by_source"]
-        rows = RowsReport(counts=ingested.counts, sources=by_source, quarantine=_refused(settings, ingested))
-        self.report.rows = rows
+        self._refused = _refused(settings, ingested)
         validated = self.call("validate_raw", ingest_stages.validate_raw, ingested)
         cleaned = self.call("clean", ingest_stages.clean, ingested, validated)
-        rows.quarantine = _refused(settings, ingested, cleaned)
+        self._refused = _refused(settings, ingested, cleaned)
         clean_report = self.call("validate_clean", ingest_stages.validate_clean, cleaned)
         published = self.call("publish", ingest_stages.publish, ingested, validated, cleaned, clean_report)
-        rows.counts = {name: count for name, count in published.counts.items() if name != "new"}
-        by_source = published.details["by_source"]
-        rows.sources = by_source
-        rows.published = True
         if not published.counts["new"] + published.counts["superseded"]:
             raise Skipped("no new reviews")
 
@@ -136,12 +138,8 @@ class Night:
         selected = self.call("select", label_stages.select)
         shards: Any = selected.details["shards"]
         annotated = [self.call(_shard("annotate", shard), label_stages.annotate, selected, shard) for shard in shards]
-        collected = self.call("collect", review_stages.collect, selected, annotated)
-        spent = {"reviews_asked": selected.counts["pending"], "spent": collected.details["costs"]}
-        self.report.votes = VotesReport.model_validate(collected.counts | collected.details | spent)
+        self.call("collect", review_stages.collect, selected, annotated)
         labelled = self.call("aggregate", label_stages.aggregate, selected, annotated)
-        by_class = {"by_class": labelled.details["labels_by_class"]}
-        self.report.labels = LabelsReport.model_validate(labelled.counts | labelled.details | by_class)
         if not labelled.counts["changed"]:
             raise Skipped("no label changed")
 
@@ -149,25 +147,20 @@ class Night:
         """DAG reviews_retrain; nobody can be asked here, so where a person has to agree nothing is promoted."""
         settings = self.settings
         champion = champion_of(settings)
-        self.report.champion = ChampionReport(before=champion, after=champion)
+        self.champion = ChampionReport(before=champion, after=champion)
         planned = self.call("plan_synthesis", synthesize_stages.plan_synthesis)
         written = [
             self.call(f"synthesize [{category}]", synthesize_stages.synthesize, planned, category=category)
             for category in synthesize_stages.thin_classes(planned)
         ]
         dataset = self.call("build_dataset", train_stages.build_dataset, written)
-        not_written: Any = dataset.details["not_written"]
-        self.report.not_written = not_written
         trained = [
             self.call(f"{task} [{name}]", train_stages.train, dataset, candidate=name)
             for task, encoders in (("train", False), ("finetune", True))
             for name in train_stages.candidate_names(settings, encoders=encoders)
         ]
-        self.report.candidates = _candidates(trained)
         evaluated = self.call("evaluate", train_stages.evaluate, dataset, trained)
-        self.report.candidates = _candidates(trained, evaluated)
         gated = self.call("gate", train_stages.gate, evaluated)
-        self.report.candidates = _candidates(trained, evaluated, gated)
         reason = self._promote(gated)
         self.call("retire", promotion_stages.retire, who=self._who)
         if reason:
@@ -182,8 +175,8 @@ class Night:
                 f"(REVIEWCLF_REGISTRY__APPROVAL): `reviewclf promote {challenger['version']} --reason ...`"
             )
         promoted = self.call("promote", promotion_stages.promote, gated, who=self._who)
-        if self.report.champion is not None:
-            self.report.champion.after = str(promoted.details["champion"]) if promoted.details["champion"] else None
+        if self.champion is not None:
+            self.champion.after = str(promoted.details["champion"]) if promoted.details["champion"] else None
         return "" if promoted.details["promoted"] else f"nothing promoted: {promoted.details['reason']}"
 
     def score(self) -> None:
@@ -194,9 +187,9 @@ class Night:
         shards: Any = selected.details["shards"]
         scored = [self.call(_shard("score", shard), score_stages.score, selected, shard=shard) for shard in shards]
         published = self.call("publish", score_stages.publish, selected, scored)
-        self.report.scored = ScoredReport.model_validate(published.counts)
+        self.scored = ScoredReport.model_validate(published.counts)
         watched = self.call("monitor", monitor_stages.monitor, published)
-        self.report.scored = ScoredReport.model_validate(published.counts | watched.details)
+        self.scored = ScoredReport.model_validate(published.counts | watched.details)
 
     def maintain(self) -> None:
         """DAG reviews_maintain."""
@@ -238,7 +231,7 @@ def run_night(settings: Settings, *, who: str, console: Console, steps: Sequence
     for name, work in STEPS.items():
         if name in steps:
             night.run_step(name, work)
-    return night.report
+    return night.report()
 
 
 def champion_of(settings: Settings) -> str | None:
@@ -260,28 +253,3 @@ def _refused(settings: Settings, *manifests: Manifest) -> dict[str, dict[str, in
     for row in Store(settings.store_uri).iter_rows(keys, ["source", "reason"]):
         found.setdefault(row["source"], Counter())[row["reason"]] += 1
     return {source: dict(reasons) for source, reasons in found.items()}
-
-
-def _candidates(
-    trained: Sequence[Manifest], evaluated: Manifest | None = None, gated: Manifest | None = None
-) -> list[CandidateReport]:
-    """Every candidate with its figures and its verdict, as far as the stages have come."""
-    figures: Any = [] if evaluated is None else evaluated.details["candidates"]
-    verdicts: Any = {} if gated is None else gated.details["verdicts"]
-    by_name = {row["candidate"]: row for row in figures}
-    gold_rows = 0 if evaluated is None else evaluated.counts["gold_rows"]
-    reports = []
-    for manifest in trained:
-        name = str(manifest.details["candidate"])
-        measured, verdict = by_name.get(name, {}), verdicts.get(name, {})
-        judged = {"gate": verdict.get("verdict", ""), "reason": str(verdict.get("reason") or _untrained(manifest))}
-        seconds = measured.get("seconds_per_example_p95")
-        row = {**measured, **verdict, **judged, "candidate": name, "gold_rows": gold_rows, "seconds_per_example": seconds}
-        reports.append(CandidateReport.model_validate(row))
-    return reports
-
-
-def _untrained(manifest: Manifest) -> str:
-    """Why a candidate could not be trained; empty where it was."""
-    what = "not trained, has failed" if manifest.details.get("failed") else "skipped"
-    return f"{what}: {manifest.details['skipped']}" if manifest.details.get("skipped") else ""

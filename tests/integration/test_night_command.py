@@ -105,8 +105,9 @@ def test_batch_that_is_refused_says_what_came_in_and_that_nothing_was_published(
 def test_version_that_a_person_has_to_agree_to_waits_and_the_night_says_how(night: Night) -> None:
     done = night(REVIEWCLF_REGISTRY__APPROVAL="true")
     assert done.returncode == 0, done.stderr
-    assert "reviewclf promote 1 --reason" in " ".join(done.stdout.split())
-    assert "champion  none" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "reviewclf promote 1 --reason" in said
+    assert "champion none" in said
 
 
 def test_unknown_step_is_named_with_those_that_there_are(night: Night) -> None:

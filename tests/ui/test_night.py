@@ -33,10 +33,10 @@ def run_id(platform: Platform) -> str:
 
 def test_note_says_what_the_run_did(platform: Platform, run_id: str, visit: Callable[..., Visitor]) -> None:
     note = platform.api.run("reviews_ingest", run_id)["note"]
-    assert note.startswith("- Reviews: 620 in: 0 known, 613 new, 4 duplicates, 3 quarantined")
+    assert note.startswith("- Rows: 620 rows in, 613 clean, 3 quarantined, 4 duplicates")
     page = visit().page
     page.goto(f"/dags/reviews_ingest/runs/{quote(run_id)}")
-    expect(page.get_by_text("613 new, 4 duplicates, 3 quarantined").first).to_be_visible()
+    expect(page.get_by_text("613 clean, 3 quarantined, 4 duplicates").first).to_be_visible()
 
 
 def test_task_links_to_its_data_docs(run_id: str, visit: Callable[..., Visitor]) -> None:
