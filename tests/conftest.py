@@ -58,6 +58,7 @@ def surroundings() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def tracking_server_forgotten() -> Iterator[None]:
     """MLflow keeps the server it spoke to last, in the environment too: the next test would speak to it as well."""
+    forget_tracking_server()  # that of the fixtures that tests share
     yield
     forget_tracking_server()
 

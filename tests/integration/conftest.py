@@ -1,4 +1,4 @@
-"""Real services for integration tests, started here and stopped at the end."""
+"""What integration tests share: real services, started here and stopped at the end, and reviews that are labelled already."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
+from reviewclf.settings import load_settings
+from tests.conftest import forget_tracking_server
+from tests.integration.test_stages import run_ingest, run_label
 from tests.services import SeaweedFS, forget_s3_clients
 
 
@@ -15,6 +18,16 @@ class S3(NamedTuple):
 
     endpoint: str
     bucket: str
+
+
+@pytest.fixture(scope="package")
+def labelled_sample(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store in which the bundled sample is labelled; to be copied."""
+    settings = load_settings(_env_file=None, home=tmp_path_factory.mktemp("labelled"))
+    run_ingest(settings)
+    run_label(settings)
+    forget_tracking_server()
+    return settings.store_uri
 
 
 @pytest.fixture(scope="package")

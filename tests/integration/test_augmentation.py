@@ -23,7 +23,7 @@ from reviewclf.stages import dataset as dataset_stages
 from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.store import Store
-from tests.integration.test_stages import run_ingest, run_label, tables
+from tests.integration.test_stages import tables
 
 CATEGORY = "украшения и аксессуары"
 
@@ -42,21 +42,9 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store in which the sample is labelled already."""
-    settings = load_settings(_env_file=None, home=tmp_path_factory.mktemp("labelled"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        run_ingest(settings)
-        run_label(settings)
-    return settings.store_uri
-
-
 @pytest.fixture
-def make_settings(tmp_path: Path, fast: Path, labelled: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(labelled, tmp_path / "home" / "store")
+def make_settings(tmp_path: Path, fast: Path, labelled_sample: str) -> Callable[..., Settings]:
+    shutil.copytree(labelled_sample, tmp_path / "home" / "store")
 
     def make(**overrides: object) -> Settings:
         return load_settings(_env_file=None, **{"home": tmp_path / "home", "candidates": fast, **overrides})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,22 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from reviewclf.settings import load_settings
-from tests.integration.test_stages import run_ingest, run_label, run_retrain
+from tests.integration.test_stages import run_retrain
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory, labelled_sample: str) -> Path:
     """A home with a champion, trained on the bundled sample."""
     folder = tmp_path_factory.mktemp("ночь 1")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings = load_settings(_env_file=None, home=folder)
-        run_ingest(settings)
-        run_label(settings)
-        run_retrain(settings)
-        yield folder
+    shutil.copytree(labelled_sample, folder / "store")
+    run_retrain(load_settings(_env_file=None, home=folder))
+    return folder
 
 
 @pytest.fixture

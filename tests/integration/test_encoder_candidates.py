@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,11 @@ import pytest
 import yaml
 
 from reviewclf.errors import TrainingError
-from reviewclf.manifest import Manifest
 from reviewclf.promotion.leaderboard import leaderboard, render
 from reviewclf.registry.tracking import Tracker
 from reviewclf.settings import Settings, load_settings
 from reviewclf.stages import train as stages
 from tests.conftest import ROOT
-from tests.integration.test_stages import run_ingest, run_label
 from tests.tiny_encoder import save_tiny_encoder
 
 ENCODER = {
@@ -44,7 +43,8 @@ ABSENT = {"name": "absent", "kind": "encoder", "params": {"checkpoint": "nobody/
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+def make_settings(tmp_path: Path, labelled_sample: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Settings of a home in which the sample is labelled."""
     sample = pd.read_csv(ROOT / "reviewclf" / "sample" / "reviews.csv", on_bad_lines="skip")["text"].dropna()
     save_tiny_encoder(tmp_path / "encoders" / "tiny", sample.head(300))
 
@@ -52,15 +52,11 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it once it is in use
         path = tmp_path / "candidates.yaml"
         path.write_text(yaml.safe_dump({"candidates": list(candidates)}, allow_unicode=True), encoding="utf-8")
+        if not (tmp_path / home).exists():
+            shutil.copytree(labelled_sample, tmp_path / home / "store")
         return load_settings(_env_file=None, home=tmp_path / home, candidates=path, encoders=tmp_path / "encoders")
 
     return make
-
-
-def prepare(settings: Settings) -> Manifest:
-    run_ingest(settings)
-    run_label(settings)
-    return stages.build_dataset(settings)
 
 
 def test_encoders_go_the_whole_way_and_missing_ones_are_shown_as_skipped(
@@ -70,7 +66,7 @@ def test_encoders_go_the_whole_way_and_missing_ones_are_shown_as_skipped(
 
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     settings = make_settings(ENCODER, ABSENT, FROZEN)
-    dataset = prepare(settings)
+    dataset = stages.build_dataset(settings)
     assert stages.candidate_names(settings, encoders=True) == ["tiny", "absent"]
     assert stages.candidate_names(settings, encoders=False) == ["tiny-frozen"]
     trained = [stages.train(settings, dataset, name) for name in stages.candidate_names(settings)]
@@ -111,7 +107,7 @@ def test_encoders_go_the_whole_way_and_missing_ones_are_shown_as_skipped(
 
 def test_served_encoder_needs_no_torch(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings({**ENCODER, "params": {**ENCODER["params"], "epochs": 1}})  # type: ignore[dict-item]
-    dataset = prepare(settings)
+    dataset = stages.build_dataset(settings)
     trained = stages.train(settings, dataset, "tiny")
     script = """
 import sys
@@ -135,7 +131,7 @@ print(model.predict(["платье село отлично"])["label"][0])
 
 def test_without_any_candidate_that_can_be_trained_the_reasons_are_told(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(ABSENT)
-    dataset = prepare(settings)
+    dataset = stages.build_dataset(settings)
     with pytest.raises(TrainingError, match=r"no candidate could be trained.*nobody/nothing"):
         stages.evaluate(settings, dataset, [stages.train(settings, dataset, "absent")])
 
@@ -143,7 +139,7 @@ def test_without_any_candidate_that_can_be_trained_the_reasons_are_told(make_set
 def test_encoder_that_appears_later_is_trained_then(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     later = {**ENCODER, "params": {**ENCODER["params"], "checkpoint": "org/later", "epochs": 1}}  # type: ignore[dict-item]
     settings = make_settings(later)
-    dataset = prepare(settings)
+    dataset = stages.build_dataset(settings)
     assert "skipped" in stages.train(settings, dataset, "tiny").details
     (tmp_path / "encoders" / "tiny").rename(tmp_path / "encoders" / "later")
     trained = stages.train(settings, dataset, "tiny")
@@ -166,7 +162,7 @@ def test_fine_tuning_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_o
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = make_settings({**ENCODER, "params": {**ENCODER["params"], "epochs": 6}})  # type: ignore[dict-item]
-    dataset = prepare(settings)
+    dataset = stages.build_dataset(settings)
     manifest = tmp_path / "dataset.json"
     manifest.write_text(dataset.model_dump_json(), encoding="utf-8")
     environment = {
@@ -201,7 +197,7 @@ def test_fine_tuning_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_o
     assert told == set(range(1, 7))
 
     other = make_settings({**ENCODER, "params": {**ENCODER["params"], "epochs": 6}}, home="other")  # type: ignore[dict-item]
-    undisturbed = stages.train(other, prepare(other), "tiny")
+    undisturbed = stages.train(other, stages.build_dataset(other), "tiny")
     calm = Tracker(other.tracking_uri)
     assert calm.tracking_uri != tracker.tracking_uri
     (whole,) = calm.find_runs({"reviewclf.kind": "candidate"})

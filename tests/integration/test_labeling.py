@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from reviewclf import tables
@@ -30,14 +31,17 @@ from tests.tiny_llm import save_tiny
 ROOT = Path(__file__).resolve().parents[2]
 
 
+MakeSettings = Callable[..., Settings]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def make_settings(tmp_path: Path, model: str) -> MakeSettings:
+    """Settings of a home with so many reviews to take in and label."""
 
     def make(n: int = 40, **llm: object) -> Settings:
         rows = [(str(i), f"Платье номер {i} село отлично, швы ровные" if i % 2 else f"Ботинки {i} жмут") for i in range(n)]
@@ -57,6 +61,24 @@ def label(settings: Settings) -> tuple[Manifest, Manifest]:
     annotated = [label_stages.annotate(settings, selected, shard) for shard in selected.details["shards"]]  # type: ignore[union-attr, arg-type]
     collected = review_stages.collect(settings, selected, annotated)
     return collected, label_stages.aggregate(settings, selected, annotated)
+
+
+@pytest.fixture
+def labelled(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
+    """As `make_settings`; the reviews are taken in and labelled, and :func:`review` works with these settings."""
+
+    def make(n: int, **llm: object) -> Settings:
+        settings = make_settings(n, **llm)
+        run_ingest(settings)
+        label(settings)
+        monkeypatch.setattr("reviewclf.cli.load_settings", lambda: settings)
+        return settings
+
+    return make
+
+
+def review(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["review", *map(str, arguments)])
 
 
 def votes_of(settings: Settings) -> pd.DataFrame:
@@ -87,7 +109,7 @@ label.annotate(settings, selected, {"shard": 0, "shards": 1})
 """
 
 
-def test_killed_run_resumes_and_ends_like_an_undisturbed_one(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_killed_run_resumes_and_ends_like_an_undisturbed_one(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(20, batch_tokens=1)
     run_ingest(settings)
     selected = label_stages.select(settings)
@@ -122,10 +144,9 @@ def test_killed_run_resumes_and_ends_like_an_undisturbed_one(make_settings: Call
 
 
 def test_only_new_texts_are_asked_about_and_a_changed_prompt_asks_again(
-    make_settings: Callable[..., Settings], tmp_path: Path
+    labelled: MakeSettings, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    run_ingest(make_settings(10))
-    label(make_settings(10))
+    labelled(10)
     settings = make_settings(14)
     run_ingest(settings)
     collected, _ = label(settings)
@@ -142,7 +163,7 @@ def test_only_new_texts_are_asked_about_and_a_changed_prompt_asks_again(
     assert costs["tokens_in"] > 0  # type: ignore[index, call-overload, operator]
 
 
-def test_budget_ends_the_night_and_the_next_one_goes_on(make_settings: Callable[..., Settings]) -> None:
+def test_budget_ends_the_night_and_the_next_one_goes_on(make_settings: MakeSettings) -> None:
     settings = make_settings(max_reviews=15)
     run_ingest(settings)
     seen = []
@@ -154,16 +175,10 @@ def test_budget_ends_the_night_and_the_next_one_goes_on(make_settings: Callable[
     assert stopped == []
 
 
-def test_people_win_and_their_answers_are_taken_once(
-    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = make_settings(30)
-    run_ingest(settings)
-    label(settings)
-    monkeypatch.setattr("reviewclf.cli.load_settings", lambda: settings)
-    runner = CliRunner()
+def test_people_win_and_their_answers_are_taken_once(labelled: MakeSettings, tmp_path: Path) -> None:
+    settings = labelled(30)
     out = tmp_path / "queue.csv"
-    answer = runner.invoke(app, ["review", "export", str(out), "--rows", "10"])
+    answer = review("export", out, "--rows", "10")
     assert answer.exit_code == 0, answer.output
     queue = pd.read_csv(out)
     assert len(queue) == 10
@@ -171,7 +186,7 @@ def test_people_win_and_their_answers_are_taken_once(
     queue.loc[:4, "answer"] = "посуда"
     queue["annotator"] = "Оля"
     queue.to_csv(out, index=False)
-    answer = runner.invoke(app, ["review", "import", str(out)])
+    answer = review("import", out)
     assert answer.exit_code == 0, answer.output
     assert "5 answers taken in" in answer.output
     store = Store(settings.store_uri)
@@ -180,51 +195,41 @@ def test_people_win_and_their_answers_are_taken_once(
     assert set(decided["label"]) == {"посуда"}
     assert set(decided["origin"]) == {"human"}
     assert set(decided["decision"]) == {"kept"}
-    assert "0 answers taken in, 0 labels changed" in runner.invoke(app, ["review", "import", str(out)]).output
+    assert "0 answers taken in, 0 labels changed" in review("import", out).output
     # A change of mind counts; who has answered is not asked again.
     queue.loc[0, "answer"] = "обувь"
     queue.to_csv(out, index=False)
-    assert "1 answers taken in, 1 labels changed" in runner.invoke(app, ["review", "import", str(out)]).output
+    assert "1 answers taken in, 1 labels changed" in review("import", out).output
     again = review_stages.make_queue(settings)
     assert not set(again["text_hash"]) & set(queue["text_hash"][:5])
 
 
-def test_answers_that_fit_nothing_are_reported(
-    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = make_settings(4)
-    run_ingest(settings)
-    label(settings)
-    monkeypatch.setattr("reviewclf.cli.load_settings", lambda: settings)
+def test_answers_that_fit_nothing_are_reported(labelled: MakeSettings, tmp_path: Path) -> None:
+    labelled(4)
     path = tmp_path / "answers.csv"
     path.write_text("review_id,answer\n1,обувь\n99,обувь\n2,еда\n", encoding="utf-8")
-    answer = CliRunner().invoke(app, ["review", "import", str(path)])
+    answer = review("import", path)
     assert answer.exit_code == 1
     assert "1 answers taken in" in answer.output
     assert "99 names no review" in answer.output
     assert "row 3: 'еда' is not in the taxonomy" in answer.output
 
 
-def test_label_studio_tasks_come_with_their_configuration(
-    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = make_settings(12)
-    run_ingest(settings)
-    label(settings)
-    monkeypatch.setattr("reviewclf.cli.load_settings", lambda: settings)
+def test_label_studio_tasks_come_with_their_configuration(labelled: MakeSettings, tmp_path: Path) -> None:
+    labelled(12)
     out = tmp_path / "tasks.json"
-    assert CliRunner().invoke(app, ["review", "export", str(out)]).exit_code == 0
+    assert review("export", out).exit_code == 0
     tasks = json.loads(out.read_text(encoding="utf-8"))
     assert len(tasks) == 12
     assert out.with_suffix(".xml").exists()
     result = {**tasks[0]["predictions"][0]["result"][0], "value": {"choices": ["посуда"]}}
     tasks[0]["annotations"] = [{"completed_by": {"email": "o@example.org"}, "result": [result]}]
     out.write_text(json.dumps(tasks), encoding="utf-8")
-    answer = CliRunner().invoke(app, ["review", "import", str(out)])
+    answer = review("import", out)
     assert "1 answers taken in" in answer.output, answer.output
 
 
-def test_mlflow_holds_costs_reliability_and_prompts(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_mlflow_holds_costs_reliability_and_prompts(make_settings: MakeSettings, tmp_path: Path) -> None:
     import mlflow
 
     gold = tmp_path / "gold.csv"
@@ -252,7 +257,7 @@ def test_mlflow_holds_costs_reliability_and_prompts(make_settings: Callable[...,
     assert "{{categories}}" in str(prompt.template)
 
 
-def test_run_llm_votes_on_texts_alone(make_settings: Callable[..., Settings]) -> None:
+def test_run_llm_votes_on_texts_alone(make_settings: MakeSettings) -> None:
     votes = run_llm(["Платье село", "платье СЕЛО!", "", "Ботинки жмут"], 4, settings=make_settings())
     assert len(votes) == 3 * 4
     assert votes["draw"].max() == 1

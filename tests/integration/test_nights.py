@@ -94,18 +94,15 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.DataFrame(reviews, columns=["review_id", "text"]).to_csv(folder / "reviews.csv", index=False)
     votes = [(f"r{n}", "reader", label, 0.9) for n, (_, label) in enumerate(train)]
     pd.DataFrame(votes, columns=["review_id", "annotator", "label", "confidence"]).to_csv(folder / "votes.csv", index=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        nights = Nights(folder)
-        nights.write_gold(rows_of(GOLD))
-        run_ingest(nights.settings())
-        run_label(nights.settings())
+    nights = Nights(folder)
+    nights.write_gold(rows_of(GOLD))
+    run_ingest(nights.settings())
+    run_label(nights.settings())
     return folder
 
 
 @pytest.fixture
-def nights(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nights:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def nights(labelled: Path, tmp_path: Path) -> Nights:
     # A store may lie anywhere, an MLflow database knows where its artifacts are: each test begins one of its own.
     shutil.copytree(labelled, tmp_path / "night", ignore=shutil.ignore_patterns("mlflow", "data_docs", "gx"))
     return Nights(tmp_path / "night")

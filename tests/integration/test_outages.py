@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from reviewclf.settings import IngestSettings, Settings, load_settings
 from reviewclf.stages import train as train_stages
 from reviewclf.store import Store
 from tests.integration.conftest import S3
-from tests.integration.test_stages import run_ingest, run_label
 from tests.services import free_port
 from tests.small_models import save_small
 
@@ -119,13 +119,9 @@ def test_run_of_a_registered_version_outlives_a_store_that_forgot_it(tracker: Tr
 
 
 @pytest.fixture
-def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    # MLflow sets it wherever an address is chosen in the code.
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = load_settings(_env_file=None, home=tmp_path / "home")
-    run_ingest(settings)
-    run_label(settings)
-    return settings
+def labelled(tmp_path: Path, labelled_sample: str) -> Settings:
+    shutil.copytree(labelled_sample, tmp_path / "home" / "store")
+    return load_settings(_env_file=None, home=tmp_path / "home")
 
 
 def test_retrain_run_left_half_told_is_told_to_the_end(labelled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,6 @@ def test_annotator_of_an_installed_package_labels_reviews(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(installed)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("REVIEWCLF_LLM__BACKEND", "brands")
     texts = ["Ecco как всегда на высоте, ношу с радостью", "Luminarc разбился в первый же день", "Хлопок мягкий, платье село"]
     source = write_reviews(tmp_path / "reviews.csv", [(str(i), text) for i, text in enumerate(texts)])

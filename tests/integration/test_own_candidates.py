@@ -22,7 +22,6 @@ from reviewclf.stages import train as stages
 from reviewclf.training.candidates import load_candidates
 from reviewclf.training.model import load_model as load_classifier
 from tests.conftest import ROOT
-from tests.integration.test_stages import run_ingest, run_label
 
 EXAMPLE = ROOT / "tests" / "examples" / "naive_bayes"
 OWN = {"name": "own", "kind": "naive-bayes", "params": {"alpha": 0.3}}
@@ -56,13 +55,11 @@ def test_example_is_short_enough_to_follow() -> None:
 
 
 def test_own_candidate_is_trained_scored_judged_and_served_like_ours(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, tmp_path: Path, labelled_sample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(labelled_sample, tmp_path / "home" / "store")
     quick = yaml.safe_load((ROOT / "tests" / "candidates-quick.yaml").read_text(encoding="utf-8"))["candidates"]
     settings = load_settings(_env_file=None, home=tmp_path / "home", candidates=_file(tmp_path, *quick, OWN))
-    run_ingest(settings)
-    run_label(settings)
     dataset = stages.build_dataset(settings)
     assert stages.candidate_names(settings, encoders=False) == ["logreg", "own"]
     trained = [stages.train(settings, dataset, name) for name in stages.candidate_names(settings)]

@@ -20,9 +20,9 @@ from reviewclf.stages import synthesize as synthesize_stages
 from reviewclf.stages import train as train_stages
 from reviewclf.store import Store
 from reviewclf.training.linear import LinearCandidate
-from tests.integration.test_augmentation import CATEGORY, fast, labelled, make_settings
+from tests.integration.test_augmentation import CATEGORY, fast, make_settings
 
-__all__ = ["fast", "labelled", "make_settings"]
+__all__ = ["fast", "make_settings"]
 
 NAMES = ["good", "broken", "other"]
 
@@ -43,16 +43,14 @@ def candidates(fast: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(candidates: Path, labelled: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def built(candidates: Path, labelled_sample: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A dataset, and the candidates trained on it that can be."""
     home = tmp_path_factory.mktemp("built")
-    shutil.copytree(labelled, home / "store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings = load_settings(_env_file=None, home=home, candidates=candidates, synthetic=None)
-        dataset = train_stages.build_dataset(settings)
-        for name in ("good", "other"):
-            train_stages.train(settings, dataset, name)
+    shutil.copytree(labelled_sample, home / "store")
+    settings = load_settings(_env_file=None, home=home, candidates=candidates, synthetic=None)
+    dataset = train_stages.build_dataset(settings)
+    for name in ("good", "other"):
+        train_stages.train(settings, dataset, name)
     return settings
 
 

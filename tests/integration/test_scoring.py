@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,18 @@ NIGHT = 100
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with two model versions, the second of which is champion, and nothing scored."""
     folder = tmp_path_factory.mktemp("ночь")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings = settings_of(folder)
-        shutil.copy(SAMPLE / "reviews.csv", folder / "reviews.csv")
-        run_ingest(settings)
-        run_label(settings)
-        for seed in (1, 2):
-            run_retrain(settings.model_copy(update={"seed": seed}))
-        aliases = Tracker(settings.tracking_uri).client.get_registered_model(REGISTERED_MODEL).aliases
-        assert str(aliases[CHAMPION]) == "2"
-        yield folder
+    settings = settings_of(folder)
+    shutil.copy(SAMPLE / "reviews.csv", folder / "reviews.csv")
+    run_ingest(settings)
+    run_label(settings)
+    for seed in (1, 2):
+        run_retrain(settings.model_copy(update={"seed": seed}))
+    aliases = Tracker(settings.tracking_uri).client.get_registered_model(REGISTERED_MODEL).aliases
+    assert str(aliases[CHAMPION]) == "2"
+    return folder
 
 
 def settings_of(home: Path, **overrides: Any) -> Settings:
@@ -64,9 +62,8 @@ def settings_of(home: Path, **overrides: Any) -> Settings:
 
 
 @pytest.fixture
-def make_settings(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+def make_settings(trained: Path, tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a copy of the trained home."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copytree(trained, tmp_path / "дом")
 
     def make(**overrides: Any) -> Settings:
@@ -108,8 +105,7 @@ def assert_each_once(settings: Settings) -> None:
     assert sorted(table.loc[table["role"] == CHAMPION, "review_id"]) == sorted(clean)
 
 
-def test_without_a_champion_nothing_is_scored_and_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_without_a_champion_nothing_is_scored_and_the_reason_is_told(tmp_path: Path) -> None:
     shutil.copy(SAMPLE / "reviews.csv", tmp_path / "reviews.csv")
     settings = settings_of(tmp_path)
     run_ingest(settings)

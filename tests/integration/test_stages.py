@@ -52,13 +52,19 @@ def tables(settings: Settings) -> dict[str, pd.DataFrame]:
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     def make(**overrides: object) -> Settings:
         return load_settings(_env_file=None, **{"home": tmp_path / "дом с пробелом", **overrides})
 
     return make
+
+
+@pytest.fixture
+def labelled(make_settings: Callable[..., Settings], labelled_sample: str) -> Settings:
+    """Settings of a home in which the sample is labelled; `make_settings` makes others of the same home."""
+    settings = make_settings()
+    shutil.copytree(labelled_sample, settings.store_uri)
+    return settings
 
 
 def write_reviews(path: Path, rows: list[tuple[str, str]]) -> str:
@@ -220,16 +226,13 @@ def test_shards_together_give_what_one_shard_gives(make_settings: Callable[..., 
     pd.testing.assert_frame_equal(tables(whole)["labels"], tables(split)["labels"])
 
 
-def test_sample_ends_with_a_champion_and_a_second_retrain_changes_nothing(make_settings: Callable[..., Settings]) -> None:
+def test_sample_ends_with_a_champion_and_a_second_retrain_changes_nothing(labelled: Settings) -> None:
     from reviewclf.promotion.leaderboard import leaderboard
     from reviewclf.registry.model import aliases, load_alias, versions
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    evaluated, gated, promoted = run_retrain(settings)
-    tracker = Tracker(settings.tracking_uri)
+    evaluated, gated, promoted = run_retrain(labelled)
+    tracker = Tracker(labelled.tracking_uri)
 
     assert promoted.details["promoted"] is True
     challenger = gated.details["challenger"]
@@ -271,46 +274,37 @@ def test_sample_ends_with_a_champion_and_a_second_retrain_changes_nothing(make_s
     }
 
     before = len(versions(tracker)), len(tracker.find_runs({}))
-    _, _, again = run_retrain(settings)
+    _, _, again = run_retrain(labelled)
     assert again.details["promoted"] is False
     assert (len(versions(tracker)), len(tracker.find_runs({}))) == before
 
 
-def test_logged_model_holds_no_pickle(make_settings: Callable[..., Settings]) -> None:
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    dataset = train_stages.build_dataset(settings)
-    train_stages.train(settings, dataset, train_stages.candidate_names(settings)[0])
-    files = [path for path in settings.home.rglob("*") if path.is_file()]
+def test_logged_model_holds_no_pickle(labelled: Settings) -> None:
+    dataset = train_stages.build_dataset(labelled)
+    train_stages.train(labelled, dataset, train_stages.candidate_names(labelled)[0])
+    files = [path for path in labelled.home.rglob("*") if path.is_file()]
     assert any(path.name == "model.skops" for path in files)
     assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".joblib", ".cloudpickle"}]
 
 
-def test_run_deleted_in_mlflow_is_trained_anew(make_settings: Callable[..., Settings]) -> None:
+def test_run_deleted_in_mlflow_is_trained_anew(labelled: Settings) -> None:
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    dataset = train_stages.build_dataset(settings)
-    name = train_stages.candidate_names(settings)[0]
-    first = train_stages.train(settings, dataset, name)
-    assert train_stages.train(settings, dataset, name) == first
-    Tracker(settings.tracking_uri).client.delete_run(str(first.details["run_id"]))
-    second = train_stages.train(settings, dataset, name)
+    dataset = train_stages.build_dataset(labelled)
+    name = train_stages.candidate_names(labelled)[0]
+    first = train_stages.train(labelled, dataset, name)
+    assert train_stages.train(labelled, dataset, name) == first
+    Tracker(labelled.tracking_uri).client.delete_run(str(first.details["run_id"]))
+    second = train_stages.train(labelled, dataset, name)
     assert second.details["run_id"] != first.details["run_id"]
 
 
-def test_killed_training_leaves_one_run(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_training_leaves_one_run(labelled: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from reviewclf.registry import model as registry_model
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    dataset = train_stages.build_dataset(settings)
-    name = train_stages.candidate_names(settings)[0]
+    dataset = train_stages.build_dataset(labelled)
+    name = train_stages.candidate_names(labelled)[0]
 
     def dying(*args: object, **arguments: object) -> str:
         raise Killed
@@ -320,53 +314,44 @@ def test_killed_training_leaves_one_run(make_settings: Callable[..., Settings], 
         # A killed process gets no chance to mark its run as failed.
         patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *args, **arguments: None)
         with pytest.raises(Killed):
-            train_stages.train(settings, dataset, name)
-    trained = train_stages.train(settings, dataset, name)
-    runs = Tracker(settings.tracking_uri).find_runs({"reviewclf.kind": "candidate"})
+            train_stages.train(labelled, dataset, name)
+    trained = train_stages.train(labelled, dataset, name)
+    runs = Tracker(labelled.tracking_uri).find_runs({"reviewclf.kind": "candidate"})
     assert [(run.info.run_id, run.info.status) for run in runs] == [(trained.details["run_id"], "FINISHED")]
 
 
-def test_without_gold_nothing_is_promoted_and_the_gate_says_why(make_settings: Callable[..., Settings]) -> None:
+def test_without_gold_nothing_is_promoted_and_the_gate_says_why(labelled: Settings) -> None:
     from reviewclf.registry.model import load_alias
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings(gold=None)
-    run_ingest(settings)
-    run_label(settings)
-    _, gated, promoted = run_retrain(settings)
+    _, gated, promoted = run_retrain(labelled.model_copy(update={"gold": None}))
     assert gated.details["challenger"] is None
     assert promoted.details["promoted"] is False
     assert all("gold_rows" in verdict["reason"] for verdict in gated.details["verdicts"].values())  # type: ignore[union-attr, index, call-overload]
     with pytest.raises(RegistryError, match="champion"):
-        load_alias(Tracker(settings.tracking_uri))
+        load_alias(Tracker(labelled.tracking_uri))
 
 
-def test_refused_candidates_leave_the_champion_alone(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_refused_candidates_leave_the_champion_alone(make_settings: Callable[..., Settings], labelled: Settings) -> None:
     from reviewclf.registry.model import aliases
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    _, _, promoted = run_retrain(settings)
+    _, _, promoted = run_retrain(labelled)
     strict = make_settings(gate={"min_weighted_f1": 0.999})
     _, gated, second = run_retrain(strict)
     assert gated.details["challenger"] is None
     assert second.details["promoted"] is False
-    assert aliases(Tracker(settings.tracking_uri))["champion"] == promoted.details["champion"]
+    assert aliases(Tracker(labelled.tracking_uri))["champion"] == promoted.details["champion"]
 
 
-def test_new_champion_makes_the_old_one_previous(make_settings: Callable[..., Settings]) -> None:
+def test_new_champion_makes_the_old_one_previous(make_settings: Callable[..., Settings], labelled: Settings) -> None:
     from reviewclf.registry.model import aliases
     from reviewclf.registry.tracking import Tracker
 
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    _, _, first = run_retrain(settings)
+    _, _, first = run_retrain(labelled)
     _, _, second = run_retrain(make_settings(seed=7))
     assert second.details["promoted"] is True
-    known = aliases(Tracker(settings.tracking_uri))
+    known = aliases(Tracker(labelled.tracking_uri))
     assert known == {"champion": second.details["champion"], "previous": first.details["champion"]}
 
 
@@ -406,11 +391,8 @@ def test_missing_source_is_named(make_settings: Callable[..., Settings], tmp_pat
         run_ingest(make_settings(source=str(tmp_path / "none.csv")))
 
 
-def test_store_moved_to_another_place_is_still_complete(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
-    settings = make_settings()
-    run_ingest(settings)
-    run_label(settings)
-    shutil.copytree(settings.store_uri, tmp_path / "moved")
+def test_store_moved_to_another_place_is_still_complete(labelled: Settings, tmp_path: Path) -> None:
+    shutil.copytree(labelled.store_uri, tmp_path / "moved")
     moved = Store(str(tmp_path / "moved"))
     assert isinstance(moved.read_table(moved.snapshot().keys("clean")), pa.Table)
-    assert held(moved.uri) == held(settings.store_uri)
+    assert held(moved.uri) == held(labelled.store_uri)
