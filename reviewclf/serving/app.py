@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Security
+from fastapi import FastAPI, Request, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import request_response
 
 from reviewclf import __version__
 from reviewclf.serving.edge import Edge, problem_response
@@ -20,6 +22,14 @@ from reviewclf.serving.service import Service
 
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 _JSON = "application/json"
+
+
+class _Route(APIRoute):
+    """FastAPI describes it, and Starlette calls its function: there is nothing for FastAPI to read, check or write."""
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self.app = request_response(endpoint)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -45,7 +55,8 @@ def create_app(service: Service) -> FastAPI:
         exception_handlers={Problem: _on_problem, HTTPException: _on_http_exception},
     )
     app.add_middleware(Edge, metrics=service.metrics, stopping=lambda: service.stopping, log_texts=service.settings.log_texts)
-    guarded = _guards(service)
+    app.router.route_class = _Route
+    guarded = _keys() if service.keys else []
     unauthorized: dict[int | str, dict[str, Any]] = {401: _error("No key, or a wrong one")} if guarded else {}
 
     @app.post(
@@ -65,6 +76,7 @@ def create_app(service: Service) -> FastAPI:
         dependencies=guarded,
     )
     async def predict(request: Request) -> Response:
+        service.check_key(request.scope)
         return Response(await service.predict(request.scope, request.receive), media_type=_JSON)
 
     @app.get(
@@ -74,18 +86,19 @@ def create_app(service: Service) -> FastAPI:
         responses={**unauthorized, 503: _error("No model yet", "Retry-After")},
         dependencies=guarded,
     )
-    async def model() -> Response:
+    async def model(request: Request) -> Response:
+        service.check_key(request.scope)
         return Response(service.describe().model_dump_json(), media_type=_JSON)
 
     @app.get("/health/live", summary="Whether the process lives", response_model=Health)
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
         return Response('{"status":"ok"}', media_type=_JSON)
 
     not_ready: dict[int | str, dict[str, Any]] = {503: _error("Not now; the message says why", "Retry-After")}
 
     @app.get("/health", summary="The same as /health/ready", response_model=Health, responses=not_ready)
     @app.get("/health/ready", summary="Whether requests are answered", response_model=Health, responses=not_ready)
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         found = service.model
         note = service.follower.problem
         health = Health(status="ok", reason=f"version {found.version}; {note}" if note else None)
@@ -97,23 +110,17 @@ def create_app(service: Service) -> FastAPI:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    def metrics() -> Response:
+    def metrics(_: Request) -> Response:
         return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return app
 
 
-def _guards(service: Service) -> list[Any]:
-    """What a request has to pass: two that describe themselves in OpenAPI, and the one that decides."""
-    if not service.keys:
-        return []
-
-    async def guard(request: Request) -> None:
-        service.check_key(request.scope)
-
+def _keys() -> list[Any]:
+    """The ways to give a key, for the OpenAPI description."""
     bearer = HTTPBearer(auto_error=False, description="A key of REVIEWCLF_SERVING__API_KEYS")
     header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, for clients that set no Authorization")
-    return [Security(bearer), Security(header), Depends(guard)]
+    return [Security(bearer), Security(header)]
 
 
 def _error(description: str, *headers: str) -> dict[str, Any]:

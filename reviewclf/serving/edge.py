@@ -11,7 +11,7 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,9 +39,13 @@ _TOO_LATE = 408
 
 @dataclass
 class Trace:
-    """What is known about a request while it is answered; `fields` go into its log line."""
+    """What is known about a request while it is answered; `fields` go into its log line.
+
+    Of several headers of one name `headers` holds the first.
+    """
 
     request_id: str
+    headers: dict[bytes, bytes]
     fields: dict[str, Any] = field(default_factory=dict)
     code: str | None = None
 
@@ -54,7 +58,8 @@ def trace_of(scope: Scope) -> Trace:
 
 def header_of(scope: Scope, name: bytes) -> str | None:
     """Value of the first header of this name, which is written small."""
-    return next((str(value, "latin-1") for found, value in scope["headers"] if found == name), None)
+    value = trace_of(scope).headers.get(name)
+    return None if value is None else str(value, "latin-1")
 
 
 def problem_response(scope: Scope, problem: Problem) -> Response:
@@ -91,21 +96,22 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header_of(scope, b"x-request-id") or ""
-        trace = Trace(given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex())
+        headers = dict(reversed(scope["headers"]))
+        given = str(headers.get(b"x-request-id", b""), "latin-1")
+        trace = Trace(given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex(), headers)
         method, started, status = scope["method"], time.perf_counter(), 0
         # As if the address had been written without a slash at its end, to which a redirect would lose the body.
         path = scope["path"].rstrip("/") or "/"
         scope = {**scope, "path": path, "method": "GET" if method == "HEAD" else method, "reviewclf.trace": trace}
-        body = _Body(scope, receive)
+        body = _Body(headers, receive)
         send_rest = body.answering(send)
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
-                message = {**message, "headers": _with_close(headers) if self._stopping() else headers}
+                marked = [*message["headers"], (b"x-request-id", trace.request_id.encode())]
+                message = {**message, "headers": _with_close(marked) if self._stopping() else marked}
             elif method == "HEAD":  # the answer to GET with its headers alone
                 message = {**message, "body": b""}
             await send_rest(message)
@@ -157,8 +163,7 @@ class _Body:
     An answer that comes before the end of the body must not cost the client the answer.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        headers = dict(scope["headers"])
+    def __init__(self, headers: Mapping[bytes, bytes], receive: Receive) -> None:
         self._receive = receive
         self._ended = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         # The client sends its body only when it is told to, which reading it does.

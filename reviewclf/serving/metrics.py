@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,9 @@ class Metrics:
             """`mode` says how the values of several processes become one; those of ended processes do not count."""
             return Gauge(f"reviewclf_{name}", about, labels, multiprocess_mode=mode, registry=self.registry)  # type: ignore[arg-type]
 
-        self._requests = counter("requests", "Requests.", "path", "status")
-        self._seconds = histogram("request_seconds", "Seconds of a request.", _SECONDS, "path")
+        # Counters by labels are looked up at each request; Prometheus's library takes longer for it than to count.
+        self._requests = cache(counter("requests", "Requests.", "path", "status").labels)
+        self._seconds = cache(histogram("request_seconds", "Seconds of a request.", _SECONDS, "path").labels)
         self._errors = counter("errors", "Requests that ended in an error, by its code.", "code")
         self.in_flight = gauge("requests_in_flight", "Requests being answered.", "livesum")
         self.request_texts = histogram("request_texts", "Texts of a request.", _TEXTS)
@@ -54,8 +56,8 @@ class Metrics:
         self.batch_seconds = histogram("batch_seconds", "Seconds of a batch in the model.", _SECONDS)
         self.queue_texts = gauge("queue_texts", "Texts that wait for the model.", "livesum")
         self.queue_seconds = histogram("queue_seconds", "Seconds that a request waited for the model.", _SECONDS)
-        self._predictions = counter("predictions", "Answers by label.", "label", "version")
-        self._confidence = histogram("confidence", "Probability of the answered label.", _CONFIDENCE, "version")
+        self._predictions = cache(counter("predictions", "Answers by label.", "label", "version").labels)
+        self._confidence = cache(histogram("confidence", "Probability of the answered label.", _CONFIDENCE, "version").labels)
         gauge("workers", "Processes that answer.", "livesum").set(1)
         self._model = gauge("model_info", "Processes that answer with this version.", "livesum", *_INFO)
         self._loaded = gauge("model_loaded_timestamp_seconds", "When the version that answers was loaded.", "livemax")
@@ -74,17 +76,16 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float, code: str | None) -> None:
         """Count one finished request; `path` is a route, never what a client wrote, `code` that of an error."""
-        self._requests.labels(path, status).inc()
-        self._seconds.labels(path).observe(seconds)
+        self._requests(path, status).inc()
+        self._seconds(path).observe(seconds)
         if code is not None:
             self._errors.labels(code).inc()
 
     def answered(self, version: str, labels: Sequence[str], confidences: Sequence[float]) -> None:
         """Count labels and confidences of one request."""
-        confidence_of_version = self._confidence.labels(version)
         for label, confidence in zip(labels, confidences, strict=True):
-            self._predictions.labels(label, version).inc()
-            confidence_of_version.observe(confidence)
+            self._predictions(label, version).inc()
+            self._confidence(version).observe(confidence)
 
     def swapped(self, model: ServedModel) -> None:
         """Another version answers."""

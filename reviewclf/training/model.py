@@ -215,8 +215,9 @@ class TextClassifier(ABC):
         rows = [row for row, text in enumerate(cleaned) if text]
         result = np.tile(self.prior, (len(cleaned), 1))
         if rows:
-            result[rows] = 0.0
-            result[np.ix_(rows, self.seen)] = self._tempered(self.seen_probabilities([cleaned[row] for row in rows]))
+            found = np.zeros((len(rows), len(self.classes)))
+            found[:, self.seen] = self._tempered(self.seen_probabilities([cleaned[row] for row in rows]))
+            result[rows] = found
         return result
 
     def predict(self, texts: Sequence[str | None], *, abstain: bool = False) -> list[str]:
