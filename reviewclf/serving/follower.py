@@ -101,9 +101,10 @@ class Follower:
         self._thread.start()
         self._has_looked.wait(seconds)
 
-    def stop(self, seconds: float = 5.0) -> None:
-        """Look no more; waits for a look in progress at most `seconds`."""
+    def stop(self, seconds: float = 2.0) -> None:
+        """Look no more; waits for a look in progress at most `seconds`. Who waits for the first look waits no longer."""
         self._stop.set()
+        self._has_looked.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
 

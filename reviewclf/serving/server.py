@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from reviewclf.errors import ServingError
 from reviewclf.serving.keys import ApiKeys
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 2048
 # A process that has not answered the supervisor for so long hangs, and is replaced. On a busy machine starting takes some time.
 _HANG_SECONDS = 30
+# A process that cannot start is tried again after so long, while others answer.
+_NEXT_ATTEMPT_SECONDS = 5.0
 # How long clients that keep a connection open are told that the server stops, so that they close it.
 _NOTICE_SECONDS = 0.5
 _ENVIRONMENT = {
@@ -84,20 +89,35 @@ def serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         logger.info("listening on http://%s:%d, following %s", shown, port, settings.tracking_uri)
+        hangup = signal.getsignal(signal.SIGHUP)
         supervisor = Supervisor(config, sockets=[listener])
+        if hangup == signal.SIG_IGN:  # as `nohup` asks for; the processes inherit it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise ServingError("a process that answers could not start; its log, above, says why")
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's, but for how it notices that a process was killed, and how it stops."""
+    """uvicorn's, but for how it notices that a process was killed, what it does when one cannot start, and how it stops."""
+
+    _next_attempt = 0.0
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the processes that have ended or hang."""
+        """Replace the processes that have ended or hang; where one cannot start, the others go on."""
+        if self.should_exit.is_set():
+            return
+        if len(self.processes) < self.processes_num and time.monotonic() >= self._next_attempt:
+            self.processes.append(Process(self.config, self.sockets))
+            self.processes[-1].start()
         for process in self.processes:
             process.child_conn.close()  # the child's end: only where no other copy is open the end of the child is seen
         super().keep_subprocess_alive()
+        others = [process for process in self.processes if process.exitcode != STARTUP_FAILURE]
+        if len(others) < len(self.processes) and any(process.is_ready() for process in others):
+            logger.error("the server goes on; a process in place of the failed one starts in %.0f s", _NEXT_ATTEMPT_SECONDS)
+            self.processes, self._next_attempt = others, time.monotonic() + _NEXT_ATTEMPT_SECONDS
+            self.should_exit.clear()  # uvicorn would stop at this failure
 
     def terminate_all(self) -> None:
         """Ask the processes to stop; once they no longer accept connections, clients are refused rather than kept waiting."""
@@ -112,6 +132,8 @@ class Supervisor(Multiprocess):
 
 def worker_app(settings: Settings) -> FastAPI:
     """The application of one process; called in it, inside the event loop."""
+    # Until there is something to drain a signal ends the process; uvicorn would go on starting.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         from reviewclf.registry.deployment import Deployments
         from reviewclf.serving.app import create_app
@@ -122,16 +144,16 @@ def worker_app(settings: Settings) -> FastAPI:
     except Exception:
         logger.exception("a process that answers cannot start")
         sys.exit(STARTUP_FAILURE)  # the supervisor would start it again and again at any other code
-    stop_in_two_steps(service)
+    stop_in_two_steps(service, handlers)
     stop_with_parent()
     return app
 
 
-def stop_in_two_steps(service: Service) -> None:
+def stop_in_two_steps(service: Service, handlers: Mapping[signal.Signals, Any]) -> None:
     """On a signal refuse what is new, and let uvicorn close the connections a moment later.
 
     uvicorn closes connections on which nothing is being answered, perhaps while a request is on its way. Clients that are told
-    so in an answer close them themselves.
+    so in an answer close them themselves. `handlers` are uvicorn's own.
     """
     loop = asyncio.get_running_loop()
 
@@ -139,11 +161,11 @@ def stop_in_two_steps(service: Service) -> None:
         # Ctrl-C reaches this process twice, from the terminal and from the supervisor. At a second signal, and at a SIGINT that
         # comes late, uvicorn would break off what is being answered.
         if not service.stopping:
-            service.stopping = True
+            service.drain()
             loop.call_soon_threadsafe(loop.call_later, _NOTICE_SECONDS, uvicorns, signal.SIGTERM, frame)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, partial(handle, signal.getsignal(number)))
+    for number, uvicorns in handlers.items():
+        signal.signal(number, partial(handle, uvicorns))
 
 
 def stop_with_parent() -> None:

@@ -65,6 +65,11 @@ class Service:
             self.shadow.start()
         await asyncio.to_thread(self.follower.start, _FIRST_MODEL_SECONDS)
 
+    def drain(self) -> None:
+        """Refuse new requests from now on, and wait for no model."""
+        self.stopping = True
+        self.follower.stop(0)
+
     async def stop(self) -> None:
         """End what :meth:`start` began."""
         await asyncio.to_thread(self.follower.stop)

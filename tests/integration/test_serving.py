@@ -11,8 +11,9 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -68,30 +69,44 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 class Process:
-    """A started server."""
+    """A started server, in a process group of its own; `popen` holds options of :class:`subprocess.Popen`."""
 
-    def __init__(self, home: Path, tracking_uri: str, *, has_model: bool = True, **serving: object) -> None:
+    def __init__(
+        self,
+        home: Path,
+        tracking_uri: str,
+        *,
+        has_model: bool = True,
+        waits: bool = True,
+        before: Sequence[str] = (),
+        path: Path = ROOT,
+        popen: Mapping[str, Any] = MappingProxyType({}),
+        **serving: object,
+    ) -> None:
         home.mkdir(exist_ok=True)
         self._log = home / "serve.log"
         variables = {
             "REVIEWCLF_HOME": str(home),
             "MLFLOW_TRACKING_URI": tracking_uri,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{path}{os.pathsep}{ROOT}",
             "REVIEWCLF_SERVING__POLL_SECONDS": "0.2",
             **{f"REVIEWCLF_SERVING__{name.upper()}": str(value) for name, value in serving.items()},
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "reviewclf.cli", "serve", "--port", "0"],
+                [*before, sys.executable, "-m", "reviewclf.cli", "serve", "--port", "0"],
                 env={**os.environ, **variables},
                 cwd=home,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
+                **popen,
             )
         self.url = until(self._listening, seconds=START_SECONDS, what="the server did not start")
         self.client = httpx.Client(base_url=self.url, timeout=START_SECONDS)
-        ready = 200 if has_model else 503
-        until(lambda: self.client.get("/health/ready").status_code == ready, seconds=START_SECONDS, what="it is not ready")
+        if waits:
+            ready = 200 if has_model else 503
+            until(lambda: self.client.get("/health/ready").status_code == ready, seconds=START_SECONDS, what="it is not ready")
 
     def _listening(self) -> str | None:
         assert self.process.poll() is None, self.log

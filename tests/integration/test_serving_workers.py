@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.test_serving import ROOT, START_SECONDS, Process, Registry, registry, until
+from tests.integration.test_serving import START_SECONDS, Process, Registry, registry, until
 from tests.small_models import REVIEWS, answers_of
 
 __all__ = ["registry"]
@@ -181,60 +177,3 @@ def test_a_full_queue_is_refused_and_all_else_is_answered(start: Callable[..., P
     asyncio.run(asyncio.wait_for(flood(), 60))
     assert {status for status, _ in answers} == {200, 503}
     assert all((after or "").isdigit() for status, after in answers if status == 503)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_answers_what_was_taken_and_ends_all_processes(start: Callable[..., Process], number: signal.Signals) -> None:
-    server = start()
-    processes = workers(server)
-    assert len(processes) == 2
-    ends: list[str] = []
-    asked = threading.Barrier(5)
-
-    def ask_often() -> None:
-        with httpx.Client(base_url=server.url, timeout=START_SECONDS) as client:
-            predict(client)
-            asked.wait(30)
-            while (answer := client.post("/predict", json={"texts": REVIEWS})).status_code == 200:
-                pass
-            code, headers = answer.json()["error"]["code"], answer.headers
-            ends.append(f"{answer.status_code} {code} {headers.get('Connection')} {headers.get('Retry-After')}")
-
-    clients = [threading.Thread(target=ask_often) for _ in range(4)]
-    for client in clients:
-        client.start()
-    asked.wait(30)
-    for process in (server.process, *processes) if number == signal.SIGINT else (server.process,):  # Ctrl+C reaches all
-        os.kill(process.pid, number)
-    for client in clients:
-        client.join(30)
-    assert ends == ["503 draining close 2"] * 4
-    assert server.process.wait(30) == 0
-    assert not any(map(lives, processes))
-
-
-def test_processes_end_with_a_killed_server(start: Callable[..., Process]) -> None:
-    server = start()
-    processes = workers(server)
-    server.process.kill()
-    server.process.wait(10)
-    until(lambda: not any(map(lives, processes)))
-
-
-def test_processes_that_cannot_start_end_the_server_with_a_reason(tmp_path: Path, registry: Registry) -> None:
-    broken = tmp_path / "sitecustomize.py"
-    broken.write_text("import sys\nsys.modules['fastapi'] = None\n", encoding="utf-8")
-    variables = {"REVIEWCLF_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": registry.tracker.tracking_uri}
-    done = subprocess.run(
-        [sys.executable, "-m", "reviewclf.cli", "serve", "--port", "0"],
-        env={**os.environ, **variables, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "REVIEWCLF_SERVING__WORKERS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode not in {0, None}, said
-    assert "cannot start" in said
-    assert "its log, above, says why" in said
-    assert "Traceback" not in done.stderr, said
