@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from reviewclf.training.rows import Floats, Integers
 
-_SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 0.2, 20.0
+_TEMPERATURES = (0.2, 20.0)
 
 
 def fit_temperature(logits: Floats, labels: Integers) -> float:
@@ -28,18 +26,15 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
         Between 0.2 and 20; 1.0 without rows. On rows that are all right the best would be 0, hence the bound.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     if not len(labels):
         return 1.0
-    rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, labels]).mean())
+        return float(-log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean())
 
-    bounds = (np.log(_SMALLEST_TEMPERATURE), np.log(_LARGEST_TEMPERATURE))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))
 
 
 def abstain_thresholds(
@@ -59,16 +54,15 @@ def abstain_thresholds(
     dict of str to float
         Classes that are the answer to a row. Where no probability reaches the target: 1.0, so nearly always unsure.
     """
-    best = probabilities.argmax(axis=1) if len(labels) else np.empty(0, dtype=np.int64)
-    thresholds = {}
-    for column in map(int, np.unique(best)):
+    from sklearn.metrics import precision_recall_curve
+
+    best = probabilities.argmax(axis=1)
+    thresholds = {classes[int(column)]: 1.0 for column in np.unique(best)}
+    for column, name in enumerate(classes):
         rows = np.flatnonzero(best == column)
-        sure = probabilities[rows, column]
-        right = np.array([labels[int(row)] == classes[column] for row in rows])
-        order = np.argsort(-sure, kind="stable")
-        sure, right = sure[order], right[order]
-        # Equal probabilities are all in or all out.
-        last = np.append(sure[1:] != sure[:-1], True)
-        enough = np.flatnonzero(last & (np.cumsum(right) / np.arange(1, len(rows) + 1) >= target))
-        thresholds[classes[column]] = float(sure[enough[-1]]) if len(enough) else 1.0
+        right = [labels[int(row)] == name for row in rows]
+        if any(right):
+            # The share of right answers from each probability on, the smallest first; at last that of none.
+            shares, _, sure = precision_recall_curve(right, probabilities[rows, column])
+            thresholds[name] = float(min(sure[shares[:-1] >= target], default=1.0))
     return thresholds

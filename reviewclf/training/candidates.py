@@ -14,14 +14,8 @@ from reviewclf.training.model import TextClassifier
 from reviewclf.training.rows import TrainingJob, TrainingRows
 from reviewclf.yaml_files import describe, read_yaml
 
-ClassWeightPower = Annotated[
-    float,
-    Field(
-        ge=0.0,
-        le=1.0,
-        description="classes weigh (rows / (classes * rows of the class)) ** power: 1 is `balanced`, 0 leaves them as they are",
-    ),
-]
+# Classes weigh (rows / (classes * rows of the class)) ** power: 1 is scikit-learn's `balanced`, 0 leaves them as they are.
+ClassWeightPower = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Strict(BaseModel):
@@ -111,10 +105,8 @@ def load_candidates(path: str | Path) -> list[Candidate]:
         title = f"{path}: candidate {position} ({entry.get('name', 'without a name')})"
         try:
             candidate = parse_candidate(entry)
-        except ValidationError as error:
-            raise TrainingError(f"{title}: {describe(error)}") from error
-        except TrainingError as error:
-            raise TrainingError(f"{title}: {error}") from error
+        except (ValidationError, TrainingError) as error:
+            raise TrainingError(f"{title}: {describe(error) if isinstance(error, ValidationError) else error}") from error
         if candidate.name in {known.name for known in candidates}:
             raise TrainingError(f"{title}: name: another candidate is called {candidate.name!r} already; names must differ")
         candidates.append(candidate)

@@ -11,15 +11,10 @@ from pydantic import Field
 
 from reviewclf.errors import EncoderUnavailableError, TrainingError
 
-CheckpointName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
-        max_length=200,
-        description="name on the hub, such as cointegrated/rubert-tiny2, or of a folder in REVIEWCLF_ENCODERS",
-    ),
-]
-Pooling = Annotated[Literal["mean", "cls"], Field(description="average of the token states, or the first token's state")]
+# Name on the hub, such as cointegrated/rubert-tiny2, or of a folder in REVIEWCLF_ENCODERS.
+CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=200)]
+# Average of the token states, or the first token's state.
+Pooling = Literal["mean", "cls"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_SECONDS = 5.0
@@ -62,8 +57,9 @@ def resolve_checkpoint(name: str, encoders: Path | None) -> Path | str:
         f"run `hf download {name}` where there is a network, or put the checkpoint's files into <folder>/{name.split('/')[-1]} "
         "and set REVIEWCLF_ENCODERS=<folder>"
     )
+    cached_nowhere = f"encoder {name}: {where}, not in the hub's cache, and"
     if constants.is_offline_mode():
-        raise EncoderUnavailableError(f"encoder {name}: {where}, not in the hub's cache, and HF_HUB_OFFLINE is set; {advice}")
+        raise EncoderUnavailableError(f"{cached_nowhere} HF_HUB_OFFLINE is set; {advice}")
     try:
         huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
     except errors.RepositoryNotFoundError as error:
@@ -72,10 +68,8 @@ def resolve_checkpoint(name: str, encoders: Path | None) -> Path | str:
             "check `checkpoint` in the candidates file, or run `hf auth login`"
         ) from error
     except Exception as error:  # whatever a missing network, a proxy or a mirror leads to
-        raise EncoderUnavailableError(
-            f"encoder {name}: {where}, not in the hub's cache, and {constants.ENDPOINT} cannot be reached ({error!r:.120}); "
-            f"{advice}"
-        ) from error
+        said = f"{constants.ENDPOINT} cannot be reached ({error!r:.120})"
+        raise EncoderUnavailableError(f"{cached_nowhere} {said}; {advice}") from error
     return name
 
 

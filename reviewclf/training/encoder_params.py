@@ -83,9 +83,7 @@ class EncoderParams(Strict):
     rdrop: NonNegativeFloat = Field(0.0, description="0: off; else two passes a step, so it takes twice as long")
     patience: PositiveInt | None = Field(2, description="epochs without a better weighted F1 on validation; null: run them all")
     gradient_checkpointing: Literal["auto", "on", "off"] = Field("auto", description="less memory, slower; auto: if big")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 or fp16 where GPU or CPU have it"
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 or fp16 if GPU or CPU have it")
     min_weight: NonNegativeFloat = Field(
         0.1, description="rows that weigh less, such as hints by stems, are left out where their class has 30 others"
     )
@@ -95,9 +93,8 @@ class EncoderParams(Strict):
 
     @model_validator(mode="after")
     def _search_is_valid(self) -> Self:
-        if self.search is not None:
-            known = sorted(set(EncoderParams.model_fields) - _FIXED)
-            unknown = sorted(set(self.search.space) - set(known))
-            if unknown:
-                raise ValueError(f"search: no setting {', '.join(unknown)} to vary; there are {', '.join(known)}")
+        known = sorted(set(EncoderParams.model_fields) - _FIXED)
+        unknown = sorted(set(self.search.space) - set(known)) if self.search is not None else []
+        if unknown:
+            raise ValueError(f"search: no setting {', '.join(unknown)} to vary; there are {', '.join(known)}")
         return self

@@ -50,16 +50,12 @@ class TextFeatures:
     settings : FeatureSettings
     stems : mapping of str to list of str
         Keyword stems by category, see :class:`reviewclf.taxonomy.StemMatcher`.
-    vectorizers : mapping of str to TfidfVectorizer, optional
-        Fitted vectorizers of the blocks ``word`` and ``char``; without them call :meth:`fit_transform` first.
     """
 
-    def __init__(
-        self, settings: FeatureSettings, stems: Mapping[str, list[str]], vectorizers: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, settings: FeatureSettings, stems: Mapping[str, list[str]]) -> None:
         self.settings = settings
         self.stems = {category: list(items) for category, items in stems.items()}
-        self.vectorizers: dict[str, Any] = dict(vectorizers or {})
+        self.vectorizers: dict[str, Any] = {}
         self._matcher = StemMatcher(self.stems)
         self._columns = {category: column for column, category in enumerate(self.stems)}
 
@@ -76,15 +72,10 @@ class TextFeatures:
         ValueError
             Nothing is left at all.
         """
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
         texts, counted = self._spellings(texts)
-        blocks = []
-        reasons = []
-        for name, analyzer in _BLOCKS.items():
-            if getattr(self.settings, name) is None:
-                continue
-            vectorizer = TfidfVectorizer(analyzer=analyzer, lowercase=False, **getattr(self.settings, name).model_dump())
+        blocks, reasons = [], []
+        for name in (name for name in _BLOCKS if getattr(self.settings, name) is not None):
+            vectorizer = self._vectorizer(name)
             try:
                 blocks.append(vectorizer.fit_transform(counted))
             except ValueError as error:  # scikit-learn's word for an empty vocabulary
@@ -118,19 +109,20 @@ class TextFeatures:
         ValueError
             Blocks, terms and weights do not fit together.
         """
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
         for name, learned in state.items():
-            options = {**getattr(self.settings, name).model_dump(), "max_features": None}
-            terms = str(learned["terms"]).split("\n")
-            vectorizer = TfidfVectorizer(analyzer=_BLOCKS[name], lowercase=False, vocabulary=terms, **options)
-            vectorizer.idf_ = learned["idf"]
-            self.vectorizers[name] = vectorizer
+            self.vectorizers[name] = self._vectorizer(name, vocabulary=str(learned["terms"]).split("\n"), max_features=None)
+            self.vectorizers[name].idf_ = learned["idf"]
 
     @property
     def has_stems(self) -> bool:
         """Whether there are features from keyword stems."""
         return self.settings.stem_weight > 0 and bool(self.stems)
+
+    def _vectorizer(self, block: str, **options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        ngrams: dict[str, Any] = getattr(self.settings, block).model_dump()
+        return TfidfVectorizer(analyzer=_BLOCKS[block], lowercase=False, **{**ngrams, **options})
 
     def _spellings(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
         """Texts in one letter case and spelling, as stems are looked for in them and as their n-grams are counted."""

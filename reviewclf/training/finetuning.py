@@ -7,15 +7,7 @@ speed only; the full vocabulary is back in the trained network.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import logging
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +19,8 @@ from reviewclf.training.encoder_network import EncoderNetwork, SmallVocabulary
 from reviewclf.training.encoder_params import EncoderParams
 from reviewclf.training.losses import NEVER
 from reviewclf.training.rows import TrainingJob, TrainingRows, class_weights
+from reviewclf.training.scratch import scratch
 from reviewclf.training.tuner import Tuner, epochs_of
-
-logger = logging.getLogger(__name__)
 
 Tokens = list[list[int]]
 
@@ -101,21 +92,9 @@ def fine_tune(title: str, params: EncoderParams, job: TrainingJob) -> TunedEncod
         held_out = _examples(vocabulary.translate(held_out_tokens), [label for _, label in validation], [1.0] * len(validation))
         # Sorted by length, so that little is padded.
         held_out.sort(key=lambda row: len(row["input_ids"]))
-        with _scratch(
-            job.checkpoints, [params.model_dump_json(exclude={"save_steps"}), job.seed, examples, held_out], network
-        ) as folder:
-            tuner = Tuner(
-                title,
-                params,
-                network,
-                tokenizer,
-                examples,
-                held_out,
-                rows.seen,
-                seed=job.seed,
-                folder=folder,
-                tell=job.on_epoch,
-            )
+        content = [params.model_dump_json(exclude={"save_steps"}), job.seed, examples, held_out]
+        with scratch(job.checkpoints, content, network) as folder:
+            tuner = Tuner(title, params, network, tokenizer, examples, held_out, rows.seen, folder=folder, job=job)
             figures = tuner.run()
     vocabulary.restore()
     with torch.no_grad():
@@ -137,27 +116,3 @@ def _examples(tokens: Tokens, labels: Any, weights: Any) -> list[dict[str, Any]]
         {"input_ids": ids, "labels": int(label), "weights": float(weight)}
         for ids, label, weight in zip(tokens, labels, weights, strict=True)
     ]
-
-
-@contextlib.contextmanager
-def _scratch(checkpoints: Path | None, content: list[Any], network: EncoderNetwork) -> Iterator[Path]:
-    """Folder of this very job; removed when the job is done, as those of other jobs are before."""
-    if checkpoints is None:
-        with tempfile.TemporaryDirectory(prefix="reviewclf-encoder-") as folder:
-            yield Path(folder)
-        return
-    # All that decides what comes out: settings, rows, the weights to start from, versions, the kind of machine.
-    digest = hashlib.sha256(
-        json.dumps([*content, torch.__version__, transformers.__version__, torch.cuda.is_available()]).encode()
-    )
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    own = checkpoints / f"job-{digest.hexdigest()[:32]}"
-    for other in checkpoints.glob("job-*"):
-        if other != own:
-            logger.info("%s: checkpoints of another job are removed", other)
-            shutil.rmtree(other, ignore_errors=True)
-    yield own
-    shutil.rmtree(own, ignore_errors=True)
-    with contextlib.suppress(OSError):  # something else lies there too
-        checkpoints.rmdir()

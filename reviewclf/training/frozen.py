@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from reviewclf.errors import RegistryError
 from reviewclf.training.candidates import Candidate, ClassWeightPower, Strict
 from reviewclf.training.checkpoints import Pooling, load_checkpoint, resolve_checkpoint
 from reviewclf.training.encoder_classifier import OnnxClassifier
@@ -18,6 +17,7 @@ from reviewclf.training.features import FeatureSettings, TextFeatures
 from reviewclf.training.linear import fit_or_warn, weighted_f1
 from reviewclf.training.model import ModelCard, TextClassifier
 from reviewclf.training.onnx_session import TextReader
+from reviewclf.training.parts import reading
 from reviewclf.training.rows import Floats, TrainingJob, TrainingRows, class_weights
 
 logger = logging.getLogger(__name__)
@@ -64,20 +64,11 @@ class FrozenEncoderClassifier(OnnxClassifier):
     packages = ("onnxruntime", "scipy", "tokenizers")
 
     def __init__(
-        self,
-        *,
-        prefix: str,
-        stems: Mapping[str, list[str]],
-        stem_weight: float,
-        weights: Floats,
-        bias: Floats,
-        **common: Any,
+        self, *, prefix: str, stems: Mapping[str, list[str]], stem_weight: float, weights: Floats, bias: Floats, **common: Any
     ) -> None:
         super().__init__(**common)
-        self._prefix = prefix
+        self._prefix, self._weights, self._bias = prefix, weights, bias
         self._stem_features = TextFeatures(FeatureSettings(stem_weight=stem_weight), stems)
-        self._weights = weights
-        self._bias = bias
 
     def logits(self, texts: Sequence[str]) -> Floats:
         """See :class:`reviewclf.training.encoder_classifier.OnnxClassifier`."""
@@ -95,15 +86,10 @@ class FrozenEncoderClassifier(OnnxClassifier):
     def read_parts(cls, folder: Path, card: ModelCard, threads: int | None) -> dict[str, Any]:
         """Read ``linear.npz`` too; it holds numbers and nothing else."""
         path = folder / _LINEAR
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                weights, bias = arrays["weights"], arrays["bias"]
-        except FileNotFoundError as error:
-            raise RegistryError(f"{path}: cannot be read ({error.strerror}); give the folder of a saved classifier") from error
-        except Exception as error:  # whatever a damaged archive makes its reader raise
-            raise RegistryError(f"{path}: is damaged ({error!r:.200}); train the classifier anew") from error
+        with reading(path), np.load(path, allow_pickle=False) as arrays:
+            linear = {name: arrays[name] for name in ("weights", "bias")}
         own = {name: card.extra[name] for name in ("prefix", "stem_weight", "stems")}
-        return {"weights": weights, "bias": bias, **own, **super().read_parts(folder, card, threads)}
+        return {**linear, **own, **super().read_parts(folder, card, threads)}
 
 
 class FrozenEncoderCandidate(Candidate):
@@ -181,13 +167,11 @@ def _choose(
         center[:width] = features[:count, :width].mean(axis=0)
         scale[:width] = np.maximum(features[:count, :width].std(axis=0), 1e-6)
     scaled = (features - center) / scale
-    by_class = class_weights(target, rows.weights, classes=len(names), power=params.class_weight_power)
+    weights = rows.weights * class_weights(target, rows.weights, classes=len(names), power=params.class_weight_power)[target]
     tried: list[tuple[float, float, Floats, Floats]] = []
     for strength in params.C if labels else params.C[:1]:
-        estimator = LogisticRegression(
-            C=strength, class_weight=dict(enumerate(by_class.tolist())), max_iter=params.max_iter, random_state=seed
-        )
-        fit_or_warn(estimator, scaled[:count], target, rows.weights)
+        estimator = LogisticRegression(C=strength, max_iter=params.max_iter, random_state=seed)
+        fit_or_warn(estimator, scaled[:count], target, weights)
         matrix, bias = estimator.coef_.T, estimator.intercept_
         if len(names) == 2:  # one column that speaks for the second
             matrix, bias = np.hstack([np.zeros_like(matrix), matrix]), np.append(0.0, bias)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,11 +35,14 @@ class LinearSettings(FeatureSettings):
     estimator: Literal["logistic_regression", "linear_svc"]
     C: PositiveFloat = Field(1.0, description="inverse strength of regularisation")
     class_weight_power: ClassWeightPower = 1.0
-    calibration: Literal["none", "sigmoid"] = Field(
-        "sigmoid", description="sigmoid: probabilities by Platt scaling on out-of-fold scores"
-    )
+    calibration: Literal["none", "sigmoid"] = Field("sigmoid", description="sigmoid: Platt scaling on out-of-fold scores")
     calibration_folds: Annotated[int, Field(ge=2, le=20)] = 5
     max_iter: PositiveInt = 2000
+
+    @property
+    def features(self) -> FeatureSettings:
+        """Those of its settings that say which features there are."""
+        return FeatureSettings.model_validate(self.model_dump(include=set(FeatureSettings.model_fields)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -139,27 +143,25 @@ class LinearCandidate(Candidate):
         labels = job.validation["label"].tolist()
         # The estimators count the classes that occur, 0, 1, 2, ...: scikit-learn's cross-validation renames all others to that.
         encoded = np.searchsorted(rows.seen, rows.target)
-        best: tuple[float, LinearClassifier] | None = None
-        fitted: tuple[FeatureSettings, TextFeatures, Any] | None = None
-        for settings in self.params.settings() if labels else self.params.settings()[:1]:
-            # Neighbouring combinations mostly differ in the estimator alone; then the features are those of the one before.
-            wanted = FeatureSettings.model_validate(settings.model_dump(include=set(FeatureSettings.model_fields)))
-            if fitted is None or fitted[0] != wanted:
-                fitted = (wanted, *_features(self.title, wanted, rows.texts, job.stems))
+        # Neighbouring combinations mostly differ in the estimator alone; then the features are those of the one before.
+        learned = lru_cache(maxsize=1)(lambda settings: _features(self.title, settings, rows.texts, job.stems))
+
+        def fitted(settings: LinearSettings) -> tuple[float, LinearClassifier]:
+            features, matrix = learned(settings.features)
             classifier = LinearClassifier(
-                features=fitted[1],
-                estimator=_fit(settings, fitted[2], encoded, rows.weights, seed=job.seed),
+                features=features,
+                estimator=_fit(settings, matrix, encoded, rows.weights, seed=job.seed),
                 chosen=settings.model_dump(mode="json"),
                 **self.common(job, rows),
             )
             answers = classifier.calibrate(job.validation)
-            score = weighted_f1(labels, classifier.answers(answers)) if labels else 0.0
-            if best is None or score > best[0]:
-                best = (score, classifier)
-        assert best is not None  # noqa: S101 - there is always one combination
+            return weighted_f1(labels, classifier.answers(answers)) if labels else 0.0, classifier
+
+        settings = self.params.settings()
+        score, best = max(map(fitted, settings if labels else settings[:1]), key=lambda found: found[0])
         if labels:
-            logger.info("%s: weighted F1 %.3f on %d validation rows with %s", self.title, best[0], len(labels), best[1].chosen)
-        return best[1]
+            logger.info("%s: weighted F1 %.3f on %d validation rows with %s", self.title, score, len(labels), best.chosen)
+        return best
 
 
 def weighted_f1(true: list[str], predicted: list[str]) -> float:

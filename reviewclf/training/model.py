@@ -14,99 +14,28 @@ model
 
 from __future__ import annotations
 
-import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, ValidationError, field_validator
+from pydantic import JsonValue
 
 from reviewclf.errors import RegistryError, TrainingError
 from reviewclf.text import clean_texts
 from reviewclf.training.calibration import abstain_thresholds, fit_temperature
 from reviewclf.training.kinds import load_kind
+from reviewclf.training.model_card import CARD, Learned, ModelCard
 from reviewclf.training.rows import Floats
 
-logger = logging.getLogger(__name__)
-
-_CARD = "model.json"
-_FORMAT = 1
+__all__ = ["UNSURE", "ModelCard", "TextClassifier", "load_model"]
 
 # The answer of a classifier that was asked to say so when it is not sure enough.
 UNSURE = "не уверен"
-
-
-class ModelCard(BaseModel):
-    """``model.json``: what lies in the folder beside it.
-
-    Attributes
-    ----------
-    kind : str
-        Whose class reads the rest.
-    classes : list of str
-        Columns of the probabilities.
-    candidate : dict
-        The entry of the candidates file that it was trained by.
-    chosen : dict
-        The settings training ended with.
-    versions : dict
-        Packages it was trained with.
-    extra : dict
-        What its class needs beside its own files.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = _FORMAT
-    kind: str
-    classes: list[str] = Field(min_length=2)
-    candidate: dict[str, JsonValue]
-    chosen: dict[str, JsonValue]
-    versions: dict[str, str]
-    extra: dict[str, JsonValue] = {}
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelCard:
-        """Read the card of `folder`.
-
-        Raises
-        ------
-        RegistryError
-            It is missing or damaged, or of a later format.
-        """
-        path = folder / _CARD
-        try:
-            card = cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RegistryError(f"{path}: cannot be read ({error.strerror}); give the folder of a saved classifier") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise RegistryError(f"{path}: is no description of a saved classifier: {error}; train it anew") from error
-        if card.format != _FORMAT:
-            raise RegistryError(f"{path}: format {card.format}, this version reads {_FORMAT}; train the classifier anew")
-        return card
-
-
-class _Learned(BaseModel):
-    """What classifiers of all kinds keep in the card's ``extra``."""
-
-    seen: list[NonNegativeInt] = Field(min_length=1)
-    prior: list[float]
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    abstain: dict[str, float] = {}
-    exported: dict[str, JsonValue] = {}
-
-    @field_validator("seen")
-    @classmethod
-    def _ascending(cls, seen: list[int]) -> list[int]:
-        if seen != sorted(set(seen)):
-            raise ValueError("expected ascending positions of classes")
-        return seen
 
 
 class TextClassifier(ABC):
@@ -271,19 +200,13 @@ class TextClassifier(ABC):
         if self.temperature == 1.0:
             return probabilities
         powers = probabilities ** (1.0 / self.temperature)
-        result: Floats = powers / powers.sum(axis=1, keepdims=True)
-        return result
+        return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         """Write the classifier into `folder`, which is created; :func:`load_model` reads it back."""
         folder.mkdir(parents=True, exist_ok=True)
-        learned = _Learned(
-            seen=self.seen,
-            prior=self.prior.tolist(),
-            temperature=self.temperature,
-            abstain=self.abstain,
-            exported=self.exported,
-        )
+        own = {name: getattr(self, name) for name in ("seen", "temperature", "abstain", "exported")}
+        learned = Learned(prior=self.prior.tolist(), **own)
         card = ModelCard(
             kind=self.kind,
             classes=self.classes,
@@ -292,15 +215,14 @@ class TextClassifier(ABC):
             versions={name: version(name) for name in ("numpy", *self.packages)},
             extra={**learned.model_dump(mode="json"), **self.write_parts(folder)},
         )
-        text = json.dumps(card.model_dump(mode="json"), ensure_ascii=False, indent=2)
-        (folder / _CARD).write_text(text + "\n", encoding="utf-8")
+        card.write(folder)
 
     @classmethod
     def load(cls, folder: Path, card: ModelCard, *, threads: int | None = None) -> Self:
         """Read what :meth:`save` wrote; see :func:`load_model`."""
-        _warn_of_other_versions(card, folder)
+        card.warn_of_other_versions(folder)
         try:
-            learned = _Learned.model_validate(card.extra)
+            learned = Learned.model_validate(card.extra)
             common = {"classes": card.classes, "candidate": card.candidate, "chosen": card.chosen}
             loaded = cls(**common, **learned.model_dump(), **cls.read_parts(folder, card, threads))  # type: ignore[arg-type]
             # A classifier whose parts do not fit together fails here and not at the first request.
@@ -308,13 +230,9 @@ class TextClassifier(ABC):
         except RegistryError:
             raise
         except Exception as error:  # whatever files that do not fit together lead to
-            raise RegistryError(
-                f"{folder}: its files do not fit together ({error!r:.200}); train the classifier anew"
-            ) from error
+            raise RegistryError(f"{folder}: its files do not fit together ({error!r:.200}); train it anew") from error
         if answer.shape != (2, len(card.classes)) or not np.allclose(answer.sum(axis=1), 1.0):
-            raise RegistryError(
-                f"{folder}: answers are no probabilities of {len(card.classes)} classes; train the classifier anew"
-            )
+            raise RegistryError(f"{folder}: answers are no probabilities of {len(card.classes)} classes; train it anew")
         return loaded
 
 
@@ -337,17 +255,6 @@ def load_model(folder: str | Path, *, threads: int | None = None) -> TextClassif
     try:
         kind = load_kind(card.kind)
     except TrainingError as error:
-        raise RegistryError(f"{folder / _CARD}: {error}; install the package that it was trained with") from error
+        raise RegistryError(f"{folder / CARD}: {error}; install the package that it was trained with") from error
     classifier: TextClassifier = kind.classifier().load(folder, card, threads=threads)
     return classifier
-
-
-def _warn_of_other_versions(card: ModelCard, folder: Path) -> None:
-    """Log which packages differ from those the classifier was trained with; its answers may then differ a little."""
-    for name, trained_with in card.versions.items():
-        try:
-            here = version(name)
-        except PackageNotFoundError:
-            here = "none"
-        if here != trained_with:
-            logger.warning("%s: trained with %s %s, loaded with %s", folder, name, trained_with, here)

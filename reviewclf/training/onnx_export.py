@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch  # noqa: TID253 - this module is itself imported inside functions only
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import nn  # noqa: TID253
 
 from reviewclf.errors import TrainingError
 from reviewclf.training.encoder_network import EncoderNetwork
+from reviewclf.training.onnx_files import fused, quantised, write_onnx
 from reviewclf.training.onnx_session import OnnxEncoder, TextReader, multiplies_int8_exactly, softmax
 from reviewclf.training.rows import Floats, Integers
 
@@ -33,10 +32,9 @@ REQUIRED_AGREEMENT = 0.995
 _MAX_TEXTS = 1000
 # Outputs of a 32-bit file differ from torch's by rounding, about 1e-6 of their size; wrong masks or positions do by far more.
 _TOLERANCE = 1e-3
-_OPSET = 17
 
 
-class Trial(BaseModel):
+class Trial(BaseModel, frozen=True, extra="forbid"):
     """One file against the torch network on the same texts.
 
     Attributes
@@ -49,14 +47,12 @@ class Trial(BaseModel):
         Size of the file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     agreement: float | None
     largest_difference: float | None
     megabytes: float
 
 
-class ExportReport(BaseModel):
+class ExportReport(BaseModel, frozen=True, extra="forbid"):
     """Which file is served and why.
 
     Attributes
@@ -70,8 +66,6 @@ class ExportReport(BaseModel):
     trials : dict
         By the names of `served`, those that were tried.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     served: Literal["fp32", "int8"]
     texts: int
@@ -136,7 +130,7 @@ def export(
         fp32 = _checked_fp32(module, Path(scratch), reader, texts, expected)
         encoders = {"fp32": OnnxEncoder(fp32.read_bytes(), reader)}
         if precision == "int8" or (precision == "auto" and texts):
-            encoders["int8"] = OnnxEncoder(_quantised(fp32, seven_bits=seven_bits).read_bytes(), reader)
+            encoders["int8"] = OnnxEncoder(quantised(fp32, seven_bits=seven_bits).read_bytes(), reader)
     trials = {name: trial(encoder) for name, encoder in encoders.items()}
     agrees = "int8" in trials and (trials["int8"].agreement or 0.0) >= REQUIRED_AGREEMENT
     served: Literal["fp32", "int8"] = "int8" if precision == "int8" or agrees else "fp32"
@@ -178,57 +172,25 @@ def _outputs(module: _Exportable, reader: TextReader, texts: Sequence[str]) -> F
     return reader.answers(module.run, texts) if texts else np.empty((0, 1))
 
 
-# -- the 32-bit file ---------------------------------------------------------------------------------------------------
-
-
 def _checked_fp32(module: _Exportable, folder: Path, reader: TextReader, texts: Sequence[str], expected: Floats) -> Path:
     """The optimised file where there is one that answers as torch does, else the plain one."""
     plain = folder / "fp32.onnx"
-    _write_onnx(module, plain, max_length=reader.max_length)
-    error = "not tried"
-    for path in (_optimised(plain, module.network.encoder.config), plain):
-        if path is None:
-            continue
+    kind, advice = type(module.network.encoder).__name__, "choose a checkpoint of another architecture, such as BERT's"
+    try:
+        write_onnx(module, plain, output=module.output, max_length=reader.max_length)
+    except Exception as error:  # whatever an operation unknown to the exporter makes it raise
+        raise TrainingError(f"the encoder {kind} cannot be written as ONNX ({error!r:.300}); {advice}") from error
+    for path in filter(None, (fused(plain, module.network.encoder.config), plain)):
         encoder = OnnxEncoder(path.read_bytes(), reader)
         difference = max(
             _difference_on_shapes(module, encoder), _relative_difference(expected, encoder(texts)) if texts else 0.0
         )
         if difference <= _TOLERANCE:
             return path
-        error = f"outputs differ by {difference:.2g} of their size"
-        logger.warning("%s: %s from those of the network", path.name, error)
+        logger.warning("%s: outputs differ by %.2g of their size from those of the network", path.name, difference)
     raise TrainingError(
-        f"the exported {type(module.network.encoder).__name__} does not answer as the network does ({error}); "
-        "choose a checkpoint of another architecture, such as BERT's"
+        f"the exported {kind} does not answer as the network does (outputs differ by {difference:.2g} of their size); {advice}"
     )
-
-
-def _write_onnx(module: _Exportable, path: Path, *, max_length: int) -> None:
-    # The exporter that follows one example: its graphs are the ones whose attention the optimizer of ONNX Runtime fuses; those
-    # of the newer exporter run slower. Two rows of different length, so that the mask counts.
-    length = max(2, min(8, max_length))
-    ids = torch.ones((2, length), dtype=torch.long)
-    mask = torch.ones_like(ids)
-    mask[1, length // 2 :] = 0
-    axes = {0: "batch", 1: "length"}
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter announces its end, the tracer each constant
-            torch.onnx.export(
-                module,
-                (ids, mask),
-                str(path),
-                input_names=["input_ids", "attention_mask"],
-                output_names=[module.output],
-                dynamic_axes={"input_ids": axes, "attention_mask": axes, module.output: {0: "batch"}},
-                opset_version=_OPSET,
-                dynamo=False,
-            )
-    except Exception as error:  # whatever an operation unknown to the exporter makes it raise
-        raise TrainingError(
-            f"the encoder {type(module.network.encoder).__name__} cannot be written as ONNX ({error!r:.300}); "
-            "choose a checkpoint of another architecture, such as BERT's"
-        ) from error
 
 
 def _difference_on_shapes(module: _Exportable, encoder: OnnxEncoder) -> float:
@@ -249,89 +211,3 @@ def _difference_on_shapes(module: _Exportable, encoder: OnnxEncoder) -> float:
 
 def _relative_difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
     return float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
-
-
-def _optimised(plain: Path, config: Any) -> Path | None:
-    """Attention and activation as one operation each; None where the optimizer cannot."""
-    from onnxruntime.transformers import optimizer  # type: ignore[import-untyped]
-    from onnxruntime.transformers.fusion_options import FusionOptions  # type: ignore[import-untyped]
-
-    path = plain.with_name("fused.onnx")
-    options = FusionOptions("bert")
-    options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False  # slower so on the CPU, see onnx_session
-    try:
-        with _quiet():
-            fused = optimizer.optimize_model(
-                str(plain),
-                model_type="bert",
-                num_heads=getattr(config, "num_attention_heads", 0),
-                hidden_size=getattr(config, "hidden_size", 0),
-                optimization_options=options,
-                opt_level=0,
-            )
-            _fold_segments(fused)
-            fused.save_model_to_file(str(path))
-    except Exception as error:  # it expects many things of a graph; without it the file is slower, not wrong
-        logger.warning("the graph could not be fused and will run slower (%r)", error)
-        return None
-    return path
-
-
-def _fold_segments(fused: Any) -> None:
-    """Add the row of the first segment to each position's, as no review has a second one: some 15 small operations less."""
-    from onnx import numpy_helper
-
-    for node in fused.get_nodes_by_op_type("EmbedLayerNormalization"):
-        positions, segments = (fused.get_initializer(node.input[place]) for place in (3, 4))
-        if positions is None or segments is None:
-            continue
-        table = numpy_helper.to_array(positions) + numpy_helper.to_array(segments)[0]
-        positions.CopyFrom(numpy_helper.from_array(table, positions.name))
-        node.input[1] = node.input[4] = ""
-    fused.prune_graph()
-
-
-# -- the 8-bit file ----------------------------------------------------------------------------------------------------
-
-
-def _quantised(fp32: Path, *, seven_bits: bool) -> Path:
-    """8-bit weights by output channel, activations by batch; embeddings stay, as they cost memory and no time."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # type: ignore[import-untyped]
-
-    path = fp32.with_name("int8.onnx")
-    model = onnx.load(fp32)
-    # The last layer is small, and by far the most sensitive. The quantizer names a Gemm so once it has made a MatMul of it.
-    kept = [node.name + suffix for node in model.graph.node if node.op_type == "Gemm" for suffix in ("", "_MatMul")]
-    add_pre_process_metadata(model)  # else the quantizer advises to fuse the graph first
-    with _quiet():
-        quantize_dynamic(
-            model,
-            path,
-            op_types_to_quantize=["MatMul", "Attention"],
-            per_channel=True,
-            reduce_range=seven_bits,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=kept,
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-    return path
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what ONNX Runtime's tools tell about each node, much of it through the root logger."""
-    names = (None, "onnx_model", "onnx_model_bert", "fusion_base", "fusion_utils", "fusion_attention")
-    loggers = [logging.getLogger(name) for name in names]
-    for item in loggers:
-        item.addFilter(_is_warning)
-    try:
-        yield
-    finally:
-        for item in loggers:
-            item.removeFilter(_is_warning)
-
-
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING

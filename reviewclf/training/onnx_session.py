@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, PositiveInt
 
 from reviewclf.errors import RegistryError, TrainingError
+from reviewclf.training.parts import reading
 from reviewclf.training.rows import Floats, Integers
 
 logger = logging.getLogger(__name__)
@@ -117,10 +118,8 @@ class TextReader:
         return answers[np.argsort(np.concatenate(rows))].astype(np.float64)
 
 
-class EncoderFiles(BaseModel):
+class EncoderFiles(BaseModel, frozen=True, extra="forbid"):
     """What the model card holds about ``model.onnx`` and ``tokenizer.json``: how texts are read, and either file's digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pad_id: int
     max_length: PositiveInt
@@ -196,24 +195,18 @@ class OnnxEncoder:
 
         Raises
         ------
+        ValidationError
+            `files` is no such dump.
         RegistryError
             A file is missing, damaged or another one than was saved, or is no model of this kind; the message names it.
         """
-        try:
-            known = EncoderFiles.model_validate(files)
-        except ValidationError as error:
-            raise RegistryError(f"{folder / 'model.json'}: extra.files: {error}; train the classifier anew") from error
+        known = EncoderFiles.model_validate(files)
         contents = {}
         for name in (MODEL, TOKENIZER):
-            path = folder / name
-            try:
-                contents[name] = path.read_bytes()
-            except OSError as error:
-                raise RegistryError(
-                    f"{path}: cannot be read ({error.strerror}); give the folder of a saved classifier"
-                ) from error
+            with reading(folder / name):
+                contents[name] = (folder / name).read_bytes()
             if hashlib.sha256(contents[name]).hexdigest() != known.sha256.get(name):
-                raise RegistryError(f"{path}: is damaged or was replaced (not the saved content); train the classifier anew")
+                raise RegistryError(f"{folder / name}: is damaged or was replaced (not the saved content); train it anew")
         try:
             # What is no text is then no tokenizer, and is refused as such.
             tokenizer = contents[TOKENIZER].decode("utf-8", errors="replace")

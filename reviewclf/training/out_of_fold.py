@@ -38,8 +38,7 @@ def out_of_fold(
         stem_weight=0.5,
         digits_as_zero=True,
     )
-    fold = _folds(y, seed)
-    is_learned = _sampled(y, seed)
+    fold, is_learned = _folds(y, seed), _sampled(y, seed)
     probabilities = np.full((len(y), len(classes)), 1e-6)
     for k in range(_FOLDS):
         train, held = np.flatnonzero((fold != k) & is_learned), np.flatnonzero(fold == k)
@@ -48,8 +47,7 @@ def out_of_fold(
         features = TextFeatures(settings, stems)
         model = LogisticRegression(C=30.0, max_iter=2000)
         model.fit(features.fit_transform(clean_texts([texts[i] for i in train.tolist()])), y[train])
-        for start in range(0, len(held), _PORTION):
-            part = held[start : start + _PORTION]
+        for part in np.array_split(held, 1 + len(held) // _PORTION):
             answers = model.predict_proba(features.transform(clean_texts([texts[i] for i in part.tolist()])))
             probabilities[np.ix_(part, model.classes_)] = answers
     probabilities /= probabilities.sum(axis=1, keepdims=True)

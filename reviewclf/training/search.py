@@ -50,8 +50,8 @@ def search(
 
     assert params.search is not None  # noqa: S101 - the caller's business
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = None if job.checkpoints is None else job.checkpoints / "search"
-    study = optuna.create_study(storage=_storage(folder), study_name="search", load_if_exists=True, direction="maximize")
+    storage = None if job.checkpoints is None else _storage(job.checkpoints / "search")
+    study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True, direction="maximize")
     trained: dict[int, T] = {}
 
     def run(trial: Any, place: int) -> T:
@@ -74,19 +74,17 @@ def search(
     best = study.best_trial
     winner = trained.get(best.number) or run(best, best.user_attrs["place"])  # the latter if it was trained before a kill
     trials = [{**trial.params, "weighted_f1": trial.value} for trial in study.trials if trial.value is not None]
-    if folder is not None and job.checkpoints is not None:
-        for scratch in (folder, *job.checkpoints.glob("trial-*")):
+    if job.checkpoints is not None:
+        for scratch in (job.checkpoints / "search", *job.checkpoints.glob("trial-*")):
             shutil.rmtree(scratch, ignore_errors=True)
     return _with(title, params, best.params), winner, trials
 
 
-def _storage(folder: Path | None) -> Any:
-    """Where trials outlive the process; None: nowhere."""
+def _storage(folder: Path) -> Any:
+    """Where trials outlive the process."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    if folder is None:
-        return None
     folder.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(folder / "trials.log")))
 

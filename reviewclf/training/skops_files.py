@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reviewclf.errors import RegistryError
+from reviewclf.training.parts import reading
 
 
 def write_skops(content: dict[str, Any], path: Path) -> None:
@@ -30,13 +31,9 @@ def read_skops(path: Path, *, trusted: Collection[str] = ()) -> dict[str, Any]:
         The file is missing or damaged, or holds any other type.
     """
     skops = _skops()
-    try:
+    with reading(path):
         foreign = sorted(set(skops.get_untrusted_types(file=path)) - set(trusted))
         content = None if foreign else skops.load(path, trusted=sorted(trusted))
-    except OSError as error:
-        raise RegistryError(f"{path}: cannot be read ({error}); give the folder of a saved classifier") from error
-    except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise RegistryError(f"{path}: is damaged ({error!r:.200}); train the classifier anew") from error
     if foreign:
         raise RegistryError(
             f"{path}: holds {', '.join(foreign)}, which no saved classifier does; tampered with, so it is not loaded"

@@ -6,21 +6,17 @@ job on one machine: they are never published, and read with ``weights_only``.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
-import shutil
 import time
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - this module is itself imported inside functions only
-from safetensors import SafetensorError, safe_open
 from torch import nn  # noqa: TID253
 from transformers import (  # noqa: TID253
     DataCollatorWithPadding,
@@ -29,8 +25,6 @@ from transformers import (  # noqa: TID253
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler  # noqa: TID253
 
@@ -38,11 +32,12 @@ from reviewclf.errors import TrainingError
 from reviewclf.training.encoder_network import EncoderNetwork
 from reviewclf.training.encoder_params import EncoderParams
 from reviewclf.training.losses import cross_entropy, focal, symmetric_divergence
+from reviewclf.training.rows import TrainingJob
+from reviewclf.training.scratch import last_complete
+from reviewclf.training.trainer_arguments import set_gradient_checkpointing, trainer_arguments
 
 logger = logging.getLogger(__name__)
 
-# From here on the states of all layers of a batch take more memory than recomputing them is worth: encoders above "base".
-_BIG_ENCODER = 200_000_000
 _LAYER = re.compile(r"(?:layers?|layer_groups|blocks?|h)\.(\d+)\.")
 
 
@@ -59,8 +54,8 @@ class Tuner(Trainer):
         Positions of the classes with training rows.
     folder : Path
         Where checkpoints are kept. Training goes on from the last complete one.
-    tell : callable, optional
-        Called with the epoch, from 1, and its entry of the history.
+    job : TrainingJob
+        Whose seed it takes, and whom it tells of each epoch.
     """
 
     def __init__(
@@ -73,17 +68,14 @@ class Tuner(Trainer):
         held_out: list[dict[str, Any]],
         seen: Sequence[int],
         *,
-        seed: int,
         folder: Path,
-        tell: Callable[[int, dict[str, float]], None] | None,
+        job: TrainingJob,
     ) -> None:
-        self.title = title
-        self.params = params
+        self.title, self.params = title, params
         self.since = 0.0
-        self._seen = seen
-        self._tell = tell
-        arguments = _arguments(title, params, seed=seed, folder=folder, validates=bool(held_out))
-        self._recomputes = _set_gradient_checkpointing(title, params, network)
+        self._seen, self._tell = seen, job.on_epoch
+        arguments = trainer_arguments(title, params, seed=job.seed, folder=folder, validates=bool(held_out))
+        self._recomputes = set_gradient_checkpointing(title, params, network)
         stop_early = [_EarlyStopping(params.patience)] if held_out and params.patience else []
         super().__init__(
             model=network,
@@ -105,7 +97,7 @@ class Tuner(Trainer):
         """Train to the end; the network is then that of the best epoch. Returns steps and samples per second."""
         if self.args.device.type == "cpu":
             logger.warning("%s: no GPU here: fine-tuning on the CPU with %d threads", self.title, torch.get_num_threads())
-        last = _last_complete(Path(str(self.args.output_dir)))
+        last = last_complete(Path(str(self.args.output_dir)))
         if last is not None:
             logger.info("%s: goes on from %s", self.title, last)
         try:
@@ -301,87 +293,3 @@ def layer_rates(names: Sequence[str], decay: float) -> dict[str, float]:
         return float(decay ** (layers + 1)) if "embed" in name else 1.0
 
     return {name: rate(name) for name in names}
-
-
-def _arguments(title: str, params: EncoderParams, *, seed: int, folder: Path, validates: bool) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
-    precision = params.precision
-    if precision == "auto":
-        if cuda:
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            precision = "bf16" if _cpu_has_bf16() else "fp32"
-    if precision == "fp16" and not cuda:
-        raise TrainingError(f"{title}: precision: fp16 needs a GPU, and there is none here; set it to auto")
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=64,
-        gradient_accumulation_steps=params.gradient_accumulation,
-        num_train_epochs=params.epochs,
-        learning_rate=params.learning_rate,
-        weight_decay=params.weight_decay,
-        warmup_steps=params.warmup_ratio,  # below 1 it is a share
-        lr_scheduler_type=params.scheduler,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=precision == "bf16" and not cuda,  # else Trainer takes it for a mistake
-        seed=seed,
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch" if validates else "no",
-        save_strategy="epoch",
-        save_total_limit=1,  # beside the best
-        load_best_model_at_end=validates,
-        metric_for_best_model="weighted_f1" if validates else None,
-        greater_is_better=True,
-        restore_callback_states_from_checkpoint=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=cuda,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this processor multiplies 16-bit matrices itself; where it does not, they are slower than 32-bit ones."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask() for ask in asked if ask is not None)
-
-
-def _set_gradient_checkpointing(title: str, params: EncoderParams, network: EncoderNetwork) -> bool:
-    """Whether the encoder now recomputes its states in the backward pass."""
-    body = network.encoder
-    big = sum(parameter.numel() for parameter in body.parameters()) > _BIG_ENCODER
-    if params.gradient_checkpointing == "off" or (params.gradient_checkpointing == "auto" and not big):
-        return False
-    if getattr(body, "supports_gradient_checkpointing", False):
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return True
-    if params.gradient_checkpointing == "on":
-        raise TrainingError(f"{title}: gradient_checkpointing: {params.checkpoint} cannot do it; set it to auto")
-    return False
-
-
-def _last_complete(folder: Path) -> Path | None:
-    """The last checkpoint that is whole, and whose best one is; a kill may have left a part of one."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
-    for path in found:
-        if not _is_whole(path):
-            continue
-        best = TrainerState.load_from_json(str(path / "trainer_state.json")).best_model_checkpoint
-        if best is None or _is_whole(Path(best)):
-            return path
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        with safe_open(checkpoint / "model.safetensors", "pt"):
-            pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return all(zipfile.is_zipfile(path) for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")])

@@ -365,9 +365,9 @@ def test_mixed_precision_leaves_a_plain_network(encoders: Path) -> None:
 def test_processor_decides_the_precision(
     encoders: Path, monkeypatch: pytest.MonkeyPatch, capable: bool, precision: str
 ) -> None:
-    from reviewclf.training import tuner
+    from reviewclf.training import trainer_arguments
 
-    monkeypatch.setattr(tuner, "_cpu_has_bf16", lambda: capable)
+    monkeypatch.setattr(trainer_arguments, "_cpu_has_bf16", lambda: capable)
     assert _difference(_train(encoders, epochs=1, precision="auto"), _train(encoders, epochs=1, precision=precision)) == 0
 
 

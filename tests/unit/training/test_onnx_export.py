@@ -76,7 +76,7 @@ def test_graph_is_fused() -> None:
 
 
 def test_encoder_that_cannot_be_fused_is_exported_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "_optimised", lambda *arguments, **keywords: None)
+    monkeypatch.setattr(onnx_export, "fused", lambda *arguments, **keywords: None)
     encoder, _ = _export(precision="fp32")
     assert np.allclose(encoder(MIXED), torch_logits(tiny_network(), MIXED), atol=1e-4)
 
@@ -91,12 +91,12 @@ def test_network_is_left_as_it_is_and_may_be_in_half_precision() -> None:
 
 
 def test_file_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = onnx_export._write_onnx
+    write = onnx_export.write_onnx
 
     def write_another(module: Any, path: Any, **keywords: Any) -> None:
         write(onnx_export._exportable(tiny_network("cls"), "logits"), path, **keywords)
 
-    monkeypatch.setattr(onnx_export, "_write_onnx", write_another)
+    monkeypatch.setattr(onnx_export, "write_onnx", write_another)
     with pytest.raises(TrainingError, match="does not answer as the network does"):
         _export()
     with pytest.raises(TrainingError, match="does not answer as the network does"):
