@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from reviewclf.text import normal_form
+from reviewclf.training.rows import Floats
 
 _DRAWS = 20
 _COMPONENTS = 50
 # Fewer reviews than this say nothing about variety.
 _MIN_TEXTS = 5
 _STEP = 0.05
-
-Floats = NDArray[np.float64]
 
 
 class Diversity(BaseModel, frozen=True):
@@ -54,10 +52,9 @@ def diversity(texts: Sequence[str], real: Sequence[str], *, seed: int = 0) -> Di
     if n < _MIN_TEXTS:
         return Diversity()
     vectors = _vectors([*texts, *real], seed)
-    pairs = [_pairs(text) for text in (*texts, *real)]
-    ours = _figures(pairs[: len(texts)], vectors[: len(texts)], n, seed)
-    theirs = _figures(pairs[len(texts) :], vectors[len(texts) :], n, seed)
-    return Diversity(n=n, distinct=ours[0], distinct_real=theirs[0], spread=ours[1], spread_real=theirs[1])
+    distinct, spread = _figures(texts, vectors[: len(texts)], n, seed)
+    distinct_real, spread_real = _figures(real, vectors[len(texts) :], n, seed)
+    return Diversity(n=n, distinct=distinct, distinct_real=distinct_real, spread=spread, spread_real=spread_real)
 
 
 def too_alike(texts: Sequence[str], real: Sequence[str], *, min_ratio: float, seed: int = 0) -> list[int]:
@@ -84,8 +81,7 @@ def too_alike(texts: Sequence[str], real: Sequence[str], *, min_ratio: float, se
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    words = normal_form(text).split()
-    return list(pairwise(words))
+    return list(pairwise(normal_form(text).split()))
 
 
 def _vectors(texts: Sequence[str], seed: int) -> Floats:
@@ -101,8 +97,9 @@ def _vectors(texts: Sequence[str], seed: int) -> Floats:
     return np.asarray(normalize(reduced), dtype=np.float64)
 
 
-def _figures(pairs: Sequence[Sequence[tuple[str, str]]], vectors: Floats, n: int, seed: int) -> tuple[float, float]:
+def _figures(texts: Sequence[str], vectors: Floats, n: int, seed: int) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
+    pairs = [_pairs(text) for text in texts]
     distinct, spread = [], []
     for _ in range(_DRAWS):
         drawn = generator.choice(len(pairs), n, replace=False)

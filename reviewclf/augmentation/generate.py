@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from reviewclf import tables
 from reviewclf.augmentation.diversity import Diversity, diversity, too_alike
-from reviewclf.augmentation.filters import DraftFilter, Verdict, count_reasons, passes_llm_check
+from reviewclf.augmentation.filters import DraftFilter, count_reasons, passes_llm_check
 from reviewclf.augmentation.generators import Generator, Written, WrittenIdentity
 from reviewclf.augmentation.prompts import WritingRequest, load_writing_prompts, told_words
 from reviewclf.errors import AugmentationError
@@ -148,9 +148,14 @@ def generate_and_filter(
             fresh = [draft for written in written_now for draft in _drafts(written)]
             verdicts = filters.judge(*([draft[name] for draft in fresh] for name in ("text", "text_clean", "review_id")))
             for draft, verdict in zip(fresh, verdicts, strict=True):
-                _refuse(draft, verdict)
+                if draft["reason"] is None and verdict is not None:
+                    draft["reason"], draft["detail"] = verdict
             if annotator is not None:
-                reviews = [_review(draft) for draft in fresh if draft["reason"] is None]
+                reviews = [
+                    Review(text_hash=draft["text_hash"], text=draft["text_clean"], review_ids=(draft["review_id"],))
+                    for draft in fresh
+                    if draft["reason"] is None
+                ]
                 given, unvoted = ask_all(store, [annotator], reviews, settings, known=set(votes), shards=shards, budget=budget)
                 votes.update((vote.identity, vote) for vote in given)
                 stopped = unvoted or stopped
@@ -227,14 +232,12 @@ def _write(
 ) -> str | None:
     """Ask for what is not answered yet; why it ended early, if it did."""
     open_requests = [request for request in requests if request.identity(generator.version) not in answers]
-    if not generator.is_costly:
+    if not generator.is_costly or not open_requests:
         answers.update((written.identity, written) for written in generator.write(open_requests))
         return None
-    if not open_requests:
-        return None
+    if isinstance(generator, Paced):
+        generator.budget = budget
     if (reached := budget.reached()) is None:
-        if isinstance(generator, Paced):
-            generator.budget = budget
         with Journal(store, JOURNAL) as journal:
             for written in generator.write(open_requests):
                 journal.add(written)
@@ -273,15 +276,6 @@ def _drafts(written: Written) -> Iterator[dict[str, Any]]:
         }
 
 
-def _review(draft: dict[str, Any]) -> Review:
-    return Review(text_hash=draft["text_hash"], text=draft["text_clean"], review_ids=(draft["review_id"],))
-
-
-def _refuse(draft: dict[str, Any], verdict: Verdict | None) -> None:
-    if verdict is not None and draft["reason"] is None:
-        draft["reason"], draft["detail"] = verdict
-
-
 def _check_votes(drafts: Sequence[dict[str, Any]], votes: dict[Any, Vote], category: str, min_share: float) -> None:
     labels: dict[str, list[str | None]] = {}
     for vote in votes.values():
@@ -292,7 +286,7 @@ def _check_votes(drafts: Sequence[dict[str, Any]], votes: dict[Any, Vote], categ
         draft["share"] = sum(label == category for label in given) / len(given) if given else 0.0
         if draft["reason"] is None and not passes_llm_check(given, category, min_share=min_share):
             others = ", ".join(sorted({str(label) for label in given if label != category})) or "no votes"
-            _refuse(draft, Verdict("llm_check", f"{draft['share']:.0%} of {len(given)} votes; {others}"))
+            draft["reason"], draft["detail"] = "llm_check", f"{draft['share']:.0%} of {len(given)} votes; {others}"
 
 
 def _check_diversity(
@@ -300,6 +294,7 @@ def _check_diversity(
 ) -> Diversity:
     of_class = real.loc[(real["label"] == category) & (real["split"] == "train"), "text_clean"].tolist()
     left = [draft for draft in drafts if draft["reason"] is None]
+    detail = "one of the least original, in a set less varied than real reviews"
     for place in too_alike([draft["text_clean"] for draft in left], of_class, min_ratio=min_ratio, seed=seed):
-        _refuse(left[place], Verdict("low_diversity", "one of the least original, in a set less varied than real reviews"))
+        left[place].update(reason="low_diversity", detail=detail)
     return diversity([draft["text_clean"] for draft in drafts if draft["reason"] is None], of_class, seed=seed)
