@@ -12,20 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import Literal
 
 from mlflow.entities import ViewType
-from pydantic import BaseModel, ConfigDict
 
 from reviewclf.errors import RegistryError, RegistryUnavailableError
 from reviewclf.manifest import Manifest
+from reviewclf.promotion.events import Action, Event, Promotion, State, fold
 from reviewclf.registry import CHALLENGER, CHAMPION, PREVIOUS, REGISTERED_MODEL
 from reviewclf.registry.model import aliases, find_version, versions
 from reviewclf.registry.tracking import KIND_TAG, Tracker
 from reviewclf.settings import Settings
 from reviewclf.store import Store
 
-Action = Literal["promote", "rollback", "move", "reject", "expire", "retire"]
+__all__ = ["Event", "History", "Promotion", "State", "fold"]
 
 _ATTEMPTS = 50
 _FAILURES = 8
@@ -38,105 +37,6 @@ _TAGS = {
     "rollback": ("reviewclf.rolled_back_at", "reviewclf.rolled_back_by", "reviewclf.rollback_reason"),
     "reject": ("reviewclf.rejected_at", "reviewclf.rejected_by", "reviewclf.rejection_reason"),
 }
-
-
-class Event(BaseModel):
-    """One thing that happened to the registry.
-
-    Attributes
-    ----------
-    at : datetime
-        UTC.
-    action : str
-        ``promote``; ``rollback``; ``move``: somebody moved the alias `champion` outside of this package; ``reject``,
-        ``expire``: a person said no to the challenger, or nothing in time; ``retire``: the version was removed for its age.
-    version : str
-        Champion after it (empty: none), or the version rejected or retired.
-    from_version : str or None
-        Champion before it.
-    who, reason : str
-        As they were given.
-    previous : str or None
-        Of a ``move``: where the alias `previous` pointed.
-    dataset, gold : str
-        Digests behind the verdict on the version that left or was rejected: it does not come back by itself on the same data.
-    key : str
-        Identity of the request, where it has one: a retried task does not act twice.
-    number : int
-        Position in the history, from 1.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    at: datetime
-    action: Action
-    version: str
-    from_version: str | None = None
-    who: str = ""
-    reason: str = ""
-    previous: str | None = None
-    dataset: str = ""
-    gold: str = ""
-    key: str = ""
-    number: int = 0
-
-
-class State(BaseModel):
-    """What the events add up to: the champion, those below it (the last is where a rollback goes), and who is gone."""
-
-    model_config = ConfigDict(frozen=True)
-
-    champion: str | None = None
-    below: tuple[str, ...] = ()
-    retired: frozenset[str] = frozenset()
-
-    @property
-    def previous(self) -> str | None:
-        """Where a rollback goes."""
-        return self.below[-1] if self.below else None
-
-    @property
-    def kept(self) -> set[str]:
-        """Versions that must not be retired: the champion, `previous`, and what `previous` would be after a rollback."""
-        return {version for version in (self.champion, *self.below[-2:]) if version}
-
-
-class Promotion(BaseModel):
-    """What a promotion or a rollback did.
-
-    Attributes
-    ----------
-    champion : str or None
-        Version that production follows now.
-    previous : str or None
-        Version that a rollback would return to.
-    changed : bool
-        Whether the champion is another version than before.
-    """
-
-    champion: str | None
-    previous: str | None
-    changed: bool
-
-
-def fold(events: Sequence[Event]) -> State:
-    """State after `events`, oldest first."""
-    champion: str | None = None
-    below: list[str] = []
-    for event in events:
-        if event.action in ("reject", "expire"):
-            continue
-        if event.action == "promote" and champion:
-            below = [*_without(below, champion), champion]
-        elif event.action == "rollback":
-            below = _without(below, champion)
-        elif event.action == "move" and event.previous:
-            below = [*_without(below, event.previous), event.previous]
-        below = _without(below, event.version)
-        if event.action != "retire":
-            champion = event.version or None
-    retired = frozenset(event.version for event in events if event.action == "retire")
-    return State(champion=champion, below=tuple(below), retired=retired)
 
 
 class History:
@@ -231,8 +131,7 @@ class History:
             state = fold(events)
             if key and any((event.key, event.action) == (key, action) for event in events):
                 return Promotion(champion=state.champion, previous=state.previous, changed=True)
-            version = choose(state)
-            if version is None:
+            if (version := choose(state)) is None:
                 return Promotion(champion=state.champion, previous=state.previous, changed=False)
             moves = action in ("promote", "rollback")
             event = Event(
@@ -240,8 +139,9 @@ class History:
                 action=action,
                 version=version,
                 from_version=state.champion if moves else None,
-                who=_kept(who, 200),
-                reason=_kept(reason, 2000),
+                # What MLflow and its databases take as a tag.
+                who=who.replace("\0", "")[:200],
+                reason=reason.replace("\0", "")[:2000],
                 key=key,
                 **self.data_of(state.champion if moves else version),
             )
@@ -373,12 +273,3 @@ def _version_told_on(event: Event) -> str:
 def _values(event: Event) -> tuple[str, str, str]:
     """When, who and why, as tags tell it."""
     return event.at.isoformat(timespec="seconds"), event.who, event.reason
-
-
-def _kept(text: str, characters: int) -> str:
-    """What of a text MLflow and its databases take as a tag."""
-    return text.replace("\0", "")[:characters]
-
-
-def _without(versions: Sequence[str], left_out: str | None) -> list[str]:
-    return [version for version in versions if version != left_out]

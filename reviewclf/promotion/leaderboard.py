@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from mlflow.entities import Run
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,10 +17,8 @@ from reviewclf.registry.runs import METRIC_OF
 from reviewclf.registry.tracking import CANDIDATE_TAG, FAILED, Tracker
 
 
-class Row(BaseModel):
+class Row(BaseModel, frozen=True):
     """One candidate. Figures are None where they were not measured; seconds are per review, one at a time."""
-
-    model_config = ConfigDict(frozen=True)
 
     candidate: str
     weighted_f1: float | None
@@ -37,15 +35,13 @@ class Row(BaseModel):
     run_id: str
 
 
-class Leaderboard(BaseModel):
+class Leaderboard(BaseModel, frozen=True):
     """Candidates of one retrain, best weighted F1 on gold first, why others are missing, and what production follows."""
 
-    model_config = ConfigDict(frozen=True)
-
-    retrain: str | None
+    retrain: str | None = None
     champion: str | None
     previous: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     skipped: dict[str, str] = {}
     outcome: str = ""
 
@@ -54,17 +50,13 @@ def leaderboard(tracker: Tracker) -> Leaderboard:
     """Read the newest retrain that has evaluated candidates; empty before the first one."""
     named = aliases(tracker)
     by_run = {str(version.run_id): str(version.version) for version in versions(tracker)}
+    now = {"champion": named.get(CHAMPION), "previous": named.get(PREVIOUS)}
     retrain = newest_retrain(tracker, lambda run: run.info.status == "FINISHED" and "latency/p95_seconds" in run.data.metrics)
-    rows = [] if retrain is None else [_row(run, by_run.get(run.info.run_id), named) for run in retrain.runs]
+    if retrain is None:
+        return Leaderboard(**now)
+    rows = [_row(run, by_run.get(run.info.run_id), named) for run in retrain.runs]
     rows.sort(key=lambda row: (-(row.weighted_f1 if row.weighted_f1 is not None else -1.0), row.candidate))
-    return Leaderboard(
-        retrain=None if retrain is None else retrain.name,
-        champion=named.get(CHAMPION),
-        previous=named.get(PREVIOUS),
-        rows=tuple(rows),
-        skipped={} if retrain is None else retrain.skipped,
-        outcome="" if retrain is None else retrain.outcome,
-    )
+    return Leaderboard(**now, retrain=retrain.name, rows=tuple(rows), skipped=retrain.skipped, outcome=retrain.outcome)
 
 
 def _row(run: Run, version: str | None, named: dict[str, str]) -> Row:

@@ -175,17 +175,14 @@ def newest_retrain(tracker: Tracker, is_shown: Callable[[Run], bool]) -> Retrain
         runs = tuple(run for run in tracker.find_runs({PARENT_TAG: parent.info.run_id}) if is_shown(run))
         if runs:
             trained = {run.data.tags.get(CANDIDATE_TAG) for run in runs}
-            tags = {
-                name.removeprefix(SKIPPED_TAG): said
-                for name, said in sorted(parent.data.tags.items())
-                if name.startswith(SKIPPED_TAG)
-            }
+            tags = {name: said for name, said in sorted(parent.data.tags.items()) if name.startswith(SKIPPED_TAG)}
+            skipped = {name.removeprefix(SKIPPED_TAG): said for name, said in tags.items()}
             return Retrain(
                 name=str(parent.info.run_name),
                 run_id=str(parent.info.run_id),
                 at=datetime.fromtimestamp(parent.info.start_time / 1000, UTC),
                 runs=runs,
-                skipped={name: said for name, said in tags.items() if name not in trained},
+                skipped={name: said for name, said in skipped.items() if name not in trained},
                 outcome=parent.data.tags.get(OUTCOME_TAG, ""),
             )
     return None
@@ -223,12 +220,8 @@ def compare(tracker: Tracker, champion: JudgedVersion, other: JudgedVersion) -> 
 
 def gate_report(tracker: Tracker, number: str) -> str | None:
     """The gate report of a version as a page; None where there is no such version, or it has none."""
-    run_id = next((str(version.run_id) for version in versions(tracker) if str(version.version) == number), None)
-    return (
-        None
-        if run_id is None or not _has(tracker, run_id, "gate/report.html")
-        else tracker.read_text(run_id, "gate/report.html")
-    )
+    run_ids = (str(version.run_id) for version in versions(tracker) if str(version.version) == number)
+    return next((tracker.read_text(run, "gate/report.html") for run in run_ids if _has(tracker, run, "gate/report.html")), None)
 
 
 def _judged(tracker: Tracker, version: ModelVersion, named: Mapping[str, str], run: Run | None) -> JudgedVersion:

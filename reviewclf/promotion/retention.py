@@ -56,7 +56,7 @@ def retire(
     done = []
     for number in chosen:
         # The history says first that a version is gone: from then on nobody can promote it.
-        choose = partial(_if_not_needed, tracker, number)
+        choose = partial(lambda number, state: None if number in _needed(tracker, state) else number, number)
         reason = f"{days[number]:.0f} days old, no alias"
         if number in left_over or history.record("retire", choose, who=who, reason=reason).changed:
             _remove(tracker, known[number])
@@ -67,10 +67,6 @@ def retire(
 
 def _needed(tracker: Tracker, state: State) -> set[str]:
     return {*state.kept, *aliases(tracker).values()}
-
-
-def _if_not_needed(tracker: Tracker, number: str, state: State) -> str | None:
-    return None if number in _needed(tracker, state) else number
 
 
 def _remove(tracker: Tracker, version: ModelVersion) -> None:
