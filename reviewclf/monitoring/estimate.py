@@ -13,12 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reviewclf.training.calibration import fit_temperature
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from reviewclf.training.rows import Floats, Integers
 
 _DRAWS = 200
 _REFITS = 20

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reviewclf.text import cyrillic_share
-
-Floats = NDArray[np.float64]
+from reviewclf.training.rows import Floats
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _MOSTLY = 0.5
@@ -81,7 +79,9 @@ class FeatureExtractor:
     def __init__(self, texts: Sequence[str]) -> None:
         tokens = [words_of(text) for text in texts]
         self._known = Counter(word for words in tokens for word in set(words))
-        self._neighbours = _neighbourhood(word for word, count in self._known.items() if count >= _COMMON)
+        # Common words, and what is left of each when one letter goes: two spellings one edit apart meet here (as in SymSpell).
+        common = [word for word, count in self._known.items() if count >= _COMMON and len(word) >= _SPELLED]
+        self._neighbours = {form for word in common for form in (word, *_deletions(word))}
         self._is_misspelt: dict[str, bool] = {}
         self._embedding = _embedding(texts)
         self.own = self._read(texts, tokens, own=1)
@@ -100,26 +100,26 @@ class FeatureExtractor:
 
     def _read(self, texts: Sequence[str], tokens: list[list[str]], *, own: int) -> Features:
         unknown = [[word for word in words if self._known[word] <= own] for words in tokens]
-        phrases: Counter[str] = Counter()
-        for words in tokens:
-            phrases.update(phrases_of(words))
+
+        def column(values: Iterable[float]) -> Floats:
+            return np.array(list(values), dtype=np.float64)
+
         return Features(
-            length=np.array([np.log1p(len(text)) for text in texts], dtype=np.float64),
-            foreign=np.array([cyrillic_share(text) < _MOSTLY for text in texts], dtype=np.float64),
-            words=np.array([len(words) for words in tokens], dtype=np.float64),
-            unknown=np.array([len(words) for words in unknown], dtype=np.float64),
-            long_words=np.array([sum(len(word) >= _SPELLED for word in words) for words in tokens], dtype=np.float64),
-            misspelt=np.array([sum(self._misspells(word) for word in words) for words in unknown], dtype=np.float64),
+            length=column(np.log1p(len(text)) for text in texts),
+            foreign=column(cyrillic_share(text) < _MOSTLY for text in texts),
+            words=column(map(len, tokens)),
+            unknown=column(map(len, unknown)),
+            long_words=column(sum(len(word) >= _SPELLED for word in words) for words in tokens),
+            misspelt=column(sum(map(self._misspells, words)) for words in unknown),
             vectors=self._embedding.transform(texts),
-            phrases=phrases,
+            phrases=Counter(phrase for words in tokens for phrase in phrases_of(words)),
         )
 
     def _misspells(self, word: str) -> bool:
-        known = self._is_misspelt.get(word)
-        if known is None:
-            known = len(word) >= _SPELLED and not self._neighbours.isdisjoint([word, *_deletions(word)])
-            self._is_misspelt[word] = known
-        return known
+        if word not in self._is_misspelt:
+            is_long = len(word) >= _SPELLED
+            self._is_misspelt[word] = is_long and not self._neighbours.isdisjoint([word, *_deletions(word)])
+        return self._is_misspelt[word]
 
 
 def words_of(text: str) -> list[str]:
@@ -130,11 +130,6 @@ def words_of(text: str) -> list[str]:
 def phrases_of(words: Sequence[str]) -> set[str]:
     """Distinct runs of four words."""
     return {" ".join(words[start : start + _PHRASE]) for start in range(len(words) - _PHRASE + 1)}
-
-
-def _neighbourhood(words: Iterable[str]) -> set[str]:
-    """The words and what is left of each when one letter goes: two spellings one edit apart meet here (as in SymSpell)."""
-    return {form for word in words if len(word) >= _SPELLED for form in (word, *_deletions(word))}
 
 
 def _deletions(word: str) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class Signal(BaseModel):
+class Signal(BaseModel, frozen=True, extra="forbid"):
     """One thing that is watched.
 
     Attributes
@@ -32,8 +32,6 @@ class Signal(BaseModel):
         Reviews (personal data removed) that show what moved; empty unless alarmed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     group: Literal["input", "prediction", "confidence", "label"]
     description: str
@@ -47,7 +45,7 @@ class Signal(BaseModel):
     examples: tuple[str, ...] = ()
 
 
-class HealthReport(BaseModel):
+class HealthReport(BaseModel, frozen=True, extra="forbid"):
     """Health of production after one scoring.
 
     Attributes
@@ -75,8 +73,6 @@ class HealthReport(BaseModel):
     note : str
         Why nothing was compared, or else what to know.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: datetime
     model_version: str
@@ -112,8 +108,7 @@ def report_text(report: HealthReport) -> str:
     """The whole report as plain text, a line a signal."""
     lines = [f"{report.at:%Y-%m-%d %H:%M} UTC  {headline(report)}", ""]
     lines += [f"{name:<22} {said}" for name, said in _figures(report)]
-    if report.signals:
-        lines += ["", f"{'signal':<26} {'change':>8} {'limit':>7} {'p':>8}"]
+    lines += ["", f"{'signal':<26} {'change':>8} {'limit':>7} {'p':>8}"] if report.signals else []
     for signal in report.signals:
         change, limit, p_value = (_number(value) for value in (signal.value, signal.limit, signal.p_value))
         mark = "  ALARM" if signal.alarmed else ""

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from reviewclf.training.rows import Floats
 
 # Standard deviation between nights, in standard deviations of one review, that is taken for natural before any night was
 # seen; it counts as much as this many nights.
@@ -158,18 +157,13 @@ def distance(tonight: Floats, others: Sequence[Floats], *, nights: int = 1) -> t
     # A night that differs by nature does so in many directions: their common variance is known after a few nights.
     columns = [_columns(column, 1.0)[:2] for column in samples]
     between = variance_between(columns, prior=PRIOR_BETWEEN**2)
-    shifts = []
-    for axis, column in enumerate(samples):
-        here = sample(tonight[:, axis], nights=nights)
-        shifts.append(None if here is None else shift(here, column, between=between, axes=axes))
-    usable = [item for item in shifts if item is not None]
-    if not usable:
-        return 0.0, 1.0, np.zeros(tonight.shape[1])
-    direction = np.array([0.0 if item is None else item.difference for item in shifts])
-    z = np.array([item.z for item in usable])
+    here = [there for axis in range(axes) if (there := sample(tonight[:, axis], nights=nights)) is not None]
+    shifts = [shift(mean, column, between=between, axes=axes) for mean, column in zip(here, samples, strict=True)]
+    direction = np.array([moved.difference for moved in shifts])
+    squared = np.array([moved.z**2 for moved in shifts])
     # E[z²] is 1 where nothing moved: the part of the squared distance that is not chance.
-    signal = np.array([item.difference**2 * max(0.0, 1 - 1 / max(item.z**2, 1e-12)) for item in usable])
-    return float(np.sqrt(signal.sum())), float(chi2.sf((z**2).sum(), len(z))), direction
+    signal = direction**2 * np.maximum(0.0, 1 - 1 / np.maximum(squared, 1e-12))
+    return float(np.sqrt(signal.sum())), float(chi2.sf(squared.sum(), axes)), direction
 
 
 def bursts(
@@ -193,16 +187,15 @@ def bursts(
     """
     from scipy.stats import hypergeom
 
-    best: tuple[str | None, float, float] = (None, 0.0, 1.0)
-    # In alphabetical order, so that of phrases that rose alike always the same one is named.
-    for phrase, count in sorted(item for item in tonight.items() if item[1] >= max(3, min_share * n)):
-        rise = count / n - others.get(phrase, 0) / size
-        if rise <= 0 or (best[0] is not None and rise <= best[1]):
-            continue
-        both = count + others.get(phrase, 0)
-        p_value = min(1.0, float(hypergeom.sf(count - 1, n + size, both, n)) * len(tonight))
-        best = (phrase, rise, p_value)
-    return best
+    often = [phrase for phrase, count in tonight.items() if count >= max(3, min_share * n)]
+    rises = {phrase: tonight[phrase] / n - others.get(phrase, 0) / size for phrase in often}
+    # Of phrases that rose alike always the same one is named.
+    phrase = min(rises, key=lambda phrase: (-rises[phrase], phrase), default=None)
+    if phrase is None or rises[phrase] <= 0:
+        return None, 0.0, 1.0
+    count = tonight[phrase]
+    p_value = float(hypergeom.sf(count - 1, n + size, count + others.get(phrase, 0), n)) * len(tonight)
+    return phrase, rises[phrase], min(1.0, p_value)
 
 
 def variance_between(columns: Sequence[tuple[Floats, Floats]], *, prior: float) -> float:
