@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,37 +16,23 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
-from reviewclf.errors import GateError, RegistryError, ReviewclfError
+from reviewclf.errors import ReviewclfError
+from reviewclf.pages import answers
 from reviewclf.pages.person import Person
-from reviewclf.pages.render import render, render_error
+from reviewclf.pages.render import render
 from reviewclf.pages.state import State
-from reviewclf.pages.texts import Texts, choose_language
+from reviewclf.pages.texts import Texts
 from reviewclf.promotion.history import Promotion
 from reviewclf.promotion.overview import Winner
 
 logger = logging.getLogger(__name__)
 
-LANGUAGE_COOKIE = "reviewclf_language"
 # Browsers send it only from a script of the same origin, or after a preflight that nobody here answers.
 ACTION_HEADER = "X-Reviewclf-Action"
-
-# Everything comes from files beside this module; only Airflow itself may frame the page.
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
-# Reports hold words of reviews and come from a server that others write to: no scripts, an origin of their own.
-REPORT_POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
-# Data docs do need their scripts; in an origin of their own they reach neither Airflow's session nor its API.
-DOCS_POLICY = (
-    "sandbox allow-scripts allow-popups; default-src 'none'; script-src 'self' 'unsafe-inline' https:; "
-    "style-src 'self' 'unsafe-inline' https:; img-src 'self' data: https:; font-src 'self' data: https:; connect-src 'none'; "
-    "frame-ancestors 'self'"
-)
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _HERE = Path(__file__).parent
@@ -83,10 +68,8 @@ def who_asks() -> Person:
 Who = Annotated[Person, Depends(who_asks)]
 
 
-class _Action(BaseModel):
+class _Action(BaseModel, extra="forbid"):
     """What the person decided, and which champion they saw when they did."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
     champion: str | None = None
@@ -122,9 +105,9 @@ def create_app(
     """
     app = FastAPI(title="reviewclf", openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.add_exception_handler(HTTPException, partial(_refused, login=login))
-    app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(ReviewclfError, _failed)
+    app.add_exception_handler(HTTPException, partial(answers.refused, login=login))
+    app.add_exception_handler(RequestValidationError, answers.malformed)
+    app.add_exception_handler(ReviewclfError, answers.failed)
     app.dependency_overrides[who_asks] = person
     app.state.origin = origin
     app.include_router(_pages(state))
@@ -145,8 +128,9 @@ def _pages(state: State) -> APIRouter:
         page: Annotated[int, Query(ge=1, le=10_000)] = 1,
     ) -> Response:
         """Show the state of the registry, and one version beside the champion."""
-        content = render(state.look(version), texts=_texts(request), person=who, base=_base(request), winner=winner, page=page)
-        return _html(content, PAGE_POLICY)
+        texts, base = answers.texts_for(request), answers.base_of(request)
+        content = render(state.look(version), texts=texts, person=who, base=base, winner=winner, page=page)
+        return answers.html(content, answers.PAGE_POLICY)
 
     @router.get("/gate/{version}", dependencies=signed_in)
     def gate_report(version: str) -> Response:
@@ -154,7 +138,7 @@ def _pages(state: State) -> APIRouter:
         content = state.gate_report(version)
         if content is None:
             raise HTTPException(404, f"version {version} has no gate report")
-        return _html(content, REPORT_POLICY)
+        return answers.html(content, answers.REPORT_POLICY)
 
     @router.get("/runs/{run_id}", dependencies=signed_in)
     def run(run_id: str) -> Response:
@@ -174,12 +158,12 @@ def _pages(state: State) -> APIRouter:
     @router.get("/docs/static/{path:path}")
     def docs_static(path: str) -> Response:
         """Styles and pictures of the data docs."""
-        return _file(state.docs / "static", path, public=True)
+        return answers.file(state.docs / "static", path, public=True)
 
     @router.get("/docs/{path:path}", dependencies=signed_in)
     def docs(path: str) -> Response:
         """Show the data docs."""
-        return _file(state.docs, path or "index.html")
+        return answers.file(state.docs, path or "index.html")
 
     return router
 
@@ -198,7 +182,7 @@ def _actions(state: State, announce: Callable[[Change], None] | None) -> APIRout
     @router.post("/promotion/promote")
     def promote(request: Request, action: _Promote, who: Who) -> Any:
         """Make a version the champion."""
-        texts = _texts(request)
+        texts = answers.texts_for(request)
         _check(who.may_promote, texts("may_not_promote"), state, action, texts)
         moved = state.promote(action.version, reason=action.reason, who=who.name, against=action.champion)
         return done(texts, "promote", who, action.reason, moved)
@@ -206,7 +190,7 @@ def _actions(state: State, announce: Callable[[Change], None] | None) -> APIRout
     @router.post("/promotion/rollback")
     def roll_back(request: Request, action: _Action, who: Who) -> Any:
         """Make the previous version the champion again."""
-        texts = _texts(request)
+        texts = answers.texts_for(request)
         _check(who.may_roll_back, texts("may_not_roll_back"), state, action, texts)
         moved = state.roll_back(reason=action.reason, who=who.name)
         return done(texts, "roll_back", who, action.reason, moved)
@@ -230,10 +214,9 @@ def _not_forged(request: Request) -> None:
     sent = request.headers.get("origin")
     if sent is None and request.headers.get("authorization", "").lower().startswith("bearer "):
         return
-    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise HTTPException(403, "this action was not asked for by the page itself")
+    is_same_site = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
     here = {request.headers.get("host", "").lower(), urlsplit(request.app.state.origin()).netloc.lower()} - {""}
-    if sent is None or urlsplit(sent).netloc.lower() not in here:
+    if not is_same_site or sent is None or urlsplit(sent).netloc.lower() not in here:
         raise HTTPException(403, "this action was not asked for by the page itself")
 
 
@@ -244,77 +227,3 @@ def _check(may: bool, refusal: str, state: State, action: _Action, texts: Texts)
     now = state.champion()
     if action.champion != now:
         raise HTTPException(409, texts("error_moved", version=now or texts("nothing")))
-
-
-def _file(folder: Path, path: str, *, public: bool = False) -> Response:
-    """A file below a folder; whatever leads out of it does not exist."""
-    try:
-        found, info = StaticFiles(directory=folder, check_dir=False).lookup_path(path)
-    except (OSError, ValueError):  # a name that no file can have
-        found, info = "", None
-    if info is None or not stat.S_ISREG(info.st_mode):
-        raise HTTPException(404, "there is no such page in the data docs")
-    # Fonts are asked for by pages without an origin.
-    return FileResponse(found, headers={**_headers(DOCS_POLICY), **({"Access-Control-Allow-Origin": "*"} if public else {})})
-
-
-def _html(content: str, policy: str, *, status: int = 200) -> HTMLResponse:
-    return HTMLResponse(content, status_code=status, headers=_headers(policy))
-
-
-def _headers(policy: str) -> dict[str, str]:
-    return {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "same-origin",
-        "Cache-Control": "no-store",
-        "Vary": "Cookie, Accept-Language",
-    }
-
-
-def _texts(request: Request) -> Texts:
-    chosen = request.query_params.get("lang") or request.cookies.get(LANGUAGE_COOKIE)
-    return Texts(choose_language(chosen, request.headers.get("accept-language")))
-
-
-def _base(request: Request) -> str:
-    """Path under which the application is mounted."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
-def _wants_page(request: Request) -> bool:
-    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
-
-
-def _problem(request: Request, status: int, said: str, **page: Any) -> Response:
-    """An error as a page for a browser (see :func:`render_error`), as JSON for a script."""
-    if not _wants_page(request):
-        return JSONResponse({"error": said}, status_code=status, headers=_headers(PAGE_POLICY))
-    content = {"title": f"{status}", "message": said, **page}
-    return _html(render_error(texts=_texts(request), base=_base(request), **content), PAGE_POLICY, status=status)
-
-
-def _refused(request: Request, error: Exception, *, login: Callable[[str], str]) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type alone
-    texts = _texts(request)
-    if error.status_code == 401 and _wants_page(request):
-        query = f"?{request.query_params}" if request.query_params else ""
-        return RedirectResponse(login(f"{request.url.path}{query}"), status_code=302)
-    said = texts("error_session") if error.status_code == 401 else str(error.detail)
-    page = {"title": texts("forbidden"), "message": texts("error_forbidden")} if error.status_code == 403 else {}
-    return _problem(request, error.status_code, said, **page)
-
-
-def _malformed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type alone
-    said = "; ".join(f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors())
-    return _problem(request, 422, said)
-
-
-def _failed(request: Request, error: Exception) -> Response:
-    """A user's mistake, the gate's refusal, or an MLflow that is away, as an answer instead of a traceback."""
-    texts = _texts(request)
-    status = 409 if isinstance(error, GateError) else 502 if isinstance(error, RegistryError) else 500
-    logger.warning("%s %s: %s", request.method, request.url.path, error)
-    message = texts("error_mlflow") if isinstance(error, RegistryError) else str(error)
-    return _problem(request, status, str(error), title=texts("error_title"), message=message, detail=str(error), again=True)

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 MLFLOW_RUN, DATA_DOCS, GATE_REPORT, PROMOTION = "MLflow run", "Data docs", "Gate report", "Promotion page"
-NAMES = (MLFLOW_RUN, DATA_DOCS, GATE_REPORT, PROMOTION)
 
 # Below this folder of the data docs everything is a page.
 _SITE = "/local_site/"
@@ -24,10 +23,7 @@ def links_of(manifest: Any) -> dict[str, str]:
     if not isinstance(manifest, Mapping) or not {"stage", "digest", "details"} <= manifest.keys():
         return {}
     details: Mapping[str, Any] = manifest["details"]
-    links = {
-        MLFLOW_RUN: _run(manifest, details),
-        DATA_DOCS: _docs(details.get("data_docs")),
-    }
+    links = {MLFLOW_RUN: _run(manifest, details), DATA_DOCS: _docs(details.get("data_docs"))}
     version = _version(details)
     if version is not None:
         links[GATE_REPORT] = f"/gate/{version}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from reviewclf.evaluation import Evaluation
 from reviewclf.monitoring.report import HealthReport
@@ -24,8 +23,7 @@ BAR_WIDTH, BAR_HEIGHT = 104.0, 26.0
 _LEAST_CHANGE = 0.0005
 
 
-@dataclass(frozen=True)
-class _Metric:
+class _Metric(NamedTuple):
     text: str
     name: str
     kind: Kind
@@ -80,18 +78,12 @@ def metric_rows(champion: JudgedVersion, other: JudgedVersion, texts: Texts) -> 
         ours, theirs = champion.metrics.get(metric.name), other.metrics.get(metric.name)
         if ours is None and theirs is None:
             continue
-        rows.append(
-            {
-                "name": texts(metric.text),
-                "champion": number(ours, metric.kind, texts),
-                "champion_interval": _interval(champion, metric, texts),
-                "other": number(theirs, metric.kind, texts),
-                "other_interval": _interval(other, metric, texts),
-                "difference": "" if ours is None or theirs is None else _difference(metric, theirs - ours, texts),
-                "trend": "" if ours is None or theirs is None else _trend(metric, ours, theirs),
-                "bars": _bars(metric, champion, other),
-            }
-        )
+        row = {"name": texts(metric.text), "difference": "", "trend": "", "bars": _bars(metric, champion, other)}
+        for role, version, value in (("champion", champion, ours), ("other", other, theirs)):
+            row |= {role: number(value, metric.kind, texts), f"{role}_interval": _interval(version, metric, texts)}
+        if ours is not None and theirs is not None:
+            row |= {"difference": _difference(metric, theirs - ours, texts), "trend": _trend(metric, ours, theirs)}
+        rows.append(row)
     return rows
 
 
@@ -242,15 +234,11 @@ def _trend(metric: _Metric, ours: float, theirs: float) -> str:
 def _bars(metric: _Metric, *versions: JudgedVersion) -> list[Row]:
     """The intervals that there are, each with its ``low`` and ``high`` end and its ``value``."""
     found = [(version.interval(metric.name), version.metrics.get(metric.name)) for version in versions]
-    bars = [(bounds[0], value, bounds[1]) for bounds, value in found if bounds is not None and value is not None]
-    if not bars:
-        return []
-    low, high = min(bar[0] for bar in bars), max(bar[2] for bar in bars)
-    room = max(high - low, 0.02)
-    return [
-        {
-            name: round(BAR_WIDTH * (end - low + 0.1 * room) / (1.2 * room), 1)
-            for name, end in zip(("low", "value", "high"), bar, strict=True)
-        }
-        for bar in bars
+    bars = [
+        {"low": bounds[0], "value": value, "high": bounds[1]}
+        for bounds, value in found
+        if bounds is not None and value is not None
     ]
+    low = min((bar["low"] for bar in bars), default=0.0)
+    room = max(max((bar["high"] for bar in bars), default=0.0) - low, 0.02)
+    return [{name: round(BAR_WIDTH * (end - low + 0.1 * room) / (1.2 * room), 1) for name, end in bar.items()} for bar in bars]
