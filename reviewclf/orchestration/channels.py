@@ -102,12 +102,7 @@ def _email(connection: Any, _kind: str, subject: str, body: str, timeout: float)
 def _slack_webhook(connection: Any, _kind: str, subject: str, body: str, timeout: float) -> BaseNotifier:
     from airflow.providers.slack.notifications.slack_webhook import SlackWebhookNotifier
 
-    return SlackWebhookNotifier(
-        slack_webhook_conn_id=connection.conn_id,
-        text=_slack_text(subject, body),
-        unfurl_links=False,
-        timeout=max(1, int(timeout)),
-    )
+    return SlackWebhookNotifier(slack_webhook_conn_id=connection.conn_id, **_slack_message(subject, body, timeout))
 
 
 def _slack(connection: Any, _kind: str, subject: str, body: str, timeout: float) -> BaseNotifier:
@@ -116,19 +111,14 @@ def _slack(connection: Any, _kind: str, subject: str, body: str, timeout: float)
     channel = connection.extra_dejson.get("channel")
     if not channel:
         raise ValueError('the connection\'s extra names no channel: add "channel": "#reviews"')
-    return SlackNotifier(
-        slack_conn_id=connection.conn_id,
-        channel=channel,
-        text=_slack_text(subject, body),
-        username="reviewclf",
-        unfurl_links=False,
-        timeout=max(1, int(timeout)),
-    )
+    message = _slack_message(subject, body, timeout)
+    return SlackNotifier(slack_conn_id=connection.conn_id, channel=channel, username="reviewclf", **message)
 
 
-def _slack_text(subject: str, body: str) -> str:
+def _slack_message(subject: str, body: str, timeout: float) -> dict[str, Any]:
     # The three characters that Slack gives a meaning; a review could otherwise call the whole channel.
-    return f"*{html.escape(subject, quote=False)}*\n{html.escape(body, quote=False)}"
+    text = f"*{html.escape(subject, quote=False)}*\n{html.escape(body, quote=False)}"
+    return {"text": text, "unfurl_links": False, "timeout": max(1, int(timeout))}
 
 
 class TelegramNotifier(BaseNotifier):
@@ -146,9 +136,7 @@ class TelegramNotifier(BaseNotifier):
 
     def __init__(self, connection: Any, text: str, timeout: float) -> None:
         super().__init__()
-        self._connection = connection
-        self._text = text
-        self._timeout = timeout
+        self._connection, self._text, self._timeout = connection, text, timeout
 
     def notify(self, context: Any) -> None:
         """Send the message."""

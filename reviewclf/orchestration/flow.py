@@ -104,7 +104,8 @@ def run_stage(stage: Callable[..., Manifest], /, *manifests: Any, **arguments: A
         raise
     except ReviewclfError as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from None
-    log.info("%s %s: %s", manifest.stage, manifest.digest, _listed(manifest))
+    counts = ", ".join(f"{name}={count}" for name, count in manifest.counts.items())
+    log.info("%s %s: %s", manifest.stage, manifest.digest, counts or "done")
     return manifest.model_dump(mode="json")
 
 
@@ -129,17 +130,9 @@ def _settings(stage: Callable[..., Manifest]) -> Settings:
     except AirflowNotFoundException as error:
         how = f"make one in Airflow under Admin, Connections, or with `airflow connections add {conn_id or 'ID'}`"
         raise SettingsError(f"{name}: there is no such connection; {how}") from error
+    parts = {part: getattr(connection, part) for part in ("host", "port", "login", "password", "schema")}
     extra = connection.extra_dejson
-    url = connection_url(
-        name,
-        kind=connection.conn_type,
-        host=connection.host,
-        port=connection.port,
-        login=connection.login,
-        password=connection.password,
-        schema=connection.schema,
-        extra=extra if isinstance(extra, dict) else None,
-    )
+    url = connection_url(name, kind=connection.conn_type, **parts, extra=extra if isinstance(extra, dict) else None)
     return settings.model_copy(update={"source": url})
 
 
@@ -232,10 +225,4 @@ def alert_if_not_written(reasons: Sequence[str]) -> None:
 
 
 def _rebuilt(value: Any) -> Any:
-    if isinstance(value, dict):
-        return Manifest.model_validate(value)
-    return [Manifest.model_validate(item) for item in value]
-
-
-def _listed(manifest: Manifest) -> str:
-    return ", ".join(f"{name}={count}" for name, count in manifest.counts.items()) or "done"
+    return Manifest.model_validate(value) if isinstance(value, dict) else [Manifest.model_validate(item) for item in value]

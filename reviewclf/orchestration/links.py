@@ -6,20 +6,17 @@ needs nothing for it, and lead through the pages of :mod:`reviewclf.orchestratio
 
 from __future__ import annotations
 
-import json
-import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.standard.decorators.python import _PythonDecoratedOperator
 from airflow.sdk import BaseOperatorLink
 
 from reviewclf.orchestration.page import PREFIX, root_path
+from reviewclf.orchestration.results import read_result
 from reviewclf.pages.links import DATA_DOCS, GATE_REPORT, MLFLOW_RUN, PROMOTION, links_of
 
 if TYPE_CHECKING:
     from airflow.models.taskinstancekey import TaskInstanceKey
-
-log = logging.getLogger("reviewclf.links")
 
 
 class _ResultLink(BaseOperatorLink):
@@ -61,24 +58,19 @@ class PromotionLink(_ResultLink):
 
 
 def _result(ti_key: TaskInstanceKey) -> Any:
-    """What the task handed on, or None. Read as JSON: what a task wrote must not decide which classes are made here."""
+    """What the task handed on, or None."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        value = session.execute(
-            XComModel.get_many(
-                key="return_value",
-                run_id=ti_key.run_id,
-                dag_ids=ti_key.dag_id,
-                task_ids=ti_key.task_id,
-                map_indexes=ti_key.map_index,
-            ).with_only_columns(XComModel.value)
-        ).scalar()
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return None
+        found = XComModel.get_many(
+            key="return_value",
+            run_id=ti_key.run_id,
+            dag_ids=ti_key.dag_id,
+            task_ids=ti_key.task_id,
+            map_indexes=ti_key.map_index,
+        )
+        return read_result(session.execute(found.with_only_columns(XComModel.value)).scalar())
 
 
 LINKS: list[BaseOperatorLink] = [RunLink(), DocsLink(), GateLink(), PromotionLink()]

@@ -46,11 +46,9 @@ def failure_summary(context: Mapping[str, Any]) -> str:
     if exception is None:
         dag_id, run_id = _run_of(context)
         return f"FAILED {dag_id}, run {run_id}: {context.get('reason', 'see its tasks')}"
-    ti = context.get("ti") or context.get("task_instance")
-    lines = [f"FAILED {_task_name(ti)}, run {ti.run_id}, attempt {ti.try_number}: {_error(exception)}"]  # type: ignore[union-attr]
-    if url := getattr(ti, "log_url", None):
-        lines.append(f"Log: {url}")
-    return "\n".join(lines)
+    ti = _task_of(context)
+    what = f"FAILED {_task_name(ti)}, run {ti.run_id}, attempt {ti.try_number}: {_error(exception)}"
+    return _joined([what, _log_line(ti)])
 
 
 def failure(context: Mapping[str, Any]) -> Message:
@@ -59,28 +57,22 @@ def failure(context: Mapping[str, Any]) -> Message:
     if exception is None:
         dag_id, run_id = _run_of(context)
         reason = str(context.get("reason", "see its tasks"))
-        lines = [_run_lines(dag_id, run_id), f"Error: {_RUN_REASONS.get(reason, reason)} ({reason})", _run_link(dag_id, run_id)]
-        lines.append(
-            "What to do: see which task was still going on and why, then clear the run; finished stages are not repeated."
-        )
+        error = f"Error: {_RUN_REASONS.get(reason, reason)} ({reason})"
+        advice = "see which task was still going on and why, then clear the run; finished stages are not repeated."
+        lines = [_run_lines(dag_id, run_id), error, _run_link(dag_id, run_id), f"What to do: {advice}"]
         return f"FAILED {dag_id}", _joined(lines)
-    ti = context.get("ti") or context.get("task_instance")
+    ti = _task_of(context)
     error = _error(exception)
     advice = next((text for name, text in _WHAT_TO_DO.items() if error.startswith(name)), _CLEAR)
-    return f"FAILED {_task_name(ti)}", _joined(
-        [*_task_lines(ti), f"Attempt: {ti.try_number}", f"Error: {_short(error)}", _log_line(ti), f"What to do: {advice}"]  # type: ignore[union-attr]
-    )
+    lines = [*_task_lines(ti), f"Attempt: {ti.try_number}", f"Error: {_short(error)}", _log_line(ti), f"What to do: {advice}"]
+    return f"FAILED {_task_name(ti)}", _joined(lines)
 
 
 def import_error(filename: str, stacktrace: str) -> Message:
     """A DAG file cannot be loaded."""
     last = stacktrace.strip().splitlines()[-1] if stacktrace.strip() else "no reason given"
-    return f"DAG file {filename} cannot be loaded", _joined(
-        [
-            f"Error: {_short(last)}",
-            "What to do: mend what is named, a setting or the file. Until then its DAGs do not run, and so do not fail.",
-        ]
-    )
+    advice = "mend what is named, a setting or the file. Until then its DAGs do not run, and so do not fail."
+    return f"DAG file {filename} cannot be loaded", f"Error: {_short(last)}\nWhat to do: {advice}"
 
 
 def deadline(context: Mapping[str, Any], hours: float) -> Message:
@@ -112,6 +104,10 @@ def _run_of(context: Mapping[str, Any]) -> tuple[str, str]:
     run = context.get("dag_run")
     dag_id = getattr(run, "dag_id", None) or getattr(context.get("dag"), "dag_id", "DAG")
     return str(dag_id), str(getattr(run, "run_id", None) or context.get("run_id") or "unknown")
+
+
+def _task_of(context: Mapping[str, Any]) -> Any:
+    return context.get("ti") or context.get("task_instance")
 
 
 def _task_name(ti: Any) -> str:

@@ -7,7 +7,6 @@ transaction, in which the note travels, stays sound.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.listeners import hookimpl
 
 from reviewclf.monitoring.night import summarize
+from reviewclf.orchestration.results import read_result
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
@@ -26,13 +26,13 @@ log = logging.getLogger("reviewclf.notes")
 
 
 @hookimpl
-def on_dag_run_success(dag_run: DagRun, msg: str) -> None:
+def on_dag_run_success(dag_run: DagRun) -> None:
     """Note what a run did."""
     _note(dag_run)
 
 
 @hookimpl
-def on_dag_run_failed(dag_run: DagRun, msg: str) -> None:
+def on_dag_run_failed(dag_run: DagRun) -> None:
     """Note what a run did before it failed, and where."""
     _note(dag_run)
 
@@ -73,7 +73,7 @@ def _summary(run: int) -> str:
                 .order_by(None)
             ).all()
             for task_id, _, value in sorted(rows, key=lambda row: (row[0], row[1])):
-                results[task_id].append(_json(value))
+                results[task_id].append(read_result(value))
         failed = session.execute(
             select(TaskInstance.task_id, TaskInstance.map_index).where(
                 TaskInstance.dag_id == found.dag_id, TaskInstance.run_id == found.run_id, TaskInstance.state == "failed"
@@ -101,10 +101,3 @@ def _night(run: DagRun) -> list[DagRun]:
         ]
         night = [*wave, *night]
     return night
-
-
-def _json(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return None

@@ -57,14 +57,11 @@ def _application() -> Any:
             may_roll_back=allowed(may_roll_back, request, user),
         )
 
-    def public_address() -> str:
-        return str(conf.get("api", "base_url", fallback=""))
-
     return create_app(
         State(load_settings()),
         person=person,
         login=lambda back: get_auth_manager().get_url_login(next_url=back),
-        origin=public_address,
+        origin=lambda: str(conf.get("api", "base_url", fallback="")),
         announce=_announce,
     )
 
