@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import json
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic_core import to_json
 
 from reviewclf import __version__, cli_store
 from reviewclf.errors import ReviewclfError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from reviewclf.registry.tracking import Tracker
 
 Quoting = Literal["auto", "standard", "backslash", "none"]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 app = typer.Typer(
     help="Keeps a classifier of Russian marketplace reviews fresh.",
@@ -40,9 +41,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def up(
-    once: Annotated[bool, typer.Option("--once", help="Stop everything after the leaderboard.")] = False,
-) -> None:
+def up(once: Annotated[bool, typer.Option("--once", help="Stop everything after the leaderboard.")] = False) -> None:
     """Start Airflow and MLflow here, drive the DAGs to a champion, print the leaderboard, keep serving both UIs."""
     from reviewclf.local import up as start
 
@@ -52,7 +51,7 @@ def up(
 @app.command()
 def night(
     steps: Annotated[str, typer.Option(help="Which steps, separated by commas.")] = "ingest,label,retrain,score,maintain",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Run one night here, without Airflow: ingest, label, retrain, score, keep house. Exits 1 where one of the DAGs would fail.
 
@@ -76,10 +75,7 @@ def night(
     who = f"{_user()} (reviewclf night of {datetime.now(UTC):%Y-%m-%d %H:%M:%S})"
     with redirect_stdout(sys.stderr):
         report = run_night(load_settings(), who=who, console=Console(stderr=True), steps=wanted)
-    if as_json:
-        typer.echo(report.model_dump_json(indent=2))
-    else:
-        _print(render(report))
+    _show(as_json, report, render(report))
     raise typer.Exit(int(report.failed))
 
 
@@ -90,8 +86,7 @@ def predict(
     text_column: Annotated[str, typer.Option(help="Column that holds the reviews.")] = "text",
     abstain: Annotated[bool, typer.Option("--abstain", help="Label doubtful reviews «не уверен».")] = False,
     excel_safe: Annotated[
-        bool,
-        typer.Option("--excel-safe", help="Put an apostrophe before cells that Excel would run as a formula."),
+        bool, typer.Option("--excel-safe", help="Put an apostrophe before cells that Excel would run as a formula.")
     ] = False,
     encoding: Annotated[str | None, typer.Option(help="Of IN; default: recognised.")] = None,
     separator: Annotated[str | None, typer.Option(help="Of IN; default: recognised.")] = None,
@@ -127,18 +122,13 @@ def predict(
 
 
 @app.command()
-def leaderboard(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def leaderboard(as_json: _AsJson = False) -> None:
     """Show the candidates of the newest retrain: weighted F1 with interval, seconds, gate verdict, version, alias."""
     from reviewclf.promotion.leaderboard import leaderboard as read
     from reviewclf.promotion.leaderboard import render
 
     board = read(_tracker())
-    if as_json:
-        typer.echo(board.model_dump_json(indent=2))
-    else:
-        _print(render(board))
+    _show(as_json, board, render(board))
 
 
 @app.command()
@@ -159,9 +149,7 @@ def promote(
 
 
 @app.command()
-def rollback(
-    reason: Annotated[str, typer.Option(help="Kept in the history and on the version that goes.")] = "",
-) -> None:
+def rollback(reason: Annotated[str, typer.Option(help="Kept in the history and on the version that goes.")] = "") -> None:
     """Make `previous` the champion again; what was rolled back does not come back by itself on the same data."""
     from reviewclf.stages.promotion import rollback as roll_back
 
@@ -170,25 +158,17 @@ def rollback(
 
 
 @app.command()
-def history(
-    newest: Annotated[int, typer.Option(help="How many entries.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def history(newest: Annotated[int, typer.Option(help="How many entries.")] = 20, as_json: _AsJson = False) -> None:
     """Show what happened to the champion: promotions, rollbacks, rejections, by whom and why, newest first."""
     from reviewclf.promotion.aliases import render
     from reviewclf.promotion.history import History
 
     events = History.of(load_settings()).events()[::-1][:newest]
-    if as_json:
-        typer.echo(json.dumps([event.model_dump(mode="json") for event in events], ensure_ascii=False, indent=2))
-    else:
-        _print(render(events))
+    _show(as_json, events, render(events))
 
 
 @app.command()
-def retire(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name them.")] = False,
-) -> None:
+def retire(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name them.")] = False) -> None:
     """Remove versions that are older and more than REVIEWCLF_REGISTRY__KEEP_* allow; those with an alias stay."""
     from reviewclf.stages.promotion import retire as remove
 
@@ -236,8 +216,7 @@ def review_export(
 @review.command("import")
 def review_import(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="The filled-in queue, or Label Studio's export: JSON, JSON_MIN, CSV or TSV."),
+        Path, typer.Argument(metavar="IN", help="The filled-in queue, or Label Studio's export: JSON, JSON_MIN, CSV or TSV.")
     ],
     control: Annotated[
         str | None, typer.Option(help="Control of Label Studio, or column, that holds the answers; default: found by them.")
@@ -250,18 +229,16 @@ def review_import(
 
     settings = load_settings()
     answers = read_answers(str(source), Taxonomy.load(settings.taxonomy).names, control=control)
-    problems, notes = list(answers.problems), list(answers.notes)
     result = import_answers(settings, answers.frame, source=source.stem)
-    problems += result.details["problems"]  # type: ignore[arg-type]
-    notes += result.details["notes"]  # type: ignore[arg-type]
-    for line in notes:
-        typer.echo(f"note: {line}", err=True)
-    for line in problems:
-        typer.echo(f"not taken: {line}", err=True)
-    summary = f"{result.details['answers']} answers taken in, {result.counts['changed']} labels changed"
-    typer.echo(f"{summary}; {result.details['known']} known before, {len(problems)} not taken")
-    if problems:
-        raise typer.Exit(1)
+    details: dict[str, Any] = result.details
+    problems = [*answers.problems, *details["problems"]]
+    for note in (*answers.notes, *details["notes"]):
+        typer.echo(f"note: {note}", err=True)
+    for problem in problems:
+        typer.echo(f"not taken: {problem}", err=True)
+    summary = f"{details['answers']} answers taken in, {result.counts['changed']} labels changed"
+    typer.echo(f"{summary}; {details['known']} known before, {len(problems)} not taken")
+    raise typer.Exit(int(bool(problems)))
 
 
 dataset = typer.Typer(help="Training sets: what they hold, and how two differ.", no_args_is_help=True)
@@ -313,18 +290,14 @@ def quarantine_list(
     reason: _Reason = None,
     source: _SourceName = None,
     rows: Annotated[int, typer.Option(min=0, help="So many rows, the newest; 0: counts alone.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all rows whole, as JSON.")] = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Show what was refused, by source and reason, and the newest rows of it."""
     from reviewclf.stages.quarantine import overview, refused_rows
 
     found = refused_rows(load_settings(), reason=reason, source=source)
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
-    elif not found:
-        typer.echo("nothing is in quarantine" + (" like that" if reason or source else ""))
-    else:
-        _print(overview(found, rows))
+    nothing = "nothing is in quarantine" + (" like that" if reason or source else "")
+    _show(as_json, found, overview(found, rows) if found else nothing)
 
 
 @quarantine.command("replay")
@@ -363,7 +336,7 @@ def predictions_export(
 
 @app.command()
 def health(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: _AsJson = False,
     nights: Annotated[int, typer.Option(min=1, help="So many reports, the newest first.")] = 1,
 ) -> None:
     """Say how production is: drift of input, answers and confidence, abstentions, estimated F1. Exits 1 before any scoring."""
@@ -374,11 +347,7 @@ def health(
     if not reports:
         typer.echo("nothing was scored yet: the DAG reviews_score looks at production once there is a champion", err=True)
         raise typer.Exit(1)
-    if as_json:
-        texts = [report.model_dump_json(indent=2) for report in reports]
-        typer.echo(texts[0] if nights == 1 else "[" + ",\n".join(texts) + "]")
-    else:
-        typer.echo("\n\n".join(report_text(report) for report in reports))
+    _show(as_json, reports[0] if nights == 1 else reports, "\n\n".join(map(report_text, reports)))
 
 
 @app.command()
@@ -397,16 +366,14 @@ def serve(
 @app.command()
 def doctor(
     details: Annotated[bool, typer.Option("--details", help="Print long findings whole.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Say what is missing here, and how to get it, in a line each. Exits 1 when something needed is."""
     from reviewclf.doctor import examine
 
     findings = examine()
-    if as_json:
-        typer.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=2))
-    else:
-        typer.echo("\n".join(finding.whole if details else finding.line for finding in findings))
+    lines = [finding.whole if details else finding.line for finding in findings]
+    _show(as_json, [finding._asdict() for finding in findings], "\n".join(lines))
     raise typer.Exit(int(any(finding.mark == "missing" for finding in findings)))
 
 
@@ -419,11 +386,17 @@ def _user() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def _print(table: RenderableType) -> None:
-    """Print a table; wide enough for all of it where nobody looks at a terminal."""
-    from rich.console import Console
+def _show(as_json: bool, content: Any, for_people: str | RenderableType) -> None:
+    """Print `content` as JSON, or what people read: text as it is, or a table."""
+    if as_json:
+        typer.echo(to_json(content, indent=2, inf_nan_mode="null").decode())
+    elif isinstance(for_people, str):
+        typer.echo(for_people)
+    else:
+        from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        # Wide enough for all of it where nobody looks at a terminal.
+        Console(width=None if sys.stdout.isatty() else 160).print(for_people)
 
 
 def _tracker() -> Tracker:
@@ -439,7 +412,7 @@ def _report(tracking_uri: str) -> bool:
     from reviewclf.registry.tracking import Tracker
 
     board = read(Tracker(tracking_uri))
-    _print(render(board))
+    _show(False, board, render(board))
     return board.champion is not None
 
 

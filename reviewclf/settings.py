@@ -20,6 +20,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -36,15 +38,19 @@ from reviewclf.extensions import ANNOTATORS, extensions, is_ours
 logger = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Similarity = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def _bundled(name: str) -> str:
     return str(resources.files("reviewclf").joinpath(name))
 
 
+_SAMPLE = _bundled("sample/reviews.csv")
+
+
 def _bundled_beside(validated: dict[str, Any], name: str) -> str | None:
     """What was written for the sample's thin classes stays with the sample: nobody's own data get it unasked."""
-    return _bundled(name) if validated.get("source") == _bundled("sample/reviews.csv") else None
+    return _bundled(name) if validated.get("source") == _SAMPLE else None
 
 
 class _EmptyMeansNone(BaseModel):
@@ -74,12 +80,10 @@ class IngestSettings(_Group):
     text_column: str = Field("text", description="column that holds the reviews")
     id_column: str = Field("review_id", description="column with the source's ids; rows without one get a hash as id")
     created_at_column: str = Field("created_at", description="column with the time of the review")
-    source_name: str | None = Field(
-        None, description="value of the column `source`; default: the file's path below the source's folder"
-    )
+    source_name: str | None = Field(None, description="the column `source`; default: the file's path below the source's folder")
     table: str | None = Field(None, description="table or SELECT to read when the source is a database")
     watermark_column: str | None = Field(None, description="ever-growing column; a database is asked only for newer rows")
-    watermark_overlap: Annotated[float, Field(ge=0)] | None = Field(
+    watermark_overlap: NonNegativeFloat | None = Field(
         None,
         description="how far below its watermark a database is read again for late rows: days where the column holds times "
         "(default 2), else so many numbers (default 1000)",
@@ -126,12 +130,8 @@ class LLMSettings(_Group):
     )
     model: str = Field("Qwen/Qwen2-7B-Instruct", description="name on the server or the hub, or a local folder")
     revision: str = Field("main", description="of the model; enters the votes, so another one asks again")
-    base_url: str | None = Field(
-        None, description="server for `openai`, such as `http://127.0.0.1:8000/v1`; key: OPENAI_API_KEY"
-    )
-    votes: Annotated[int, Field(ge=1, le=30)] = Field(
-        3, description="votes per review; prompts take turns, then category orders"
-    )
+    base_url: str | None = Field(None, description="server for `openai`, as `http://127.0.0.1:8000/v1`; key: OPENAI_API_KEY")
+    votes: Annotated[int, Field(ge=1, le=30)] = Field(3, description="per review; prompts take turns, then category orders")
     prompts: Path | None = Field(None, description="folder of prompt files; default: those of the package")
     answer: Literal["probabilities", "text"] = Field(
         "probabilities", description="read the category from the first token's probabilities, or from written text"
@@ -149,20 +149,18 @@ class LLMSettings(_Group):
     thinking_tokens: PositiveInt = Field(2048, description="room for thoughts, in tokens, beside that for the answer")
     concurrency: PositiveInt = Field(16, description="requests in flight per task for `openai`")
     timeout_seconds: PositiveFloat = Field(60.0, description="per request")
-    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="per request, with back-off, on 429, 5xx and time-outs")
+    max_retries: NonNegativeInt = Field(5, description="per request, with back-off, on 429, 5xx and time-outs")
     max_characters: Annotated[int, Field(ge=100)] = Field(2000, description="longer reviews are shown by their two ends")
     device: str = Field("auto", description="for `transformers`: auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, else float32"
-    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: bfloat16 on GPUs, else float32")
     quantization: Literal["none", "4bit"] = Field("none", description="`4bit` needs a GPU and the package bitsandbytes")
     batch_tokens: PositiveInt = Field(1024, description="review tokens per forward pass for `transformers`")
     max_reviews: PositiveInt | None = Field(None, description="budget of a run: reviews asked about")
     max_tokens: PositiveInt | None = Field(None, description="budget of a run: tokens in and out")
     max_cost: PositiveFloat | None = Field(None, description="budget of a run: money, by the two prices below")
     max_seconds: PositiveFloat | None = Field(None, description="budget of a run: seconds of labelling, all tasks together")
-    price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens read")
-    price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="money per million tokens written")
+    price_in: NonNegativeFloat = Field(0.0, description="money per million tokens read")
+    price_out: NonNegativeFloat = Field(0.0, description="money per million tokens written")
     shard_rows: PositiveInt = Field(5_000, description="reviews per mapped annotation task")
 
     @property
@@ -201,7 +199,7 @@ class DatasetSettings(_Group):
     """How the training set is split."""
 
     validation_share: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(0.15, description="share of each class to validate on")
-    near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    near_duplicate_similarity: _Similarity = Field(
         0.7, description="Jaccard similarity of character n-grams from which two reviews count as near-duplicates"
     )
     hint_weight: Share = Field(0.1, description="weight factor of reviews that only keyword stems have labelled, beside others")
@@ -221,9 +219,7 @@ class AugmentationSettings(_Group):
         "auto", description="who writes: `auto` is REVIEWCLF_LLM__BACKEND, `none` writes nothing"
     )
     prompts: Path | None = Field(None, description="folder of prompt files for writing; default: those of the package")
-    thin_share: Share = Field(
-        0.5, description="classes with fewer training reviews than this share of the median class are thin"
-    )
+    thin_share: Share = Field(0.5, description="classes with fewer training rows than this share of the median class are thin")
     amounts: Annotated[list[PositiveFloat], Field(min_length=1, max_length=10)] = Field(
         [0.25, 0.5, 1.0, 2.0], description="synthetic rows per real one that are tried, beside none at all"
     )
@@ -238,20 +234,16 @@ class AugmentationSettings(_Group):
     min_vote_share: Share = Field(0.6, description="votes for the class wanted, of all votes on a candidate, that it needs")
     min_characters: PositiveInt = Field(12, description="shorter candidates are refused")
     max_characters: PositiveInt = Field(700, description="longer candidates are refused")
-    similarity: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    similarity: _Similarity = Field(
         0.5, description="Jaccard similarity from which a synthetic review repeats another, a real or a gold one"
     )
     max_same_opening: PositiveInt = Field(3, description="candidates that may begin with the same two words")
-    min_diversity: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+    min_diversity: Share = Field(
         0.8, description="distinct word pairs, and spread, of synthetic reviews against those of as many real ones"
     )
     weight: Share = Field(0.25, description="weight factor of synthetic rows in training")
-    folds: Annotated[int, Field(ge=2, le=20)] = Field(
-        5, description="parts of the real rows on which amounts are compared in turn"
-    )
-    min_certainty: Share = Field(
-        0.8, description="share of bootstrap draws in which an amount has to raise the class's recall to be used"
-    )
+    folds: Annotated[int, Field(ge=2, le=20)] = Field(5, description="parts of real rows on which amounts are compared in turn")
+    min_certainty: Share = Field(0.8, description="share of bootstrap draws in which a used amount raises the class's recall")
 
 
 class TrainingSettings(_Group):
@@ -261,9 +253,7 @@ class TrainingSettings(_Group):
     gpu_image: str | None = Field(
         None, description="on Kubernetes: image of the pods that train encoders with `GPU`; default: that of all tasks"
     )
-    max_memory_gib: PositiveFloat | None = Field(
-        None, description="main memory that training one candidate may take; more ends it with an error"
-    )
+    max_memory_gib: PositiveFloat | None = Field(None, description="main memory for one candidate's training; more is an error")
 
 
 class GateSettings(_Group):
@@ -295,9 +285,7 @@ class RegistrySettings(_Group):
     approval: bool = Field(False, description="a person has to agree, under Required Actions in Airflow, before a promotion")
     approval_hours: PositiveFloat = Field(12.0, description="how long that is waited for; no answer promotes nothing")
     keep_versions: PositiveInt = Field(20, description="newest versions that are never retired")
-    keep_days: Annotated[float, Field(ge=0.0)] = Field(
-        90.0, description="age in days below which no version is retired; versions with an alias never are"
-    )
+    keep_days: NonNegativeFloat = Field(90.0, description="days; no younger version is retired, and none with an alias")
 
 
 class ScoringSettings(_Group):
@@ -329,9 +317,7 @@ class MonitoringSettings(_Group):
     false_alarms_per_year: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
         2.0, description="false alarms that 365 undisturbed nights may bring, all signals together"
     )
-    min_rows: Annotated[int, Field(ge=20)] = Field(
-        40, description="fewer reviews are not tested before the next nights join them"
-    )
+    min_rows: Annotated[int, Field(ge=20)] = Field(40, description="fewer reviews wait for those of the next nights")
     reference_nights: Annotated[int, Field(ge=3, le=365)] = Field(
         28, description="past nights that a night is compared with; with fewer than three, the champion's training data"
     )
@@ -344,9 +330,7 @@ AlertKind = Literal["failure", "deadline", "gate", "budget", "drift", "promotion
 class AlertSettings(_Group):
     """Whom Airflow tells what."""
 
-    connections: tuple[str, ...] = Field(
-        (), description='Airflow connections that alerts go to, as JSON: `["slack_alerts", "mail_alerts"]`'
-    )
+    connections: tuple[str, ...] = Field((), description='of Airflow, for alerts, as JSON: `["slack_alerts", "mail_alerts"]`')
     kinds: tuple[AlertKind, ...] = Field(
         ("failure", "deadline", "gate", "budget", "drift", "promotion"), description="which alerts are sent; all are logged"
     )
@@ -413,20 +397,10 @@ class Settings(_EmptyMeansNone, BaseSettings):
     )
 
     home: Path = Field(Path("./var"), description="everything that runs leave behind: databases, logs, store, data docs")
-    store: str | None = Field(
-        None, description="tables and manifests: a folder or `s3://bucket/prefix`; default: `$HOME/store`"
-    )
-    source: str = Field(
-        default_factory=lambda: _bundled("sample/reviews.csv"),
-        description="file, folder, glob (local, `s3://`), SQLAlchemy URL, or `airflow://connection_id`",
-    )
-    gold: str | None = Field(
-        default_factory=lambda: _bundled("sample/gold.csv"),
-        description="reviews labelled by people; empty: none, nothing passes",
-    )
-    votes: str | None = Field(
-        default_factory=lambda: _bundled("sample/votes.csv"), description="recorded votes; empty: none, only stems label"
-    )
+    store: str | None = Field(None, description="tables and manifests: folder or `s3://bucket/prefix`; default: `$HOME/store`")
+    source: str = Field(_SAMPLE, description="file, folder or glob (local, `s3://`), SQLAlchemy URL, `airflow://connection_id`")
+    gold: str | None = Field(_bundled("sample/gold.csv"), description="reviews labelled by people; empty: none, nothing passes")
+    votes: str | None = Field(_bundled("sample/votes.csv"), description="recorded votes; empty: none, only stems label")
     synthetic: str | None = Field(
         default_factory=lambda data: _bundled_beside(data, "sample/synthetic.csv"),
         description="recorded candidates for thin classes: `category`, `text`; default: the sample's, beside the sample alone",
@@ -435,8 +409,8 @@ class Settings(_EmptyMeansNone, BaseSettings):
         default_factory=lambda data: _bundled_beside(data, "sample/synthetic_votes.csv"),
         description="recorded votes on them; default likewise",
     )
-    taxonomy: Path = Field(default_factory=lambda: Path(_bundled("taxonomy.yaml")), description="categories and stems")
-    candidates: Path = Field(default_factory=lambda: Path(_bundled("candidates.yaml")), description="what a retrain trains")
+    taxonomy: Path = Field(Path(_bundled("taxonomy.yaml")), description="categories and stems")
+    candidates: Path = Field(Path(_bundled("candidates.yaml")), description="what a retrain trains")
     encoders: Path | None = Field(None, description="folder of local checkpoints that stand in for the hub, by name")
     seed: int = Field(42, description="of splits and training")
     mlflow_url: str | None = Field(
@@ -506,12 +480,10 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
         if isinstance(field.annotation, type) and issubclass(field.annotation, _Group):
             yield from _describe(field.annotation, f"{variable}__")
             continue
-        default = field.get_default(call_default_factory=True, validated_data={"source": _bundled("sample/reviews.csv")})
-        bundled = _bundled("")
+        default = field.get_default(call_default_factory=True, validated_data={"source": _SAMPLE})
         # A list or an object is written into the environment as JSON.
         text = json.dumps(default, ensure_ascii=False) if isinstance(default, (tuple, list, dict)) else str(default)
-        shown = text.replace(bundled, "reviewclf") if default is not None else ""
-        yield variable, shown, field.description or ""
+        yield variable, text.replace(_bundled(""), "reviewclf") if default is not None else "", field.description or ""
 
 
 def _warn_of_unknown() -> None:
