@@ -15,8 +15,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-# The store's manifests and snapshots; an object is complete before one of them names it.
-NAMES_OTHERS = ("stages", "log")
+# The store's snapshots, manifests and the logs of its tables; an object is complete before one of them names it. Snapshots name
+# versions in those logs, and are listed before them. `log`: the snapshots of version 0.1.0.
+NAMES_OTHERS = ("snapshots", "stages", "_delta_log", "log")
 
 
 def names_others(key: str) -> bool:

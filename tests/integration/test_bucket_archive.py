@@ -76,6 +76,17 @@ def test_what_names_others_is_read_before_them(archive: ModuleType, client: Any)
     assert set(names_in(stream)[:2]) == {"store/log/000000000001.json", "store/stages/train/abc.json"}
 
 
+def test_snapshots_are_read_before_the_logs_of_tables_and_those_before_rows(archive: ModuleType, client: Any) -> None:
+    keys = ["snapshots/000001.json", "tables/clean/_delta_log/00000.json", "tables/a/first.parquet"]
+    for key in keys:
+        client.put_object(Bucket="archived", Key=f"store/{key}", Body=b"{}")
+    stream = io.BytesIO()
+    archive.dump(client, "archived", stream)
+    named = names_in(stream)
+    places = [named.index(f"store/{key}") for key in keys]
+    assert places == sorted(places)
+
+
 def test_snapshot_that_comes_while_objects_are_read_is_left_out_but_its_objects_may_come(
     archive: ModuleType, client: Any
 ) -> None:
