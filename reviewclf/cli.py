@@ -266,6 +266,17 @@ def dataset_list() -> None:
         typer.echo(f"{manifest.digest}  {made:%Y-%m-%d %H:%M} UTC  {counts}")
 
 
+@dataset.command("rebuild")
+def dataset_rebuild(
+    name: Annotated[str, typer.Argument(help="Digest of a training set, or the beginning of it.")],
+) -> None:
+    """Make a training set again from the versions of the tables that it was made from, and check that it is the same."""
+    from reviewclf.stages.dataset import rebuild
+
+    card = rebuild(load_settings(), name)
+    typer.echo(f"dataset {card.digest}: the same rows came out of version {card.details['snapshot']} of the store")
+
+
 @dataset.command("diff")
 def dataset_diff(
     old: Annotated[str, typer.Argument(metavar="A", help="Digest, its beginning, `newest` or `previous`.")],

@@ -204,7 +204,9 @@ class DatasetSettings(_Group):
     )
     hint_weight: Share = Field(0.1, description="weight factor of reviews that only keyword stems have labelled, beside others")
     min_class_rows: PositiveInt = Field(2, description="classes with fewer labelled reviews are left out, and said so")
-    max_class_rows: PositiveInt | None = Field(None, description="training rows per class at most; the surest labels stay")
+    max_class_rows: PositiveInt | None = Field(
+        20_000, description="training rows per class at most, the surest labels; empty: no limit, at the cost of memory"
+    )
     label_errors: Literal["off", "downweight", "remove"] = Field(
         "downweight",
         description="what becomes of training rows whose label cleanlab suspects; validation and gold stay as they are",

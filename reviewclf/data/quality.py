@@ -108,9 +108,16 @@ class _Rule(NamedTuple):
 
 
 def check_table(
-    table: tables.Checked, frame: pd.DataFrame, limits: QualitySettings, *, history: Sequence[int], docs: Path, run_name: str
+    table: tables.Checked,
+    frame: pd.DataFrame,
+    limits: QualitySettings,
+    *,
+    history: Sequence[int],
+    docs: Path,
+    run_name: str,
+    others: int = 0,
 ) -> QualityReport:
-    """Check one table of a run.
+    """Check one table of a run, or a part of it.
 
     Parameters
     ----------
@@ -126,6 +133,8 @@ def check_table(
         Folder of the data docs.
     run_name : str
         Name of this run in the data docs; the same name again replaces the entry.
+    others : int
+        Rows of the run that are not in `frame`, where it is a part.
 
     Returns
     -------
@@ -134,7 +143,7 @@ def check_table(
     """
     if frame.empty:
         return QualityReport(table=table, passed=True, rows=0, rules=(), failed_rows=(), docs=None)
-    rules = [*_contract_rules(table), *(_raw_rules(limits, len(frame), history) if table == "raw" else _clean_rules())]
+    rules = [*_contract_rules(table), *(_raw_rules(limits, len(frame), others, history) if table == "raw" else _clean_rules())]
     checked = _plain_types(frame.reset_index(drop=True))
     checked[_POSITION] = range(len(checked))
     if table == "raw":
@@ -165,6 +174,37 @@ def check_table(
         rules=tuple(outcomes),
         failed_rows=tuple(FailedRow(position, reason) for position, reason in sorted(failed.items())),
         docs=page,
+    )
+
+
+def merged(reports: Sequence[QualityReport]) -> QualityReport:
+    """The reports of a table's parts, in their order, as one: a rule has passed where it has in each part.
+
+    Parameters
+    ----------
+    reports : sequence of QualityReport
+        At least one.
+    """
+    if len(reports) == 1:
+        return reports[0]
+    failed: list[FailedRow] = []
+    rows = 0
+    for report in reports:
+        failed += [row._replace(position=row.position + rows) for row in report.failed_rows]
+        rows += report.rows
+    rules = []
+    for of_parts in zip(*(report.rules for report in reports), strict=True):
+        # What stands in the report is the worst: of parts that failed the first.
+        shown = next((rule for rule in of_parts if not rule.passed), max(of_parts, key=lambda rule: rule.failed_rows))
+        rules.append(shown.model_copy(update={"failed_rows": sum(rule.failed_rows for rule in of_parts)}))
+    first_failed = next((report for report in reports if not report.passed), reports[0])
+    return QualityReport(
+        table=reports[0].table,
+        passed=all(report.passed for report in reports),
+        rows=rows,
+        rules=tuple(rules),
+        failed_rows=tuple(failed),
+        docs=first_failed.docs,
     )
 
 
@@ -199,7 +239,7 @@ def _contract_rules(table: tables.Checked) -> Iterator[_Rule]:
     yield _quarantine("review_id_missing", "every row has an id", gxe.ExpectColumnValuesToNotBeNull, column="review_id")
 
 
-def _raw_rules(limits: QualitySettings, rows: int, history: Sequence[int]) -> Iterator[_Rule]:
+def _raw_rules(limits: QualitySettings, rows: int, others: int, history: Sequence[int]) -> Iterator[_Rule]:
     def share(limit: float) -> float:
         return limit if rows >= _MIN_BATCH else 0.0
 
@@ -225,11 +265,13 @@ def _raw_rules(limits: QualitySettings, rows: int, history: Sequence[int]) -> It
     unique = 1 - limits.max_duplicate_rows
     different = gxe.ExpectColumnProportionOfUniqueValuesToBeBetween(column="text", min_value=share(unique))
     yield _Rule("text_repeats", "share of different texts", f"at least {unique:.0%} {of_rows}", different)
-    if len(history) >= _MIN_HISTORY and max(rows, usual := median(history)) >= _MIN_VOLUME:
+    if len(history) >= _MIN_HISTORY and max(rows + others, usual := median(history)) >= _MIN_VOLUME:
         low, high = usual / limits.max_volume_ratio, usual * limits.max_volume_ratio
         description = f"rows against the median of the last {len(history)} nights with new ones ({usual:g})"
-        between = gxe.ExpectTableRowCountToBeBetween(min_value=int(low), max_value=int(high) + 1)
-        yield _Rule("volume", description, f"{low:.0f} to {high:.0f} rows", between)
+        here = [max(0, int(limit) - others) for limit in (low, high + 1)]
+        between = gxe.ExpectTableRowCountToBeBetween(min_value=here[0], max_value=here[1])
+        beside = f", of which {others} are in other parts" if others else ""
+        yield _Rule("volume", description, f"{low:.0f} to {high:.0f} rows{beside}", between)
 
 
 def _clean_rules() -> Iterator[_Rule]:

@@ -8,7 +8,7 @@ from statistics import median
 from reviewclf import tables
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import QualitySettings, Settings
-from reviewclf.store import StageResult, Store
+from reviewclf.store import StageResult, Store, in_batches
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import cyrillic_share
 
@@ -20,6 +20,8 @@ NEW_ROWS = "new_rows"
 # says nothing of how many reviews a night brings.
 READ_ANEW = "read_anew"
 _MOSTLY = 0.5
+# A first night's million rows are checked in parts, each by all rules: what they take is memory for one part.
+_BATCH = 100_000
 
 
 def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_batch: bool = True) -> Manifest:
@@ -41,13 +43,26 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_
     docs = settings.home.expanduser().resolve() / "data_docs"
 
     def work() -> StageResult:
-        from reviewclf.data.quality import check_table, raise_for
+        from reviewclf.data.quality import check_table, merged, raise_for
 
-        frame = store.read(rows, table).to_pandas()
+        total = sum(part.num_rows for part in store.iter_tables(rows.keys(table), []))
         # Few new rows are no fault: a source may bring one review, and a second run on one day finds next to nothing. That a
         # file has shrunk is seen when it is read.
-        comparable = history if history and len(frame) > median(history) else []
-        report = check_table(table, frame, limits, history=comparable, docs=docs, run_name=f"{table}-{digest_of(inputs)[:12]}")
+        comparable = history if history and total > median(history) else []
+        reports = []
+        for number, part in enumerate(in_batches(store.iter_tables(rows.keys(table)), tables.SCHEMAS[table], _BATCH)):
+            name = f"{table}-{digest_of(inputs)[:12]}" + (f"-{number + 1}" if number else "")
+            found = check_table(
+                table,
+                part.to_pandas(),
+                limits,
+                history=comparable,
+                docs=docs,
+                run_name=name,
+                others=total - part.num_rows,
+            )
+            reports.append(found)
+        report = merged(reports)
         # Before anything is committed: a batch that is refused today is checked again tomorrow.
         if is_batch:
             raise_for(report)

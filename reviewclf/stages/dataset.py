@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic_core import to_jsonable_python
 
 from reviewclf import tables
 from reviewclf.augmentation.amounts import Choice, cheapest, choices_of, choose_amounts, curve_table, in_order
@@ -26,23 +28,36 @@ from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.llm.journal import forget_journals
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.registry.runs import retrain_run, tracker_of
-from reviewclf.settings import Settings
+from reviewclf.settings import AugmentationSettings, DatasetSettings, Settings
 from reviewclf.store import Change, Snapshot, StageResult, Store
+from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import text_hash
-from reviewclf.training.candidates import Candidate, load_candidates
+from reviewclf.training.candidates import Candidate, load_candidates, parse_candidate
 
 logger = logging.getLogger(__name__)
 
+# Of the stage `dataset`.
+_VERSION = 3
+# More rows of a class are read than may train, as near-duplicates and such that validate do not count.
+_SPARE = 1.25
+_LABELLED = pa.schema(
+    [
+        *(tables.CLEAN_SCHEMA.field(name) for name in ("review_id", "text_clean", "source")),
+        *tables.LABEL_SCHEMA,
+        pa.field("hint", pa.bool_()),
+    ]
+)
+
 
 class DatasetInputs:
-    """What a training set is made of: clean reviews, their labels and gold, as they are now."""
+    """What a training set is made of: clean reviews and their labels, now or as of a version of the store, and gold."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, version: int | None = None) -> None:
         self.settings = settings
         self.store = Store(settings.store_uri)
         self.taxonomy = Taxonomy.load(settings.taxonomy)
-        self.snapshot = self.store.snapshot()
+        self.snapshot = self.store.snapshot(version)
         self.gold = load_gold(settings, self.taxonomy)
 
     def digests(self) -> dict[str, Any]:
@@ -56,8 +71,7 @@ class DatasetInputs:
         if not self.snapshot.keys("labels"):
             raise DatasetError(f"{self.store.uri}: no labels yet; run the DAGs reviews_ingest and reviews_label first")
         return {
-            "clean": self.snapshot.keys("clean"),
-            "labels": self.snapshot.keys("labels"),
+            "tables": self.snapshot.identity("clean", "labels"),
             "gold": None if self.gold is None else self.gold.digest,
             "taxonomy": digest_of(self.taxonomy),
             "options": self.settings.dataset,
@@ -65,12 +79,35 @@ class DatasetInputs:
             "seed": self.settings.seed,
         }
 
-    def labelled(self) -> tuple[pd.DataFrame, int]:
-        """The clean reviews that have a label of the taxonomy, and how many clean ones there are."""
-        clean = self.store.read(self.snapshot, "clean", ["review_id", "text_clean", "text_hash", "source"]).to_pandas()
-        labels = self.store.read(self.snapshot, "labels").to_pandas()
-        labelled = clean.merge(labels[labels["label"].isin(self.taxonomy.names)], on="text_hash", how="inner")
-        return labelled.assign(hint=labelled["method"] == KEYWORDS), len(clean)
+    def labelled(self) -> tuple[pd.DataFrame, dict[str, int]]:
+        """The clean reviews that have a label of the taxonomy, and what was counted on the way.
+
+        Where classes are capped (``REVIEWCLF_DATASET__MAX_CLASS_ROWS``), only so many of each are read as can be needed, the
+        surest first: what a dataset costs does not grow with the reviews of all years.
+
+        Returns
+        -------
+        DataFrame
+            Columns of the tables clean and labels, and ``hint``: only keyword stems speak for the label.
+        dict of str to int
+            ``clean`` and ``labelled`` rows of the store, and how many of these are ``beyond_cap`` and were not read.
+        """
+        import polars as pl
+
+        clean = self.store.scan(self.snapshot.keys("clean"), tables.CLEAN_SCHEMA)
+        labels = self.store.scan(self.snapshot.keys("labels"), tables.LABEL_SCHEMA)
+        labels = labels.filter(pl.col("label").is_in(self.taxonomy.names)).with_columns(hint=pl.col("method") == KEYWORDS)
+        known = clean.select("review_id", "text_hash", "source").join(labels, on="text_hash")
+        n_clean, n_labelled = (int(query.select(pl.len()).collect(engine="streaming").item()) for query in (clean, known))
+        options = self.settings.dataset
+        if options.max_class_rows is not None:
+            most = ceil(_SPARE * options.max_class_rows / (1 - options.validation_share))
+            order = ["label", pl.col("origin") != HUMAN, "hint", -pl.col("confidence"), "text_hash"]
+            known = known.sort(order).group_by("label", maintain_order=True).head(most)
+        texts = clean.select("review_id", "text_hash", "text_clean")
+        rows = self.store.collect(known.join(texts, on=["review_id", "text_hash"]), _LABELLED)
+        frame = rows.to_pandas().sort_values(["text_hash", "review_id"], kind="stable", ignore_index=True)
+        return frame, {"clean": n_clean, "labelled": n_labelled, "beyond_cap": n_labelled - len(frame)}
 
     def split(self, labelled: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rows by split, and those left out; see :func:`reviewclf.data.dataset.build_dataset`."""
@@ -111,11 +148,29 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
         The splits share texts.
     """
     given = DatasetInputs(settings)
-    store, gold = given.store, given.gold
+    store = given.store
     not_written = {str(m.details["category"]): str(m.details["skipped"]) for m in synthesized if "skipped" in m.details}
     synthesized = [manifest for manifest in synthesized if "skipped" not in manifest.details]
+    inputs, work = _recipe(given, synthesized, load_candidates(settings.candidates))
+    manifest = store.run_stage("dataset", _VERSION, inputs, work)
+    _publish(store, synthesized)
+    chosen = choices_of(manifest)
+    if chosen:
+        logger.info("synthetic rows that help:\n%s", curve_table(chosen))
+    tracker = tracker_of(settings)
+    run_id = retrain_run(tracker, manifest, store)
+    if not_written:
+        logger.error("goes on without synthetic reviews of %s", ", ".join(not_written))
+        tracker.log(run_id, tags={"reviewclf.not_written": "; ".join(f"{name}: {why}" for name, why in not_written.items())})
+    return manifest.model_copy(update={"details": {**manifest.details, "not_written": not_written}})
+
+
+def _recipe(
+    given: DatasetInputs, synthesized: Sequence[Manifest], candidates: Sequence[Candidate]
+) -> tuple[dict[str, Any], Callable[[], StageResult]]:
+    """All that a dataset depends on, and the work that makes it."""
+    settings, store, gold = given.settings, given.store, given.gold
     synthesized = sorted(synthesized, key=lambda manifest: str(manifest.details["category"]))
-    candidates = load_candidates(settings.candidates)
     inputs = {
         **given.digests(),
         "synthetic": [key for manifest in synthesized for key in manifest.keys("kept")],
@@ -125,7 +180,7 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
     }
 
     def work() -> StageResult:
-        labelled, n_clean = given.labelled()
+        labelled, counted = given.labelled()
         made = _synthetic_rows(store, synthesized)
         dataset, left_out = given.split(pd.concat([labelled, made], ignore_index=True))
         choices: list[Choice] = []
@@ -141,9 +196,8 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
                 "left_out": store.put_table(as_table(left_out, tables.LEFT_OUT_SCHEMA)),
             },
             counts={
-                "clean": n_clean,
-                "labelled": len(labelled),
-                "unlabelled": n_clean - len(labelled),
+                **counted,
+                "unlabelled": counted["clean"] - counted["labelled"],
                 "synthetic": len(made),
                 **{f"{split}_rows": count for split, count in sorted(_counts(dataset["split"]).items())},
                 **{f"left_out_{reason}": count for reason, count in sorted(_counts(left_out["reason"]).items())},
@@ -154,21 +208,51 @@ def build_dataset(settings: Settings, synthesized: Sequence[Manifest] = ()) -> M
                 "leak_check": "passed",
                 "gold": None if gold is None else {"file": Path(gold.uri).name, "rows": len(gold.frame)},
                 "augmentation": [choice.model_dump(mode="json") for choice in choices],
+                "snapshot": given.snapshot.version,
                 "card": dataset_card(dataset, left_out, sources=_counts(placed["source"]), filters=reports),
             },
         )
 
-    manifest = store.run_stage("dataset", 2, inputs, work)
-    _publish(store, synthesized)
-    chosen = choices_of(manifest)
-    if chosen:
-        logger.info("synthetic rows that help:\n%s", curve_table(chosen))
-    tracker = tracker_of(settings)
-    run_id = retrain_run(tracker, manifest, store)
-    if not_written:
-        logger.error("goes on without synthetic reviews of %s", ", ".join(not_written))
-        tracker.log(run_id, tags={"reviewclf.not_written": "; ".join(f"{name}: {why}" for name, why in not_written.items())})
-    return manifest.model_copy(update={"details": {**manifest.details, "not_written": not_written}})
+    return inputs, work
+
+
+def rebuild(settings: Settings, name: str) -> Manifest:
+    """Make a dataset again from the versions of the tables that it was made from, and hold the two against each other.
+
+    Where retention has removed its rows, they are there again.
+
+    Parameters
+    ----------
+    name : str
+        As for :func:`find_dataset`.
+
+    Raises
+    ------
+    DatasetError
+        What it was made from is not there any more (versions of tables, the gold file, the taxonomy), or what comes out is
+        another dataset.
+    """
+    card = find_dataset(settings, name)
+    said: Any = card.inputs
+    if not isinstance(card.details.get("snapshot"), int):
+        raise DatasetError(f"dataset {card.digest}: was made by an earlier version, which did not note what it read")
+    options: dict[str, Any] = {
+        "dataset": DatasetSettings.model_validate(said["options"]),
+        "augmentation": AugmentationSettings.model_validate(said["augmentation"]),
+        "aggregation": settings.aggregation.model_copy(update={"min_confidence": said["min_confidence"]}),
+        "seed": said["seed"],
+    }
+    given = DatasetInputs(settings.model_copy(update=options), card.details["snapshot"])
+    made = [manifest for _, manifest in given.store.manifests("synthesize")]
+    written = [manifest for manifest in made if (kept := manifest.keys("kept")) and set(kept) <= set(said["synthetic"])]
+    inputs, work = _recipe(given, written, [parse_candidate(entry) for entry in said["candidates"]])
+    plain = to_jsonable_python(inputs, fallback=str)
+    if changed := sorted(key for key in said if plain.get(key) != said[key]):
+        raise DatasetError(f"dataset {card.digest}: cannot be made again, as these are others than then: {', '.join(changed)}")
+    again = work()
+    if again.outputs != card.outputs:
+        raise DatasetError(f"dataset {card.digest}: other rows came out of the same inputs; was it made by another version?")
+    return card
 
 
 def list_datasets(settings: Settings) -> list[tuple[datetime, Manifest]]:

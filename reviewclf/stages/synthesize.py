@@ -152,7 +152,7 @@ def _synthesize(settings: Settings, planned: Manifest, category: str) -> Manifes
         "taxonomy": digest_of(taxonomy),
         "seed": settings.seed,
         # What a budget left open is written by the next run.
-        "known": snapshot.keys("synthetic_written") if generator.is_costly else [],
+        "known": snapshot.identity("synthetic_written") if generator.is_costly else {},
     }
 
     def work() -> StageResult:

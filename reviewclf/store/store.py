@@ -50,7 +50,7 @@ class TableVersion(BaseModel):
     version : int
         The Delta table's.
     rows_since : int
-        The version since which it holds the same rows; later ones lay them out anew.
+        The version of the snapshot since which it holds the same rows; later ones lay them out anew.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -380,7 +380,7 @@ class Store(Objects):
         for name, keys in sorted(parts.items()):
             if keys != base.keys(name):
                 number = self.delta.commit(name, keys, snapshot=version, change=key, is_data=is_data)
-                since = number if is_data or name not in held else held[name].rows_since
+                since = version if is_data or name not in held else held[name].rows_since
                 held[name] = TableVersion(version=number, rows_since=since)
         facts = {**base.state, **state}
         if held == base.tables and facts == base.state:
@@ -392,3 +392,14 @@ class Store(Objects):
             if self.create(name, new.model_dump_json().encode()):
                 return new
         raise ConflictError(f"{self.uri}: another run published version {version} first; run this stage again")
+
+
+def in_batches(parts: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iterator[pa.Table]:
+    """The rows of `parts`, with the columns of `schema`, in tables of `size` rows; the last one may be shorter or empty."""
+    waiting = schema.empty_table()
+    for part in parts:
+        waiting = pa.concat_tables([waiting, part.select(schema.names)])
+        while waiting.num_rows > size:
+            yield waiting.slice(0, size)
+            waiting = waiting.slice(size)
+    yield waiting

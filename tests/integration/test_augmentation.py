@@ -202,3 +202,35 @@ def test_datasets_can_be_listed_shown_and_compared(
     assert "the same rows from the same inputs" in same
     with pytest.raises(DatasetError, match=f"no dataset is called 'zzz'; there are .*{first.digest}"):
         dataset_stages.find_dataset(settings, "zzz")
+
+
+def test_dataset_is_made_again_from_the_versions_that_it_was_made_from(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = make_settings(synthetic=None)
+    made = train_stages.build_dataset(settings)
+    store = Store(settings.store_uri)
+    (rows,) = made.keys("dataset")
+    # Later nights change the tables, and retention removes the rows.
+    base = store.snapshot()
+    store.commit(base, key="later", replace={"labels": store.put_part(store.read(base, "labels").slice(40))})
+    assert train_stages.build_dataset(settings).digest != made.digest
+    store.remove(rows)
+    monkeypatch.setattr(cli, "load_settings", lambda: settings.model_copy(update={"seed": 7}))
+    said = CliRunner().invoke(cli.app, ["dataset", "rebuild", made.digest[:12]])
+    assert f"the same rows came out of version {base.version}" in said.output, said
+    assert store.read(made, "dataset").num_rows == sum(
+        made.counts[f"{split}_rows"] for split in ("train", "validation", "test")
+    )
+    with pytest.raises(DatasetError, match="others than then: gold"):
+        dataset_stages.rebuild(settings.model_copy(update={"gold": None}), made.digest)
+
+
+def test_of_a_capped_class_the_surest_rows_are_read(make_settings: Callable[..., Settings]) -> None:
+    whole = train_stages.build_dataset(make_settings(synthetic=None))
+    capped = train_stages.build_dataset(make_settings(synthetic=None, dataset={"max_class_rows": 10}))
+    assert (whole.counts["beyond_cap"], capped.counts["labelled"]) == (0, whole.counts["labelled"])
+    assert capped.counts["beyond_cap"] > 0
+    rows = Store(make_settings().store_uri).read(capped, "dataset").to_pandas()
+    assert rows[rows["split"] == "train"]["label"].value_counts().max() <= 10
+    assert rows[rows["split"] == "validation"]["label"].nunique() == 9

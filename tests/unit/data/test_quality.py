@@ -41,8 +41,10 @@ def check(tmp_path: Path):  # type: ignore[no-untyped-def]
         limits: QualitySettings = LIMITS,
         history: tuple[int, ...] = (),
         name: str = "run",
+        others: int = 0,
     ):  # type: ignore[no-untyped-def]
-        return check_table(table, frame, limits, history=history, docs=tmp_path / "доки с пробелом", run_name=name)  # type: ignore[arg-type]
+        docs = tmp_path / "доки с пробелом"
+        return check_table(table, frame, limits, history=history, docs=docs, run_name=name, others=others)  # type: ignore[arg-type]
 
     return run
 
@@ -67,6 +69,25 @@ def test_rows_that_break_a_rule_go_to_quarantine_without_stopping_the_run(check)
     report = check(raw(texts))
     assert broken(report) == []
     assert [tuple(row) for row in report.failed_rows] == [(40, "text_missing"), (41, "text_blank"), (42, "text_too_long")]
+
+
+def test_parts_of_a_table_are_told_as_one(check) -> None:  # type: ignore[no-untyped-def]
+    from reviewclf.data.quality import merged
+
+    first = check(raw([*RUSSIAN, None]), history=(80, 80, 80), others=42, name="run-1")
+    second = check(raw(["  ", *RUSSIAN, None]), history=(80, 80, 80), others=41, name="run-2")
+    whole = merged([first, second])
+    assert (broken(whole), whole.rows) == ([], 83)
+    assert [tuple(row) for row in whole.failed_rows] == [(40, "text_missing"), (41, "text_blank"), (82, "text_missing")]
+    assert {rule.name: rule.failed_rows for rule in whole.rules}["text_missing"] == 2
+    # Each part alone would be far too few rows; of both together there are ten times too many.
+    assert broken(check(raw(RUSSIAN), history=(900, 900, 900), name="alone")) == ["volume"]
+    bad = merged([first, check(raw([None] * 42), history=(80, 80, 80), others=41, name="run-3")])
+    assert "text_missing" in broken(bad)
+    assert bad.docs != first.docs
+    flood = check(raw(RUSSIAN), history=(80, 80, 80), others=10_000, name="flood")
+    assert broken(flood) == ["volume"]
+    assert "of which 10000 are in other parts" in next(rule.limit for rule in flood.rules if rule.name == "volume")
 
 
 @pytest.mark.parametrize(
