@@ -234,7 +234,8 @@ def rebuild(settings: Settings, name: str) -> Manifest:
     """
     card = find_dataset(settings, name)
     said: Any = card.inputs
-    if not isinstance(card.details.get("snapshot"), int):
+    version = card.details.get("snapshot")
+    if not isinstance(version, int):
         raise DatasetError(f"dataset {card.digest}: was made by an earlier version, which did not note what it read")
     options: dict[str, Any] = {
         "dataset": DatasetSettings.model_validate(said["options"]),
@@ -242,7 +243,7 @@ def rebuild(settings: Settings, name: str) -> Manifest:
         "aggregation": settings.aggregation.model_copy(update={"min_confidence": said["min_confidence"]}),
         "seed": said["seed"],
     }
-    given = DatasetInputs(settings.model_copy(update=options), card.details["snapshot"])
+    given = DatasetInputs(settings.model_copy(update=options), version)
     made = [manifest for _, manifest in given.store.manifests("synthesize")]
     written = [manifest for manifest in made if (kept := manifest.keys("kept")) and set(kept) <= set(said["synthetic"])]
     inputs, work = _recipe(given, written, [parse_candidate(entry) for entry in said["candidates"]])

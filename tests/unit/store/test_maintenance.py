@@ -105,7 +105,7 @@ def test_killed_compaction_leaves_the_same_rows(store: Store) -> None:
     assert len(store.snapshot().keys("seen")) == 1
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(3))
 def test_night_that_is_published_meanwhile_is_not_lost(store: Store, moment: int) -> None:
     came = False
 
