@@ -35,6 +35,7 @@ TABLES = {
     "quarantine": "QUARANTINE_SCHEMA",
     "duplicates": "DUPLICATE_SCHEMA",
     "near_duplicates": "NEAR_DUPLICATE_SCHEMA",
+    "bands": "BANDS_SCHEMA",
     "votes": "VOTE_SCHEMA",
     "labels": "LABEL_SCHEMA",
     "synthetic": "SYNTHETIC_SCHEMA",

@@ -42,6 +42,10 @@ HISTORY_SCHEMA = _schema("review_id source text text_clean text_hash created_at:
 # Rows that stay in `clean`; `near_duplicate_of` is the text_hash of an earlier row that is much alike, and may be edited since.
 NEAR_DUPLICATE_SCHEMA = _schema("review_id text_hash near_duplicate_of")
 
+# What near-duplicates of a text are found by, without its text: see :mod:`reviewclf.data.sketches`. `width` is that of the
+# bands whose keys `keys` holds as 32-bit numbers one after another. A row may stay when its text has left `clean`.
+BANDS_SCHEMA = _schema("text_hash width:int64 keys:binary size:int32 bitmap:binary")
+
 # What an annotator is shown.
 REVIEW_SCHEMA = _schema("text_hash text review_ids:texts")
 
@@ -105,6 +109,7 @@ SCHEMAS = {
     "clean": CLEAN_SCHEMA,
     "duplicates": DUPLICATE_SCHEMA,
     "near_duplicates": NEAR_DUPLICATE_SCHEMA,
+    "bands": BANDS_SCHEMA,
     "history": HISTORY_SCHEMA,
     "reviews": REVIEW_SCHEMA,
     "votes": VOTE_SCHEMA,
@@ -130,6 +135,7 @@ REQUIRED = {
     "clean": ("review_id", "text_clean", "text_hash", "source"),
     "duplicates": ("review_id", "text_hash", "duplicate_of"),
     "near_duplicates": ("review_id", "text_hash", "near_duplicate_of"),
+    "bands": ("text_hash", "width", "keys", "size", "bitmap"),
     "history": ("review_id", "source", "text_hash", "replaced_by"),
     "votes": ("text_hash", "annotator", "prompt", "draw"),
     "labels": ("text_hash", "label", "decision"),

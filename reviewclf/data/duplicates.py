@@ -57,7 +57,7 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Po
     Candidates come from LSH over the distinct forms and are verified exactly: every pair returned is right, and of those
     exactly at the threshold 99.9% are found, of more similar ones more.
     """
-    forms, places = _distinct(_forms(texts))
+    forms, places = distinct_forms(comparison_forms(texts))
     members: list[list[int]] = [[] for _ in forms]
     for position, place in enumerate(places.tolist()):
         members[place].append(position)
@@ -65,7 +65,7 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float = 0.7) -> Po
     alike = {(place, place) for place in range(len(forms))}
     same_letters: dict[str, list[int]] = {}
     for place, form in enumerate(forms):
-        same_letters.setdefault(_without_spaces(form), []).append(place)
+        same_letters.setdefault(without_spaces(form), []).append(place)
     for same in same_letters.values():
         alike.update(combinations(same, 2))
     for first, second in search.candidates(lambda _members, _starts, left, _: np.ones(len(left), dtype=bool)):
@@ -88,10 +88,10 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
     Memory: about 0.7 KiB for each distinct text beside the texts themselves. Pairs that are in one group already are not
     looked at, so thousands of reviews made from one template do not cost their square.
     """
-    forms, places = _distinct(_forms(texts))
+    forms, places = distinct_forms(comparison_forms(texts))
     search = _Search(forms, similarity)
     # Forms that differ in spaces only belong together from the beginning.
-    _, labels = _distinct([_without_spaces(form) for form in forms])
+    _, labels = distinct_forms([without_spaces(form) for form in forms])
 
     def in_open_bucket(members: Positions, starts: Positions, left: Positions, _: Positions) -> Mask:
         inside = labels[members]
@@ -110,13 +110,13 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float = 0.7) -> l
 
 def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, similarity: float = 0.7) -> list[int | None]:
     """For each text the position of the first reference that it is a near-duplicate of, None where there is none."""
-    known, reference_places = _distinct(_forms(references))
-    forms, places = _distinct(_forms(texts))
+    known, reference_places = distinct_forms(comparison_forms(references))
+    forms, places = distinct_forms(comparison_forms(texts))
     border, none = len(forms), len(known)
     same_letters: dict[str, int] = {}
     for place, form in enumerate(known):
-        same_letters.setdefault(_without_spaces(form), place)
-    best = np.array([same_letters.get(_without_spaces(form), none) for form in forms], dtype=np.int64)
+        same_letters.setdefault(without_spaces(form), place)
+    best = np.array([same_letters.get(without_spaces(form), none) for form in forms], dtype=np.int64)
     search = _Search([*forms, *known], similarity)
 
     def may_be_better(members: Positions, _: Positions, left: Positions, right: Positions) -> Mask:
@@ -136,16 +136,17 @@ def match_near_duplicates(texts: Sequence[str], references: Sequence[str], *, si
 
 def jaccard(first: str, second: str) -> float:
     """Similarity of two texts in [0, 1], exactly; what the functions above compare with their threshold."""
-    left, right = (frozenset(_flat_shingles([form])[0].tolist()) for form in _forms([first, second]))
+    left, right = (frozenset(flat_trigrams([form])[0].tolist()) for form in comparison_forms([first, second]))
     return len(left & right) / len(left | right)
 
 
-def _forms(texts: Sequence[str]) -> list[str]:
+def comparison_forms(texts: Sequence[str]) -> list[str]:
     """Return what is compared: the comparison form, or the text itself where that is empty («!!!»), as in ``text_hash``."""
     return [comparison_form(text) or text.strip() for text in texts]
 
 
-def _without_spaces(form: str) -> str:
+def without_spaces(form: str) -> str:
+    """The letters of a form."""
     return form.replace(" ", "")
 
 
@@ -156,8 +157,8 @@ def _signatures(forms: Sequence[str]) -> Signatures:
     stream = np.random.PCG64(_SEED).random_raw(2 * _PERMUTATIONS)
     multipliers, offsets = stream[0::2] | np.uint64(1), stream[1::2]
     for start in range(0, len(forms), _BATCH):
-        shingles, bounds = _flat_shingles(forms[start : start + _BATCH])
-        mixed = _mixed(shingles)
+        shingles, bounds = flat_trigrams(forms[start : start + _BATCH])
+        mixed = spread(shingles)
         rows = result[start : start + _BATCH]
         for column in range(_PERMUTATIONS):
             # Multiply-shift: the upper half of a * x + b modulo 2**64 (Dietzfelbinger et al. 1997).
@@ -166,7 +167,7 @@ def _signatures(forms: Sequence[str]) -> Signatures:
     return result
 
 
-def _flat_shingles(forms: Sequence[str]) -> tuple[Trigrams, Positions]:
+def flat_trigrams(forms: Sequence[str]) -> tuple[Trigrams, Positions]:
     """Trigrams of all forms one after another as exact numbers, and where each form's begin. No form is without one."""
     padded = [f"{_EDGE}{form}{_EDGE}" for form in forms]
     lengths = np.array([len(form) for form in padded], dtype=np.int64)
@@ -181,14 +182,14 @@ def _flat_shingles(forms: Sequence[str]) -> tuple[Trigrams, Positions]:
     return trigrams[keep[: len(trigrams)]], np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
 
 
-def _mixed(values: Trigrams) -> Trigrams:
+def spread(values: Trigrams) -> Trigrams:
     """Spread the trigrams over 64 bits (the finaliser of SplitMix64); multiply-shift wants no structure in its input."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _bands(similarity: float) -> tuple[int, int]:
+def bands_and_rows(similarity: float) -> tuple[int, int]:
     """Bands and rows: the most rows a band (fewest needless candidates) that keep the recall at the threshold."""
     if not 0.0 < similarity <= 1.0:
         raise ValueError(f"similarity must lie in (0, 1], got {similarity}")
@@ -199,22 +200,52 @@ def _bands(similarity: float) -> tuple[int, int]:
     return _PERMUTATIONS, 1
 
 
-class _Search:
-    """Candidate pairs of forms by LSH, and the exact verdict on them. Positions are those of `forms`, which are distinct."""
+def lsh_keys(forms: Sequence[str], similarity: float) -> Trigrams:
+    """What stands for each band of each form's signature, shape (bands, n)."""
+    bands, rows = bands_and_rows(similarity)
+    keys = np.zeros((bands, len(forms)), dtype=np.uint64)
+    # Signatures are not kept: the keys of their bands are half as long.
+    for start in range(0, len(forms), 16 * _BATCH):
+        here = slice(start, start + 16 * _BATCH)
+        signed = _signatures(forms[here])
+        for band in range(bands):
+            for column in range(band * rows, (band + 1) * rows):
+                keys[band, here] = spread((keys[band, here] << np.uint64(1)) ^ signed[:, column])
+    return keys
+
+
+class Verdict:
+    """Which pairs of forms are similar enough, exactly. Positions are those of `forms`."""
 
     def __init__(self, forms: Sequence[str], similarity: float) -> None:
-        bands, rows = _bands(similarity)
         self._similarity = similarity
-        self._keys = np.zeros((bands, len(forms)), dtype=np.uint64)
-        # Signatures are not kept: the keys of their bands are half as long.
-        for start in range(0, len(forms), 16 * _BATCH):
-            here = slice(start, start + 16 * _BATCH)
-            signed = _signatures(forms[here])
-            for band in range(bands):
-                for column in range(band * rows, (band + 1) * rows):
-                    self._keys[band, here] = _mixed((self._keys[band, here] << np.uint64(1)) ^ signed[:, column])
         self._sets = _trigram_sets(forms)
         self._sizes = np.diff(self._sets.indptr)
+
+    def similar(self, first: Positions, second: Positions) -> tuple[Positions, Positions]:
+        """Those of the pairs that are similar enough."""
+        # No two sets have more in common than the smaller one holds.
+        sizes = self._sizes[first], self._sizes[second]
+        is_near = self._reaches(np.minimum(*sizes), *sizes)
+        first, second = first[is_near], second[is_near]
+        is_similar = np.ones(len(first), dtype=bool)
+        for start in range(0, len(first), _COMPARED):
+            here = slice(start, start + _COMPARED)
+            common = self._sets[first[here]].multiply(self._sets[second[here]]).sum(axis=1, dtype=np.int64)
+            is_similar[here] = self._reaches(common, self._sizes[first[here]], self._sizes[second[here]])
+        return first[is_similar], second[is_similar]
+
+    def _reaches(self, common: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Mask:
+        result: Mask = common >= self._similarity * (left + right - common) - 1e-9
+        return result
+
+
+class _Search(Verdict):
+    """Candidate pairs of forms by LSH, and the exact verdict on them. The forms are distinct."""
+
+    def __init__(self, forms: Sequence[str], similarity: float) -> None:
+        super().__init__(forms, similarity)
+        self._keys = lsh_keys(forms, similarity)
 
     def candidates(self, may_pair: _MayPair, *, border: int | None = None) -> Iterator[tuple[Positions, Positions]]:
         """Pairs, the smaller position first, whose signatures agree in a whole band, in chunks.
@@ -248,23 +279,6 @@ class _Search:
                 yield members[left[row]], members[right[row, column]]
                 done += width
 
-    def similar(self, first: Positions, second: Positions) -> tuple[Positions, Positions]:
-        """Those of the pairs that are similar enough."""
-        # No two sets have more in common than the smaller one holds.
-        sizes = self._sizes[first], self._sizes[second]
-        is_near = self._reaches(np.minimum(*sizes), *sizes)
-        first, second = first[is_near], second[is_near]
-        is_similar = np.ones(len(first), dtype=bool)
-        for start in range(0, len(first), _COMPARED):
-            here = slice(start, start + _COMPARED)
-            common = self._sets[first[here]].multiply(self._sets[second[here]]).sum(axis=1, dtype=np.int64)
-            is_similar[here] = self._reaches(common, self._sizes[first[here]], self._sizes[second[here]])
-        return first[is_similar], second[is_similar]
-
-    def _reaches(self, common: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Mask:
-        result: Mask = common >= self._similarity * (left + right - common) - 1e-9
-        return result
-
 
 def _trigram_sets(forms: Sequence[str]) -> Any:
     """The trigrams of each form as a sparse matrix of ones, a row for each form and a column for each trigram that occurs."""
@@ -273,10 +287,10 @@ def _trigram_sets(forms: Sequence[str]) -> Any:
     batches = [forms[start : start + _BATCH] for start in range(0, len(forms), _BATCH)]
     distinct = np.empty(0, dtype=np.uint64)
     for batch in batches:
-        distinct = np.union1d(distinct, _flat_shingles(batch)[0])
+        distinct = np.union1d(distinct, flat_trigrams(batch)[0])
     parts = [csr_array((0, len(distinct)), dtype=np.int8)]
     for batch in batches:
-        trigrams, bounds = _flat_shingles(batch)
+        trigrams, bounds = flat_trigrams(batch)
         columns = np.searchsorted(distinct, trigrams).astype(np.int32)
         ones, borders = np.ones(len(columns), dtype=np.int8), np.append(bounds, len(columns)).astype(np.int32)
         part = csr_array((ones, columns, borders), shape=(len(batch), len(distinct)))
@@ -302,7 +316,7 @@ def _join(labels: Positions, first: Positions, second: Positions) -> None:
     labels[:] = renamed[labels]
 
 
-def _distinct(forms: Sequence[str]) -> tuple[list[str], Positions]:
+def distinct_forms(forms: Sequence[str]) -> tuple[list[str], Positions]:
     """The distinct forms in order of appearance, and the place of each form among them."""
     known: dict[str, int] = {}
     places = np.fromiter((known.setdefault(form, len(known)) for form in forms), dtype=np.int64, count=len(forms))

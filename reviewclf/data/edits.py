@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.data.cleaning import Cleaner, day_of
+from reviewclf.data.lookups import matching_parts
 from reviewclf.store import Snapshot, Store
 
 REWRITTEN = ("clean", "duplicates", "near_duplicates")
@@ -41,41 +42,43 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
     """
     pages = {table: [*base.keys(table), *new[table]] for table in REWRITTEN}
     touched = {edit.text_hash for edit in cleaner.edits}
-    own = _Texts(store, pages, cleaner, touched)
-    promoted = set(own.promoted.values())
+    places = {table: _places(store, table, keys, text_hash=touched) for table, keys in pages.items()}
+    own = _Texts(store, pages, places, cleaner, touched)
+    dated = _places(store, "clean", pages["clean"], review_id=cleaner.dated)
+    places["clean"] = sorted({*places["clean"], *dated})
+    # Copies that take a place in ``clean``: of their rows one goes, others with their ids are copies of them.
+    promoted = {(owner, key) for key, owner in own.promoted.items()}
 
-    def clean(place: int, position: int, row: Row) -> Row | None:
-        if (place, position) in own.leaving:
-            return None
-        when = cleaner.dated.get(row["review_id"]) if row["created_at"] is None else None
-        return row if when is None else {**row, "created_at": when, "dt": day_of(when)}
-
-    def duplicate(place: int, position: int, row: Row) -> Row | None:
+    def stays(table: str, at: tuple[int, int], row: Row) -> bool:
         key, owner = row["text_hash"], cleaner.first.get(row["text_hash"])
-        if key not in touched:
-            return row
-        if owner is None or cleaner.holds[row["review_id"]].text_hash != key:
-            return None
-        if owner == row["review_id"] in promoted:
-            # Only the row that took the place goes: others with its id are copies of it.
-            promoted.discard(owner)
-            return None
-        return {**row, "duplicate_of": owner}
-
-    def near_duplicate(place: int, position: int, row: Row) -> Row | None:
-        return None if row["text_hash"] in touched and cleaner.first.get(row["text_hash"]) != row["review_id"] else row
+        if table == "clean":
+            return at not in own.leaving
+        if table == "near_duplicates":
+            return bool(owner == row["review_id"])
+        held = cleaner.holds.get(row["review_id"])
+        if owner is None or held is None or held.text_hash != key:
+            return False
+        is_promoted = (row["review_id"], key) in promoted
+        promoted.discard((row["review_id"], key))
+        return not is_promoted
 
     removed: Counter[str] = Counter()
-    for table, change in zip(REWRITTEN, (clean, duplicate, near_duplicate), strict=True):
-        for place, key in enumerate(pages[table]):
-            # Parts of `clean` are big, and few hold what was edited.
-            if table != "clean" or place in own.changed_places or cleaner.dated:
-                rows = store.read_table([key]).to_pylist()
-                changed = [change(place, position, row) for position, row in enumerate(rows)]
-                kept = [row for row in changed if row is not None]
-                removed[table] += len(rows) - len(kept)
-                if kept != rows:
-                    pages[table][place] = store.put_table(pa.Table.from_pylist(kept, schema=tables.SCHEMAS[table]))
+    for table, found in places.items():
+        for place in found:
+            before = store.read_table([pages[table][place]])
+            part, is_kept = before, np.ones(before.num_rows, dtype=bool)
+            positions, rows = _rows_with(part, "text_hash", touched)
+            for position, row in zip(positions, rows, strict=True):
+                is_kept[position] = stays(table, (place, position), row)
+            if table == "duplicates":
+                owners = [cleaner.first.get(row["text_hash"], row["duplicate_of"]) for row in rows]
+                part = _with_values(part, positions, duplicate_of=owners)
+            if table == "clean":
+                part = _with_times(part, cleaner)
+            part = part.filter(pa.array(is_kept))
+            removed[table] += before.num_rows - part.num_rows
+            if not part.equals(before):
+                pages[table][place] = store.put_table(part.combine_chunks())
     stored = {table: pages[table][: len(base.keys(table))] for table in REWRITTEN}
     fresh = {table: pages[table][len(base.keys(table)) :] for table in REWRITTEN}
     fresh["clean"] += store.put_part(own.promoted_rows(), tables.CLEAN_SCHEMA)
@@ -88,32 +91,35 @@ def apply_edits(store: Store, base: Snapshot, new: Mapping[str, list[str]], clea
 class _Texts:
     """The texts that edits are about, as they stand in ``clean`` and ``duplicates``."""
 
-    def __init__(self, store: Store, pages: Mapping[str, list[str]], cleaner: Cleaner, touched: set[str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pages: Mapping[str, list[str]],
+        places: Mapping[str, Sequence[int]],
+        cleaner: Cleaner,
+        touched: set[str],
+    ) -> None:
         self._cleaner = cleaner
-        self._by_review: dict[tuple[str, str], dict[str, Any]] = {}
-        self._by_text: dict[str, dict[str, Any]] = {}
+        self._by_review: dict[tuple[str, str], Row] = {}
+        self._by_text: dict[str, Row] = {}
         found: dict[tuple[int, int], Row] = {}
-        wanted = pa.array(sorted(touched), pa.string())
-        for place, part in enumerate(store.iter_tables(pages["clean"])):
-            is_wanted = pc.is_in(part["text_hash"], value_set=wanted)
-            positions = np.flatnonzero(is_wanted.to_numpy()).tolist()
-            for position, row in zip(positions, part.filter(is_wanted).to_pylist(), strict=True):
+        for place in places["clean"]:
+            for position, row in zip(*_rows_with(store.read_table([pages["clean"][place]]), "text_hash", touched), strict=True):
                 found[place, position] = row
                 self._by_review[row["review_id"], row["text_hash"]] = row
                 self._by_text.setdefault(row["text_hash"], row)
-        for part in store.iter_tables(pages["duplicates"]):
-            for row in part.filter(pc.is_in(part["text_hash"], value_set=wanted)).to_pylist():
+        for place in places["duplicates"]:
+            for row in _rows_with(store.read_table([pages["duplicates"][place]]), "text_hash", touched)[1]:
                 self._by_review.setdefault((row["review_id"], row["text_hash"]), row)
         # A review that got its earlier text back stands there twice, of which the later one stays.
         kept = {row["text_hash"]: at for at, row in found.items() if cleaner.first.get(row["text_hash"]) == row["review_id"]}
         # Rows of ``clean``, by part and position, that leave it.
         self.leaving = {at for at, row in found.items() if kept.get(row["text_hash"]) != at}
-        self.changed_places = {place for place, _ in self.leaving}
         self.promoted = {
             key: owner for key in sorted(touched) if (owner := cleaner.first.get(key)) is not None and key not in kept
         }
 
-    def promoted_rows(self) -> list[dict[str, Any]]:
+    def promoted_rows(self) -> list[Row]:
         rows = []
         for key, owner in self.promoted.items():
             held, text = self._cleaner.holds[owner], self._by_text[key]
@@ -130,10 +136,42 @@ class _Texts:
             )
         return rows
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Row]:
         rows = []
         for edit in self._cleaner.edits:
             text = self._by_text[edit.text_hash]
             own = self._by_review.get((edit.review_id, edit.text_hash), {})
             rows.append({**edit._asdict(), "text": own.get("text") or text["text"], "text_clean": text["text_clean"]})
         return rows
+
+
+def _places(store: Store, table: str, keys: Sequence[str], **among: Any) -> list[int]:
+    """Which of the parts hold any of these values."""
+    ((column, values),) = among.items()
+    found = matching_parts(store, keys, tables.SCHEMAS[table], column, values)
+    return [place for place, key in enumerate(keys) if key in found]
+
+
+def _rows_with(part: pa.Table, column: str, among: set[str]) -> tuple[list[int], list[Row]]:
+    """Positions of the rows with one of these values, and the rows."""
+    is_wanted = pc.is_in(part[column], value_set=pa.array(sorted(among), pa.string()))
+    return np.flatnonzero(is_wanted.to_numpy()).tolist(), part.filter(is_wanted).to_pylist()
+
+
+def _with_times(part: pa.Table, cleaner: Cleaner) -> pa.Table:
+    """The part with the times that its reviews have got."""
+    positions, rows = _rows_with(part, "review_id", set(cleaner.dated))
+    timeless = [(position, row) for position, row in zip(positions, rows, strict=True) if row["created_at"] is None]
+    times = [cleaner.dated[row["review_id"]] for _, row in timeless]
+    return _with_values(part, [position for position, _ in timeless], created_at=times, dt=[day_of(when) for when in times])
+
+
+def _with_values(part: pa.Table, positions: Sequence[int], **columns: Sequence[Any]) -> pa.Table:
+    """The part with other values at these positions, which ascend."""
+    is_changed = np.zeros(part.num_rows, dtype=bool)
+    is_changed[list(positions)] = True
+    for name, values in columns.items():
+        column = part[name].combine_chunks()
+        changed = pc.replace_with_mask(column, pa.array(is_changed), pa.array(values, column.type))
+        part = part.set_column(part.schema.get_field_index(name), part.schema.field(name), changed)
+    return part

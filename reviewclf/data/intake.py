@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reviewclf import tables
+from reviewclf.data.lookups import matching_rows
 from reviewclf.data.sources.rows import Chunk, has_unknown_time, made_id
 from reviewclf.errors import QualityError
 from reviewclf.settings import IngestSettings
@@ -41,6 +42,7 @@ _MIN_FILES = 3
 _FEWEST_ROWS = 100
 
 Digests = np.ndarray
+Mask = np.ndarray
 # Source and id: several sources may use the same ids.
 ReviewKey = tuple[str, str]
 # What makes a row that was read the same as another, and one that was refused.
@@ -100,19 +102,10 @@ class Current(NamedTuple):
     created_at: datetime | None
 
 
-def edited_reviews(store: Store, base: Snapshot) -> dict[ReviewKey, Current]:
-    """By source and id, what holds now of the reviews that were edited."""
-    columns = ["source", "review_id", "replaced_by", "replaced_by_created_at"]
-    return {
-        (row["source"], row["review_id"]): Current(row["replaced_by"], row["replaced_by_created_at"])
-        for row in store.iter_rows(base.keys("history"), columns)
-    }
-
-
-def seen_rows(store: Store, base: Snapshot) -> Digests:
-    """Digests of all rows that the store has seen, sorted."""
-    seen = [part["row"].to_numpy() for part in store.iter_tables(base.keys("seen"))]
-    return np.unique(np.concatenate(seen)) if seen else np.empty(0, dtype=np.int64)
+def seen_among(store: Store, base: Snapshot, digests: Digests) -> Mask:
+    """Which of the digests of rows the store has seen."""
+    found = matching_rows(store, base.keys("seen"), tables.SEEN_SCHEMA, ["row"], pa.table({"row": digests}), on="row")
+    return np.isin(digests, found["row"].to_numpy())
 
 
 class Intake:
@@ -129,10 +122,10 @@ class Intake:
     """
 
     def __init__(self, store: Store, base: Snapshot, options: IngestSettings, *, fill_times: bool = False) -> None:
-        self._store, self._options = store, options
-        self._seen = seen_rows(store, base)
-        self._edited = edited_reviews(store, base)
-        self._timeless = _timeless(store, base) if fill_times else set()
+        self._store, self._base, self._options = store, base, options
+        self._fill_times = fill_times
+        # By source and id, what holds now of the reviews among those that came which were edited.
+        self._edited: dict[ReviewKey, Current] = {}
         self._outputs: dict[str, list[str]] = {"raw": [], "quarantine": [], "seen": []}
         self._by_source: dict[str, Counter[str]] = {}
         self._reasons: Counter[str] = Counter()
@@ -213,15 +206,16 @@ class Intake:
         digests = row_digests(rows, READ)
         bad_digests = row_digests(quarantined, REFUSED)
         self._id_digests.setdefault(name, []).append((row_digests(rows, ("review_id",)), digests))
-        is_new, is_new_bad = ~np.isin(digests, self._seen), ~np.isin(bad_digests, self._seen)
-        if self._edited or self._timeless:
+        is_seen, is_seen_bad = (seen_among(self._store, self._base, part) for part in (digests, bad_digests))
+        is_new, is_new_bad = ~is_seen, ~is_seen_bad
+        edited, timeless = self._edited_among(rows), self._timeless_among(rows) if self._fill_times else set()
+        self._edited |= edited
+        if edited or timeless:
             for position, row in enumerate(rows.to_pylist()):
-                key = self._key_among(row, self._edited)
+                key = self._key_among(row, edited)
                 if key is not None:
                     _keep_newer(last, key, row, bool(is_new[position]))
-                elif (
-                    not is_new[position] and row["created_at"] is not None and self._key_among(row, self._timeless) is not None
-                ):
+                elif not is_new[position] and row["created_at"] is not None and self._key_among(row, timeless) is not None:
                     is_new[position] = True
         self._count(name, "known", int((~is_new).sum() + (~is_new_bad).sum()))
         rows, quarantined = rows.filter(pa.array(is_new)), quarantined.filter(pa.array(is_new_bad))
@@ -230,10 +224,34 @@ class Intake:
         self._reasons.update(map(kind_of, quarantined["reason"].to_pylist()))
         self._note_unknown_dates(name, rows)
         # A row without news in its digest may be new by its time alone.
-        seen = np.concatenate([digests[is_new], bad_digests[is_new_bad]])
-        seen = seen[~np.isin(seen, self._seen)]
+        seen = np.concatenate([digests[~is_seen], bad_digests[~is_seen_bad]])
         for table, part in (("raw", rows), ("quarantine", quarantined), ("seen", pa.table({"row": seen}))):
             self._outputs[table] += self._store.put_part(part)
+
+    def _edited_among(self, rows: pa.Table) -> dict[ReviewKey, Current]:
+        """By source and id, what holds now of the rows' reviews that were edited."""
+        columns = ["source", "review_id", "replaced_by", "replaced_by_created_at"]
+        return {
+            (row["source"], row["review_id"]): Current(row["replaced_by"], row["replaced_by_created_at"])
+            for row in self._matching("history", columns, rows)
+        }
+
+    def _timeless_among(self, rows: pa.Table) -> set[ReviewKey]:
+        """The rows' reviews that are clean and have no time, by source and id."""
+        found = self._matching("clean", ["source", "review_id", "created_at"], rows)
+        return {(row["source"], row["review_id"]) for row in found if row["created_at"] is None}
+
+    def _matching(self, table: str, columns: list[str], rows: pa.Table) -> list[dict[str, Any]]:
+        """Rows of a table with an id that the reviews of these rows may have."""
+        keys = self._base.keys(table)
+        if not keys:
+            return []
+        own, source = rows["review_id"].to_pylist(), rows["source"].to_pylist()
+        ids = {*own, *map(made_id, source, own)}
+        found: list[dict[str, Any]] = matching_rows(
+            self._store, keys, tables.SCHEMAS[table], columns, ids, on="review_id"
+        ).to_pylist()
+        return found
 
     def _count(self, name: str, count: str, rows: int) -> None:
         self._by_source.setdefault(name, Counter())[count] += rows
@@ -285,15 +303,6 @@ def _keep_newer(last: dict[ReviewKey, tuple[dict[str, Any], bool]], key: ReviewK
     before = last.get(key)
     if before is None or not (row["created_at"] and before[0]["created_at"] and row["created_at"] < before[0]["created_at"]):
         last[key] = (row, is_new)
-
-
-def _timeless(store: Store, base: Snapshot) -> set[ReviewKey]:
-    """Clean reviews without a time, by source and id."""
-    found: set[ReviewKey] = set()
-    for part in store.iter_tables(base.keys("clean"), ["source", "review_id", "created_at"]):
-        rows = part.filter(pc.is_null(part["created_at"]))
-        found.update(zip(rows["source"].to_pylist(), rows["review_id"].to_pylist(), strict=True))
-    return found
 
 
 def row_digests(table: pa.Table, columns: Sequence[str]) -> Digests:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from reviewclf import tables
+from reviewclf.data.bands import find_near_duplicates
 from reviewclf.data.cleaning import CleanedPart, Cleaner
-from reviewclf.data.duplicates import match_near_duplicates
 from reviewclf.data.edits import REWRITTEN, apply_edits
 from reviewclf.data.intake import kind_of
+from reviewclf.data.lookups import KnownReviews, batches
 from reviewclf.manifest import Manifest
 from reviewclf.settings import Settings
 from reviewclf.store import Snapshot, StageResult, Store
@@ -32,9 +31,12 @@ _MOSTLY = 0.5
 _NAMES = {"known": "known", "clean": "clean", "duplicates": "duplicates", "quarantine": "quarantined"}
 
 
-def read_base(base: Snapshot) -> list[str]:
-    """The parts that cleaning depends on; where they have changed, rows are cleaned anew before they are published."""
-    return [key for table in (*REWRITTEN, "history") for key in base.keys(table)]
+def read_base(base: Snapshot) -> dict[str, int]:
+    """Versions of the tables that cleaning depends on; where they have changed, rows are cleaned anew to be published.
+
+    Of edits the parts are named that hold the texts, so that rows that are laid out anew count as changed.
+    """
+    return {name: base.tables[name].version for name in (*REWRITTEN, "history", "bands") if name in base.tables}
 
 
 def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manifest, validated: Manifest) -> Manifest:
@@ -43,8 +45,8 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
     Returns
     -------
     Manifest
-        ``outputs``: new parts by table; ``base``, and ``stored_<table>``, all earlier parts of a table where edits have changed
-        some; ``counts``: raw rows = clean + duplicates + quarantine + known; ``details``: counts by source, reasons of
+        ``outputs``: new parts by table, and ``stored_<table>``, all earlier parts of a table where some have changed;
+        ``counts``: raw rows = clean + duplicates + quarantine + known; ``details``: ``base``, counts by source, reasons of
         quarantine, and sources whose ids are ignored.
     """
     remembered: dict[str, Any] = base.state.get(IDS_IGNORED) or {}  # type: ignore[assignment]
@@ -63,28 +65,32 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
     }
 
     def work() -> StageResult:
-        cleaner = Cleaner(ids_ignored=ignored, stale=stale)
-        for known in store.iter_tables(base.keys("clean"), ["review_id", "text_hash", "source", "created_at"]):
-            cleaner.know(known)
-        for copies in store.iter_tables(base.keys("duplicates")):
-            cleaner.know_duplicates(copies)
+        known = KnownReviews(store, base.keys("clean"), base.keys("duplicates"))
+        cleaner = Cleaner(ids_ignored=ignored, stale=stale, known=known)
         cleaner.ids_ignored |= _renumbered(store, ingested, cleaner)
         new: dict[str, list[str]] = {name: [] for name in CleanedPart._fields if name != "known"}
         counts = dict.fromkeys(CleanedPart._fields, 0)
         by_source: dict[str, Counter[str]] = {}
         reasons: Counter[str] = Counter()
-        for raw, failed in _parts_with_failures(store, ingested, validated):
+        for raw, failed in _batches_with_failures(store, ingested, validated):
             part = cleaner.clean(raw, failed)
             reasons.update(map(kind_of, part.quarantine["reason"].to_pylist()))
+            put: dict[str, list[str]] = {}
             for name, table in part._asdict().items():
                 counts[name] += table.num_rows
                 for source in table["source"].to_pylist() if name in _NAMES else ():
                     by_source.setdefault(source, Counter())[_NAMES[name]] += 1
                 if name in new:
-                    new[name] += store.put_part(table)
-        near = near_duplicate_rows(store, base, new["clean"], settings.dataset.near_duplicate_similarity)
-        new["near_duplicates"], counts["near_duplicates"] = store.put_part(near, tables.NEAR_DUPLICATE_SCHEMA), len(near)
-        outputs: dict[str, str | list[str]] = {"base": read_base(base)}
+                    put[name] = store.put_part(table)
+                    new[name] += put[name]
+            known.add(put["clean"], put["duplicates"])
+            cleaner.forget()
+        near = find_near_duplicates(store, base, new["clean"], settings.dataset.near_duplicate_similarity)
+        new |= {"near_duplicates": near.rows, "bands": near.bands}
+        counts["near_duplicates"] = near.found
+        outputs: dict[str, str | list[str]] = {}
+        if near.stored_bands != base.keys("bands"):
+            outputs["stored_bands"] = near.stored_bands
         counts |= {"edited": cleaner.edited, "repaired": cleaner.repaired}
         counts |= {"superseded": 0, "left_clean": 0, "left_duplicates": 0, "promoted": 0}
         if cleaner.edits or cleaner.dated:
@@ -97,42 +103,23 @@ def clean_rows(settings: Settings, store: Store, base: Snapshot, ingested: Manif
             outputs={**outputs, **new},
             counts=counts,
             details={
+                "base": inputs["base"],
                 "by_source": {name: dict(found) for name, found in sorted(by_source.items())},
                 "reasons": dict(sorted(reasons.items())),
                 "ids_ignored": sorted(cleaner.ids_ignored),
             },
         )
 
-    return store.run_stage("clean", 2, inputs, work)
-
-
-def near_duplicate_rows(store: Store, base: Snapshot, new: Sequence[str], similarity: float) -> list[dict[str, str]]:
-    """The new clean rows that are near-duplicates of an earlier one, and which one that is.
-
-    They are recorded and stay: whether they may be trained on together is for the dataset to decide.
-    """
-    if not new:
-        return []
-    rows = store.read_table(new, ["review_id", "text_hash", "text_clean"]).to_pydict()
-    known = store.read(base, "clean", ["text_hash", "text_clean"])
-    # A text that moved to another review in this batch is no near-duplicate of itself.
-    earlier = known.filter(pc.invert(pc.is_in(known["text_hash"], pa.array(rows["text_hash"], pa.string())))).to_pydict()
-    hashes, texts = (earlier[name] + rows[name] for name in ("text_hash", "text_clean"))
-    matches = match_near_duplicates(rows["text_clean"], texts, similarity=similarity)
-    # A row that is like no earlier one is the first that is like itself.
-    places = range(len(earlier["text_hash"]), len(texts))
-    return [
-        {"review_id": review_id, "text_hash": hashes[place], "near_duplicate_of": hashes[match]}
-        for review_id, place, match in zip(rows["review_id"], places, matches, strict=True)
-        if match is not None and match < place
-    ]
+    return store.run_stage("clean", 3, inputs, work)
 
 
 def _renumbered(store: Store, ingested: Manifest, cleaner: Cleaner) -> set[str]:
     """Files that number their reviews from 1 each time they are written: by their ids all reviews would seem to be edited."""
     rows: dict[str, Any] = ingested.details.get("whole") or {}  # type: ignore[assignment]
     renamed: Counter[str] = Counter()
-    for part in store.iter_tables(ingested.keys("raw"), ["review_id", "source", "text"]):
+    for part in batches(store, ingested.keys("raw"), columns=["review_id", "source", "text"]):
+        cleaner.forget()
+        cleaner.recall(row for row in part.to_pylist() if row["source"] in rows)
         again = [row for row in part.to_pylist() if row["source"] in rows and cleaner.resolve(row) in cleaner.holds]
         for row, text in zip(again, clean_texts([row["text"] or "" for row in again]), strict=True):
             renamed[row["source"]] += bool(text) and text_hash(text) != cleaner.holds[cleaner.resolve(row)].text_hash
@@ -152,9 +139,9 @@ def _renumbered(store: Store, ingested: Manifest, cleaner: Cleaner) -> set[str]:
     return found
 
 
-def _parts_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
+def _batches_with_failures(store: Store, ingested: Manifest, validated: Manifest) -> Iterator[tuple[pa.Table, dict[int, str]]]:
     failures = {row["position"]: row["reason"] for row in store.iter_rows(validated.keys("failed"))}
     start = 0
-    for raw in store.iter_tables(ingested.keys("raw")):
+    for raw in batches(store, ingested.keys("raw")):
         yield raw, {place: failures[start + place] for place in range(raw.num_rows) if start + place in failures}
         start += raw.num_rows

@@ -65,16 +65,14 @@ def ingest(settings: Settings) -> Manifest:
         "unchanged": len(sources) - len(fresh),
         "options": settings.ingest,
         "max_volume_ratio": settings.quality.max_volume_ratio,
-        "seen": base.keys("seen"),
-        "history": base.keys("history"),
-        "clean": base.keys("clean") if fill_times else [],
+        "base": base.identity("seen", "history", *(["clean"] if fill_times else [])),
     }
     if len(files) == len(fresh):
-        return store.run_stage("ingest", 2, inputs, read)
+        return store.run_stage("ingest", 3, inputs, read)
     # A database has no fingerprint: it is read first, and what came is part of the digest.
     result = read()
     came = {"rows": result.outputs, "state": result.details["state"]}
-    return store.run_stage("ingest", 2, {**inputs, **came}, lambda: result)
+    return store.run_stage("ingest", 3, {**inputs, **came}, lambda: result)
 
 
 def validate_raw(settings: Settings, ingested: Manifest) -> Manifest:
@@ -130,7 +128,7 @@ def publish(settings: Settings, ingested: Manifest, validated: Manifest, cleaned
 
     def decide(base: Snapshot) -> Change:
         own, report = cleaned, clean_report
-        if key not in base.applied and read_base(base) != cleaned.keys("base"):
+        if key not in base.applied and read_base(base) != cleaned.details["base"]:
             own = clean_rows(settings, store, base, ingested, validated)
             report = check_rows(settings, "clean", own)
         published.append(_publish_manifest(store, ingested, validated, own, report))
@@ -148,7 +146,8 @@ def parts_to_commit(*manifests: Manifest) -> tuple[dict[str, list[str]], dict[st
         found = {table: [key for manifest in manifests for key in manifest.keys(prefix + table)] for table in names}
         return {table: keys for table, keys in found.items() if keys}
 
-    return named("", ("raw", "seen", *REWRITTEN, "quarantine", "history")), named("stored_", REWRITTEN)
+    written = ("raw", "seen", *REWRITTEN, "bands", "quarantine", "history")
+    return named("", written), named("stored_", (*REWRITTEN, "bands"))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

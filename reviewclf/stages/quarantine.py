@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.data.intake import READ, kind_of, row_digests, seen_rows
+from reviewclf.data.intake import READ, kind_of, row_digests, seen_among
+from reviewclf.data.lookups import matching_rows
 from reviewclf.data.sources import SourceFile, list_source
 from reviewclf.data.sources.files import DELIMITED, reread, suffix_of
 from reviewclf.data.sources.layout import Layout, recognise
@@ -108,7 +109,7 @@ def _replay(
     entries = [entry for entry in _entries(store, base, reason, source) if kind_of(entry.row["reason"]) != _VOTES]
     raw, is_first_read, left = _read_again(settings, entries)
     digests = row_digests(raw, READ)
-    known = np.isin(digests, seen_rows(store, base)) & is_first_read
+    known = seen_among(store, base, digests) & is_first_read
     places = raw["row_number"].to_pylist()
     raw, is_first_read = raw.filter(pa.array(~known)), is_first_read[~known]
     ingested = Manifest(
@@ -185,9 +186,10 @@ def _read_again(settings: Settings, entries: list[_Entry]) -> tuple[pa.Table, np
 def _stale(store: Store, base: Snapshot, raw: pa.Table) -> list[int]:
     """Numbers of rows whose review has come with another text since they were refused."""
     newest = {(row["source"], row["review_id"]): "" for row in raw.to_pylist()}
-    for row in store.iter_rows(base.keys("raw"), ["source", "review_id", "text"]):
-        if (key := (row["source"], row["review_id"])) in newest:
-            newest[key] = row["text"] or ""
+    among = raw.select(["source", "review_id"])
+    columns = ["source", "review_id", "text"]
+    for row in matching_rows(store, base.keys("raw"), tables.RAW_SCHEMA, columns, among, on=among.schema.names).to_pylist():
+        newest[row["source"], row["review_id"]] = row["text"] or ""
     return [row["row_number"] for row in raw.to_pylist() if newest[row["source"], row["review_id"]] not in ("", row["text"])]
 
 

@@ -185,7 +185,7 @@ class Store(Objects):
         for part in self.iter_tables(keys, columns):
             yield from part.to_pylist()
 
-    def scan(self, keys: Sequence[str], schema: pa.Schema) -> LazyFrame:
+    def scan(self, keys: Sequence[str], schema: pa.Schema, *, part: str | None = None) -> LazyFrame:
         """The rows under `keys` as a Polars query, to be joined and filtered without being read whole.
 
         Parameters
@@ -194,19 +194,23 @@ class Store(Objects):
             Parts of tables or outputs of stages; none give no rows.
         schema : Schema
             Their contract; columns that an earlier part lacks are null.
+        part : str, optional
+            Name of a column that is to hold the key of each row's part.
         """
         import polars
 
         empty = polars.DataFrame(schema.empty_table())
         if not keys:
-            return empty.lazy()
-        return polars.scan_parquet(
+            return empty.lazy() if part is None else empty.lazy().with_columns(polars.lit(None, polars.String).alias(part))
+        rows = polars.scan_parquet(
             [self.address(key) for key in keys],
             schema=empty.schema,
             missing_columns="insert",
             extra_columns="ignore",
+            include_file_paths=part,
             storage_options=storage_options(self.uri),
         )
+        return rows if part is None else rows.with_columns(polars.col(part).str.strip_prefix(self.address("")))
 
     def collect(self, query: LazyFrame, schema: pa.Schema) -> pa.Table:
         """What a query finds, by Polars' streaming engine; rows come in no order of their own."""

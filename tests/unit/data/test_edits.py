@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reviewclf import tables
+from reviewclf.data.bands import find_near_duplicates
 from reviewclf.data.cleaning import CleanedPart, Cleaner
 from reviewclf.data.edits import apply_edits
-from reviewclf.stages.cleaning import near_duplicate_rows
+from reviewclf.data.lookups import KnownReviews
 from reviewclf.store import Store
 from reviewclf.text import text_hash
 
@@ -24,14 +25,14 @@ night = st.lists(
 )
 
 
-def live(store: Store, rows: list[tuple[str, str]], number: int) -> Cleaner:
-    """Clean one night's rows on top of the store, in two chunks, and commit them."""
+def live(store: Store, rows: list[tuple[str, str]], number: int, *, chunk: int = 3, remembers: bool = False) -> Cleaner:
+    """Clean one night's rows on top of the store, in chunks, and commit them; looked up in the store, or all remembered."""
     base = store.snapshot()
-    cleaner = Cleaner()
-    for clean in store.iter_tables(base.keys("clean")):
-        cleaner.know(clean)
-    for copies in store.iter_tables(base.keys("duplicates")):
-        cleaner.know_duplicates(copies)
+    known = KnownReviews(store, base.keys("clean"), base.keys("duplicates"))
+    cleaner = Cleaner(known=None if remembers else known)
+    if remembers:
+        cleaner.know(store.read(base, "clean"))
+        cleaner.know_duplicates(store.read(base, "duplicates"))
     raw = pa.Table.from_pylist(
         [
             {"review_id": key, "text": text, "source": "a.csv", "extra": "{}", "row_number": n}
@@ -40,13 +41,15 @@ def live(store: Store, rows: list[tuple[str, str]], number: int) -> Cleaner:
         schema=tables.RAW_SCHEMA,
     )
     new: dict[str, list[str]] = {name: [] for name in CleanedPart._fields if name not in ("known", "quarantine")}
-    for chunk in (raw.slice(0, 3), raw.slice(3)):
-        part = cleaner.clean(chunk, {})
-        for name in new:
-            if getattr(part, name).num_rows:
-                new[name].append(store.put_table(getattr(part, name)))
-    near = near_duplicate_rows(store, base, new["clean"], 0.7)
-    new["near_duplicates"] = store.put_part(near, tables.NEAR_DUPLICATE_SCHEMA)
+    for start in range(0, raw.num_rows, chunk):
+        part = cleaner.clean(raw.slice(start, chunk), {})
+        put = {name: store.put_part(getattr(part, name)) for name in new}
+        new = {name: [*keys, *put[name]] for name, keys in new.items()}
+        known.add(put["clean"], put["duplicates"])
+        if not remembers:
+            cleaner.forget()
+    near = find_near_duplicates(store, base, new["clean"], 0.7)
+    new |= {"near_duplicates": near.rows, "bands": near.bands}
     replace: dict[str, list[str]] = {}
     if cleaner.edits:
         applied = apply_edits(store, base, new, cleaner)
@@ -85,6 +88,21 @@ def test_tables_hold_what_each_review_says_now_and_what_it_said_before(nights: l
         assert [(row["review_id"], row["text_hash"], row["replaced_by"]) for row in history] == edits
         assert all(text_hash(row["text"]) == row["text_hash"] for row in history)
         assert {row["review_id"] for row in rows_of(store, "near_duplicates")} <= {row["review_id"] for row in clean}
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(st.lists(night, min_size=1, max_size=4))
+def test_what_is_looked_up_in_chunks_leaves_what_remembering_all_leaves(nights: list[list[tuple[str, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stores = [Store(str(Path(folder) / name)) for name in ("remembered", "row by row", "at once")]
+        for number, rows in enumerate(nights):
+            for store, chunk in zip(stores, (100, 1, 100), strict=True):
+                live(store, rows, number, chunk=chunk, remembers=store is stores[0])
+        for table in ("clean", "duplicates", "near_duplicates", "history"):
+            found = [rows_of(store, table) for store in stores]
+            assert found[1] == found[0], table
+            assert found[2] == found[0], table
 
 
 def test_edits_change_only_the_parts_that_hold_the_texts(tmp_path: Path) -> None:
