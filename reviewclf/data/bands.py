@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.duplicates import Positions, match_near_duplicates
-from reviewclf.data.lookups import PLACE, batches, matching_rows
-from reviewclf.data.sketches import Sketches, band_width, first_near_duplicates, possible_pairs
+from reviewclf.data.lookups import PLACE, batches, matching_rows, scanned
+from reviewclf.data.sketches import PairSearch, Sketches, band_width, first_near_duplicates
 from reviewclf.store import Snapshot, Store
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _KNOWN_ROWS = 100_000
 # Pairs that may wait for their texts.
 _WAITING = 1_000_000
+_SKETCHED = ("text_hash", "keys", "size", "bitmap")
 _COLUMNS = ("review_id", "text_hash", "text_clean")
 
 
@@ -108,6 +109,7 @@ class _Earlier:
         """
         found: dict[int, str] = {}
         is_open = np.ones(len(texts), dtype=bool)
+        asked, search = np.flatnonzero(is_open), None
         positions: list[Positions] = []
         hashes: list[np.ndarray] = []
 
@@ -118,10 +120,12 @@ class _Earlier:
                 positions.clear()
                 hashes.clear()
 
-        for known in batches(self._store, bands, _KNOWN_ROWS):
-            asked = np.flatnonzero(is_open)
+        for known in scanned(self._store, bands, tables.BANDS_SCHEMA, _SKETCHED, _KNOWN_ROWS):
+            if search is None or len(asked) != is_open.sum():
+                asked = np.flatnonzero(is_open)
+                search = PairSearch(sketches.at(asked), self._similarity)
             names = known["text_hash"].to_numpy()
-            for first, second in possible_pairs(sketches.at(asked), Sketches.from_table(known), self._similarity):
+            for first, second in search.pairs(Sketches.from_table(known)):
                 # What has found an earlier one since looks no further.
                 wanted = is_open[asked[first]]
                 positions.append(asked[first[wanted]])

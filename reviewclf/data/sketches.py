@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from reviewclf.data.duplicates import (
     spread,
     without_spaces,
 )
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 # Bits of a bitmap: with half as many, three times as many pairs have to be compared, most of them of long reviews.
 _BITS = 1024
@@ -99,32 +102,39 @@ def band_width(similarity: float) -> int:
     return bands_and_rows(similarity)[1]
 
 
-def possible_pairs(new: Sketches, known: Sketches, similarity: float) -> Iterator[tuple[Positions, Positions]]:
-    """Pairs of a new text and a known one, by position, which hold all pairs of near-duplicates; in chunks, by known texts."""
-    import polars
+class PairSearch:
+    """Looks for pairs of new texts, which are given as sketches, and known ones."""
 
-    width = new.keys.shape[1]
-    asked = polars.DataFrame({"key": new.keys.ravel(), "new": np.repeat(np.arange(len(new.keys), dtype=np.uint32), width)})
-    held = polars.DataFrame({"key": known.keys.ravel(), "known": np.repeat(np.arange(len(known.keys), dtype=np.uint32), width)})
-    hits = held.join(asked.group_by("key").len(), on="key")
-    chunks = [hits]
-    if hits["len"].sum() > _PAIRS:
-        # Thousands of reviews from one template make millions of pairs.
-        total = polars.col("len").cast(polars.Int64).cum_sum()
-        chunks = hits.sort("known").with_columns(chunk=total // _PAIRS).partition_by("chunk", maintain_order=True)
-    for chunk in chunks:
-        pairs = chunk.join(asked, on="key").select("new", "known")
-        first, second = (pairs[name].to_numpy().astype(np.int64) for name in ("new", "known"))
-        left, right = new.sizes[first].astype(np.int64), known.sizes[second].astype(np.int64)
-        # Texts of the same letters are near-duplicates whatever their spaces.
-        is_same = new.keys[first, -1] == known.keys[second, -1]
-        kept = np.flatnonzero(_reaches(np.minimum(left, right), left, right, similarity) | is_same)
-        first, second, left, right, is_same = (part[kept] for part in (first, second, left, right, is_same))
-        differing = np.bitwise_count(new.bitmaps[first] ^ known.bitmaps[second]).sum(axis=1, dtype=np.int64)
-        kept = np.flatnonzero(_reaches((left + right - differing) // 2, left, right, similarity) | is_same)
-        # A pair may have several keys in common.
-        second, first = np.divmod(np.unique(second[kept] * len(new.sizes) + first[kept]), len(new.sizes))
-        yield first, second
+    def __init__(self, new: Sketches, similarity: float) -> None:
+        self._new, self._similarity = new, similarity
+        self._asked = _keys_of(new, "new")
+        self._keys = self._asked["key"].unique().implode()
+        self._counts = self._asked.group_by("key").len()
+
+    def pairs(self, known: Sketches) -> Iterator[tuple[Positions, Positions]]:
+        """Pairs of a new text and a known one, by position, which hold all near-duplicates; in chunks, by known texts."""
+        import polars
+
+        # Few keys are asked for: the others leave before they are joined.
+        hits = _keys_of(known, "known").filter(polars.col("key").is_in(self._keys)).join(self._counts, on="key")
+        chunks = [hits]
+        if hits["len"].sum() > _PAIRS:
+            # Thousands of reviews from one template make millions of pairs.
+            total = polars.col("len").cast(polars.Int64).cum_sum()
+            chunks = hits.sort("known").with_columns(chunk=total // _PAIRS).partition_by("chunk", maintain_order=True)
+        for chunk in chunks:
+            pairs = chunk.join(self._asked, on="key").select("new", "known")
+            first, second = (pairs[name].to_numpy().astype(np.int64) for name in ("new", "known"))
+            left, right = self._new.sizes[first].astype(np.int64), known.sizes[second].astype(np.int64)
+            # Texts of the same letters are near-duplicates whatever their spaces.
+            is_same = self._new.keys[first, -1] == known.keys[second, -1]
+            kept = np.flatnonzero(_reaches(np.minimum(left, right), left, right, self._similarity) | is_same)
+            first, second, left, right, is_same = (part[kept] for part in (first, second, left, right, is_same))
+            differing = np.bitwise_count(self._new.bitmaps[first] ^ known.bitmaps[second]).sum(axis=1, dtype=np.int64)
+            kept = np.flatnonzero(_reaches((left + right - differing) // 2, left, right, self._similarity) | is_same)
+            # A pair may have several keys in common.
+            second, first = np.divmod(np.unique(second[kept] * len(self._new.sizes) + first[kept]), len(self._new.sizes))
+            yield first, second
 
 
 def first_near_duplicates(
@@ -165,6 +175,13 @@ def _near_duplicates(
     similar = Verdict(forms, similarity).similar(left[~is_same], right[~is_same])
     left, right = (np.concatenate(pair) for pair in zip((left[is_same], right[is_same]), similar, strict=True))
     return asked[left], held[right - len(asked)]
+
+
+def _keys_of(sketches: Sketches, name: str) -> DataFrame:
+    import polars
+
+    places = np.repeat(np.arange(len(sketches.keys), dtype=np.uint32), sketches.keys.shape[1])
+    return polars.DataFrame({"key": sketches.keys.ravel(), name: places})
 
 
 def _reaches(common: Positions, left: Positions, right: Positions, similarity: float) -> Mask:

@@ -15,7 +15,7 @@ from reviewclf import tables
 from reviewclf.data import bands, sketches
 from reviewclf.data.duplicates import match_near_duplicates, near_duplicate_pairs
 from reviewclf.data.lookups import BATCH_ROWS
-from reviewclf.data.sketches import Sketches, first_near_duplicates, possible_pairs
+from reviewclf.data.sketches import PairSearch, Sketches, first_near_duplicates
 from reviewclf.store import Store
 from reviewclf.text import text_hash
 from tests.benchmarks import load_reviews
@@ -44,7 +44,7 @@ def test_no_pair_of_near_duplicates_falls_to_the_bounds(texts: list[str], simila
     every = Sketches.of(texts, similarity)
     possible = {
         pair
-        for chunk in possible_pairs(every, every, similarity)
+        for chunk in PairSearch(every, similarity).pairs(every)
         for pair in zip(*(side.tolist() for side in chunk), strict=True)
     }
     wanted = set(map(tuple, near_duplicate_pairs(texts, similarity=similarity).tolist()))
@@ -144,6 +144,6 @@ words = st.lists(st.sampled_from(["плед", "мягкий", "тёплый", "�
 def test_short_texts_fall_to_no_bound(few: list[str]) -> None:
     every = Sketches.of(few, 0.7)
     possible = {
-        pair for chunk in possible_pairs(every, every, 0.7) for pair in zip(*(side.tolist() for side in chunk), strict=True)
+        pair for chunk in PairSearch(every, 0.7).pairs(every) for pair in zip(*(side.tolist() for side in chunk), strict=True)
     }
     assert set(map(tuple, near_duplicate_pairs(few).tolist())) <= possible
