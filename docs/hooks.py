@@ -30,6 +30,8 @@ PACKAGE = HERE.parent / "reviewclf"
 # Tables of the store, by the name of their contract in reviewclf/tables.py.
 TABLES = {
     "raw": "RAW_SCHEMA",
+    "seen": "SEEN_SCHEMA",
+    "erased": "ERASED_SCHEMA",
     "clean": "CLEAN_SCHEMA",
     "history": "HISTORY_SCHEMA",
     "quarantine": "QUARANTINE_SCHEMA",
@@ -135,7 +137,8 @@ def tables_page() -> str:
     remarks = {name: _prose(comment) for comment, name in re.findall(r"((?:^# .*\n)+)(\w+_SCHEMA) = ", source, re.MULTILINE)}
     lines = [
         "# Tables",
-        "What the store holds: Parquet objects, and a log of snapshots that say which objects belong to which table. "
+        "What the store holds: Delta tables below `tables/`, and snapshots that name the version of each. Other tools "
+        "[read them as they are](../guides/open-tables.md). "
         "`review_id` is the source's id, else a hash of source and text; `text_hash` is the digest of the cleaned text.",
     ]
     for table, name in TABLES.items():

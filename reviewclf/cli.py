@@ -362,6 +362,27 @@ def health(
 
 
 @app.command()
+def erase(
+    review_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="REVIEW_ID...", help="As the store or the source has it.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="File with an id a line.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, only say what there is.")] = False,
+) -> None:
+    """Erase reviews for good: tables, their versions, outputs, journals, training sets. End all other runs before.
+
+    They do not come back from a source that still holds them. What was trained on them is listed.
+    """
+    from reviewclf.stages.erase import erase as run
+
+    lines = source.read_text(encoding="utf-8-sig").splitlines() if source is not None else []
+    wanted = [review_id.strip() for review_id in (*(review_ids or ()), *lines) if review_id.strip()]
+    if not wanted:
+        raise typer.BadParameter("name at least one review, or a file with --from")
+    cli_store.show_erasure(run(load_settings(), wanted, dry_run=dry_run))
+
+
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: REVIEWCLF_SERVING__HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; default: REVIEWCLF_SERVING__PORT.", min=0, max=65535)] = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reviewclf.settings import load_settings
 
 if TYPE_CHECKING:
+    from reviewclf.manifest import Manifest
     from reviewclf.store.inventory import Inventory
 
 app = typer.Typer(help="The store: what it holds, and keeping house in it.", no_args_is_help=True)
@@ -63,6 +64,35 @@ def migrate() -> None:
     for name, count in rows.items():
         typer.echo(f"{name:<20} {count:>12,} rows")
     typer.echo(f"{store.uri}: version {version} is taken over" if version else f"{store.uri}: nothing is left to be taken over")
+
+
+def show_erasure(done: Manifest) -> None:
+    """Say what was erased, and what is left for people to do."""
+    details: dict[str, Any] = done.details
+    counts = done.counts
+    would = "would be " if details["dry_run"] else ""
+    typer.echo(f"{counts['reviews']} reviews found, {counts['rows']} rows {would}erased")
+    for name, rows in details["rows"].items():
+        typer.echo(f"  {name}: {rows}")
+    if not details["dry_run"]:
+        typer.echo(
+            f"{counts['outputs']} files with outputs of stages and {counts['lines']} lines of journals held something of them"
+        )
+    told = {
+        "not found": details["unknown"],
+        "trained on, so train anew": [f"dataset {digest}" for digest in details["datasets"]],
+        "models trained on these": [f"version {version}" for version in details["versions"]],
+        "their training sets are not in the store any more, so nobody knows": [
+            f"version {version}" for version in details["unclear"]
+        ],
+    }
+    for what, names in told.items():
+        if names:
+            typer.echo(f"{what}: {', '.join(names)}")
+    if counts["shared"]:
+        typer.echo(f"{counts['shared']} of the texts were written by others too and stay as theirs")
+    if details["in_gold"]:
+        typer.echo(f"{details['in_gold']} of the texts are in gold: take them out of REVIEWCLF_GOLD and run this again")
 
 
 def _show(found: Inventory) -> None:

@@ -101,11 +101,15 @@ HEALTH_SCHEMA = _schema("at:time digest model_version rows:int64 verdict report"
 # A digest of 64 bits of each row that came in, as the signed number that Delta knows.
 SEEN_SCHEMA = _schema("row:int64")
 
+# Digests of 64 bits of what was erased and must not come back: of source and id (`review`), or of a text hash (`text`).
+ERASED_SCHEMA = _schema("kind digest:int64")
+
 # By the name of a table of the store or of a stage's output.
 SCHEMAS = {
     "raw": RAW_SCHEMA,
     "quarantine": QUARANTINE_SCHEMA,
     "seen": SEEN_SCHEMA,
+    "erased": ERASED_SCHEMA,
     "clean": CLEAN_SCHEMA,
     "duplicates": DUPLICATE_SCHEMA,
     "near_duplicates": NEAR_DUPLICATE_SCHEMA,
@@ -132,6 +136,7 @@ REQUIRED = {
     "raw": ("review_id", "source", "row_number"),
     "quarantine": ("row_number", "reason", "source"),
     "seen": ("row",),
+    "erased": ("kind", "digest"),
     "clean": ("review_id", "text_clean", "text_hash", "source"),
     "duplicates": ("review_id", "text_hash", "duplicate_of"),
     "near_duplicates": ("review_id", "text_hash", "near_duplicate_of"),

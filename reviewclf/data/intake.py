@@ -5,7 +5,6 @@ What was seen before is left out, what was refused is judged, and ids are looked
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reviewclf import tables
+from reviewclf.data.digests import Digests, Erased, row_digests
 from reviewclf.data.lookups import matching_rows
 from reviewclf.data.sources.rows import Chunk, has_unknown_time, made_id
 from reviewclf.errors import QualityError
@@ -41,7 +41,6 @@ _TEXTS_OF_NO_ID = 3
 _MIN_FILES = 3
 _FEWEST_ROWS = 100
 
-Digests = np.ndarray
 Mask = np.ndarray
 # Source and id: several sources may use the same ids.
 ReviewKey = tuple[str, str]
@@ -123,6 +122,7 @@ class Intake:
 
     def __init__(self, store: Store, base: Snapshot, options: IngestSettings, *, fill_times: bool = False) -> None:
         self._store, self._base, self._options = store, base, options
+        self._erased = Erased(store, base)
         self._fill_times = fill_times
         # By source and id, what holds now of the reviews among those that came which were edited.
         self._edited: dict[ReviewKey, Current] = {}
@@ -203,6 +203,9 @@ class Intake:
 
     def _add(self, name: str, chunk: Chunk, last: dict[ReviewKey, tuple[dict[str, Any], bool]]) -> None:
         rows, quarantined = chunk.rows, chunk.quarantined
+        erased = self._erased.of_review(rows)
+        self._count(name, "known", int(erased.sum()))
+        rows = rows.filter(pa.array(~erased))
         digests = row_digests(rows, READ)
         bad_digests = row_digests(quarantined, REFUSED)
         self._id_digests.setdefault(name, []).append((row_digests(rows, ("review_id",)), digests))
@@ -217,6 +220,7 @@ class Intake:
                     _keep_newer(last, key, row, bool(is_new[position]))
                 elif not is_new[position] and row["created_at"] is not None and self._key_among(row, timeless) is not None:
                     is_new[position] = True
+        is_new[is_new] = ~self._erased.has_text(rows.filter(pa.array(is_new)))
         self._count(name, "known", int((~is_new).sum() + (~is_new_bad).sum()))
         rows, quarantined = rows.filter(pa.array(is_new)), quarantined.filter(pa.array(is_new_bad))
         self._count(name, "raw", rows.num_rows)
@@ -303,12 +307,3 @@ def _keep_newer(last: dict[ReviewKey, tuple[dict[str, Any], bool]], key: ReviewK
     before = last.get(key)
     if before is None or not (row["created_at"] and before[0]["created_at"] and row["created_at"] < before[0]["created_at"]):
         last[key] = (row, is_new)
-
-
-def row_digests(table: pa.Table, columns: Sequence[str]) -> Digests:
-    """64 bits a row over `columns`: with ten million rows the odds of any false match are one in 400,000."""
-    digests = (
-        hashlib.blake2b(json.dumps(values, ensure_ascii=False).encode(), digest_size=8).digest()
-        for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
-    )
-    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)

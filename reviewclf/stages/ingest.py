@@ -65,7 +65,7 @@ def ingest(settings: Settings) -> Manifest:
         "unchanged": len(sources) - len(fresh),
         "options": settings.ingest,
         "max_volume_ratio": settings.quality.max_volume_ratio,
-        "base": base.identity("seen", "history", *(["clean"] if fill_times else [])),
+        "base": base.identity("seen", "erased", "history", *(["clean"] if fill_times else [])),
     }
     if len(files) == len(fresh):
         return store.run_stage("ingest", 3, inputs, read)

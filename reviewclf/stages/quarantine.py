@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.data.intake import READ, kind_of, row_digests, seen_among
+from reviewclf.data.digests import row_digests
+from reviewclf.data.intake import READ, kind_of, seen_among
 from reviewclf.data.lookups import matching_rows
 from reviewclf.data.sources import SourceFile, list_source
 from reviewclf.data.sources.files import DELIMITED, reread, suffix_of

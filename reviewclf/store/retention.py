@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 
+from reviewclf.manifest import Manifest
 from reviewclf.settings import MaintenanceSettings
 from reviewclf.store.delta import log_version
 from reviewclf.store.objects import File
@@ -75,8 +76,9 @@ def remove_old(
     cutoff = min(graced, now - timedelta(days=options.keep_days))
     snapshots = kept_snapshots(files, options, cutoff)
     manifests = kept_manifests(files, options, cutoff, datasets)
-    named, logs = _needed(store, files, snapshots, manifests)
-    stays = snapshots | manifests | named
+    needed = _read_from(store, manifests & files.keys()) & files.keys()
+    named, logs = _needed(store, files, snapshots, needed - snapshots, manifests)
+    stays = snapshots | needed | manifests | named
     chosen = [
         (what, key, file)
         for key, file in files.items()
@@ -95,6 +97,11 @@ def remove_old(
     for what, file in removed:
         bytes_by[what] += file.bytes
     return Removed(files=dict(Counter(what for what, _ in removed)), bytes=dict(bytes_by))
+
+
+def named_keys(data: bytes) -> set[str]:
+    """Keys of objects and parts that a manifest or a snapshot names anywhere."""
+    return {key.decode() for key in _KEY.findall(data)}
 
 
 def _kind(key: str, logs: Collection[str]) -> str | None:
@@ -137,17 +144,32 @@ def kept_manifests(
     return kept
 
 
-def _needed(store: Store, files: dict[str, File], snapshots: set[str], manifests: set[str]) -> tuple[set[str], set[str]]:
-    """Keys that snapshots and manifests name, and files of the tables' logs that nothing needs."""
-    names = store.read_many(sorted(snapshots)) | store.read_many(sorted(manifests & files.keys()))
-    named = {key.decode() for data in names.values() for key in _KEY.findall(data)}
-    read = [Snapshot.model_validate_json(names[key]) for key in sorted(snapshots) if key in names]
+def _read_from(store: Store, manifests: Collection[str]) -> set[str]:
+    """Keys of the snapshots that training sets were made from, so that they can be made again."""
+    cards = store.read_many(sorted(key for key in manifests if key.startswith(f"stages/{DATASETS}/")))
+    versions = (Manifest.model_validate_json(data).details.get("snapshot") for data in cards.values())
+    return {f"snapshots/{version:012d}.json" for version in versions if isinstance(version, int)}
+
+
+def _needed(
+    store: Store, files: Mapping[str, File], snapshots: set[str], single: set[str], manifests: set[str]
+) -> tuple[set[str], set[str]]:
+    """Keys that snapshots and manifests name, and files of the tables' logs that nothing needs.
+
+    Of the time that `snapshots` cover, the tables stay readable at every version; of `single` ones at theirs alone.
+    """
+    names = store.read_many(sorted(snapshots | single | manifests & files.keys()))
+    named = {key for data in names.values() for key in named_keys(data)}
+    read = {key: Snapshot.model_validate_json(names[key]) for key in snapshots | single if key in names}
     logs: set[str] = set()
-    for name in {table for snapshot in read for table in snapshot.tables}:
-        oldest = min(snapshot.tables[name].version for snapshot in read if name in snapshot.tables)
-        log = {key: version for key in files if (version := log_version(name, key)) is not None}
-        # All parts of the versions in between are kept as well: a table stays readable at each of them.
-        named |= {*store.delta.parts(name, oldest), *store.delta.parts_since(name, oldest)}
-        first = max((version for key, version in log.items() if key.endswith(".parquet") and version <= oldest), default=0)
-        logs |= {key for key, version in log.items() if version < first}
+    for name in {table for snapshot in read.values() for table in snapshot.tables}:
+        held = {key: snapshot.tables[name].version for key, snapshot in read.items() if name in snapshot.tables}
+        versions = [version for key, version in held.items() if key in snapshots]
+        for version in {version for key, version in held.items() if key in single}.union(versions and {min(versions)}):
+            named |= set(store.delta.parts(name, version))
+        named |= store.delta.parts_since(name, min(versions, default=-1))
+        oldest = min(held.values())
+        log = {key: number for key in files if (number := log_version(name, key)) is not None}
+        first = max((number for key, number in log.items() if key.endswith(".parquet") and number <= oldest), default=0)
+        logs |= {key for key, number in log.items() if number < first}
     return named, logs

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.cleaning import day_of
-from reviewclf.data.intake import READ, row_digests
+from reviewclf.data.digests import row_digests
+from reviewclf.data.intake import READ
 from reviewclf.data.sketches import Sketches
 from reviewclf.settings import Settings
 from reviewclf.store import Store

@@ -231,6 +231,22 @@ def test_promotions_and_needed_training_sets_stay_for_ever(store: Store) -> None
     assert [store.manifest("dataset", manifest.digest) for manifest in made[1:4]] == [None] * 3
 
 
+def test_training_set_that_stays_can_be_made_again(store: Store) -> None:
+    made = store.run_stage("dataset", 1, {}, lambda: StageResult(details={"snapshot": 7}))
+    compact(store)
+    parts = set(store.snapshot(15).keys("seen"))
+    for night in range(3):
+        write(store, 100 + night)
+    remove_old(store, FEW, datasets={made.digest}, now=LATER)
+    again = Store(store.uri)
+    assert rows(again, 7) == list(range(14))
+    assert len(again.snapshot(7).keys("seen")) == 7
+    # Only its own version is held, not all of those that came after.
+    assert len(parts & files(again)) == 7
+    with pytest.raises(StoreError, match="is not there"):
+        again.snapshot(8)
+
+
 def test_old_journals_and_snapshots_of_the_earlier_format_go(store: Store) -> None:
     for key, days in (("journal/votes/a.jsonl", 40), ("journal/votes/b.jsonl", 20), ("log/000000000001.json", 40)):
         store.create(key, b"{}\n")
