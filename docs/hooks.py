@@ -39,6 +39,7 @@ TABLES = {
     "near_duplicates": "NEAR_DUPLICATE_SCHEMA",
     "bands": "BANDS_SCHEMA",
     "votes": "VOTE_SCHEMA",
+    "unvoted": "TEXT_SCHEMA",
     "labels": "LABEL_SCHEMA",
     "synthetic": "SYNTHETIC_SCHEMA",
     "rejected_synthetic": "SYNTHETIC_SCHEMA",

@@ -54,6 +54,9 @@ VOTE_SCHEMA = _schema(
     "text_hash annotator prompt draw:int64 label confidence:float64 raw reason tokens_in:int64 tokens_out:int64 seconds:float64"
 )
 
+# Texts without anything else. The table `unvoted` has those that annotators still owe votes on after the last labelling.
+TEXT_SCHEMA = _schema("text_hash")
+
 # `decision`: kept (trained on), review (for people to decide) or dropped.
 LABEL_SCHEMA = _schema("text_hash label confidence:float64 agreement:float64 votes:int64 method origin decision")
 
@@ -117,8 +120,8 @@ SCHEMAS = {
     "history": HISTORY_SCHEMA,
     "reviews": REVIEW_SCHEMA,
     "votes": VOTE_SCHEMA,
+    "unvoted": TEXT_SCHEMA,
     "labels": LABEL_SCHEMA,
-    "labels_before": LABEL_SCHEMA,
     "synthetic": SYNTHETIC_SCHEMA,
     "rejected_synthetic": SYNTHETIC_SCHEMA,
     "synthetic_written": WRITTEN_SCHEMA,
@@ -143,6 +146,7 @@ REQUIRED = {
     "bands": ("text_hash", "width", "keys", "size", "bitmap"),
     "history": ("review_id", "source", "text_hash", "replaced_by"),
     "votes": ("text_hash", "annotator", "prompt", "draw"),
+    "unvoted": ("text_hash",),
     "labels": ("text_hash", "label", "decision"),
     "predictions": ("review_id", "text_hash", "label", "model_version", "role", "scored_at"),
     "health": ("at", "report"),

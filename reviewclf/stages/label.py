@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
-
-import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from reviewclf import tables
 from reviewclf.data.gold import load_gold
-from reviewclf.errors import LabelingError
-from reviewclf.evaluation import reliability
-from reviewclf.labeling.annotators import KeywordAnnotator, RecordedAnnotator, Review, VoteIdentity, make_annotators
+from reviewclf.labeling.annotators import RecordedAnnotator, Review, make_annotators
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
 from reviewclf.labeling.asking import ask_all, expected_votes
-from reviewclf.labeling.votes import aggregate_llm_votes
+from reviewclf.labeling.counts import against_gold, count_changed, count_labels, count_votes, sums
+from reviewclf.labeling.labels import IDENTITY, current_labels
+from reviewclf.labeling.pending import known_votes, names_found, pending_reviews, texts_to_look_at
+from reviewclf.labeling.texts import names_of
 from reviewclf.llm.budget import costs_of, total_costs
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
 from reviewclf.store import Change, Snapshot, StageResult, Store
 from reviewclf.store.delta import digest_of_part
-from reviewclf.tables import HUMAN
+from reviewclf.store.queries import unknown_parts
 from reviewclf.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 20
+
+# In the state of a snapshot: up to which snapshot's reviews everything is voted on but what the table `unvoted` names, and by
+# which annotators.
+_VOTED = "voted"
+# What tells refused votes from each other.
+_REFUSED = ["payload", "reason", "row_number", "source"]
 
 
 def select(settings: Settings) -> Manifest:
@@ -45,27 +49,38 @@ def select(settings: Settings) -> Manifest:
     store = Store(settings.store_uri)
     snapshot = store.snapshot()
     taxonomy = Taxonomy.load(settings.taxonomy)
+    gold = load_gold(settings, taxonomy)
     annotators = make_annotators(settings, taxonomy)
-    reviews = all_reviews(store, snapshot, settings, taxonomy)
+    recorded = [annotator for annotator in annotators if isinstance(annotator, RecordedAnnotator)]
+    labels = snapshot.tables.get("labels")
+    before: Any = snapshot.state.get(_VOTED) or {}
+    voted: dict[str, Any] = {
+        "annotators": [annotator.version for annotator in annotators if annotator not in recorded],
+        "recorded": [annotator.version for annotator in recorded],
+        "gold": None if gold is None else gold.digest,
+    }
+    newest = max(snapshot.identity("clean", "duplicates").values(), default=0)
+    is_news = {**before, **voted} != before or newest > before["snapshot"]
     inputs = {
-        "reviews": digest_of([review.model_dump() for review in reviews]),
-        "votes": snapshot.keys("votes"),
-        "labels": snapshot.keys("labels"),
+        "tables": snapshot.identity("clean", "duplicates", "votes", "unvoted"),
+        "labels": None if labels is None else labels.version,
+        "voted": before,
         "annotators": [annotator.version for annotator in annotators],
+        "gold": voted["gold"],
+        "votes": settings.votes,
         "shard_rows": settings.llm.shard_rows,
     }
 
     def work() -> StageResult:
-        known = vote_identities(store, snapshot.keys("votes"))
-        pending = [review for review in reviews if not expected_votes(annotators, review) <= known]
-        shards = max(1, -(-len(pending) // settings.llm.shard_rows))
-        recorded = [annotator for annotator in annotators if isinstance(annotator, RecordedAnnotator)]
-        unmatched = [key for annotator in recorded for key in annotator.unmatched(reviews)]
+        wanted = texts_to_look_at(store, snapshot, gold, recorded, before, voted)
+        found = {annotator.by: names_found(store, snapshot, gold, annotator) for annotator in recorded}
+        unmatched = [name for annotator in recorded for name in annotator.unmatched(found[annotator.by])]
         refused = [row for annotator in recorded for row in annotator.refused]
         # The sample's votes stand in until somebody gives their own.
         if settings.votes != Settings.model_fields["votes"].get_default(call_default_factory=True, validated_data={}):
             for annotator in recorded:
-                annotator.check_matched(reviews)
+                some = next(store.batches(names_of(store, snapshot, gold, annotator.by).head(_NAMED), _NAMED), None)
+                annotator.check_matched(found[annotator.by], [] if some is None else some["name"].to_list())
         if unmatched:
             logger.warning("%d recorded vote key(s) name no review: %s", len(unmatched), ", ".join(unmatched[:_NAMED]))
         for row in refused[:_NAMED]:
@@ -73,18 +88,15 @@ def select(settings: Settings) -> Manifest:
         quarantine = [
             {**row.model_dump(), "reason": f"vote refused: {row.reason}", "source": str(settings.votes)} for row in refused
         ]
+        counts = {"looked_at": 0, "pending": 0}
+        keys: list[str] = []
+        for shard in _sharded(pending_reviews(store, snapshot, gold, annotators, wanted, counts), settings.llm.shard_rows):
+            keys += store.put_part(shard, tables.REVIEW_SCHEMA)
+        shards = max(1, len(keys))
         return StageResult(
-            outputs={
-                "reviews": store.put_part(pending, tables.REVIEW_SCHEMA),
-                # What `aggregate` compares with, so that a repeated task counts the same changes as the first attempt.
-                "labels_before": snapshot.keys("labels"),
-                # What `annotate` need not ask again.
-                "votes_before": snapshot.keys("votes"),
-                "quarantine": store.put_part(quarantine, tables.QUARANTINE_SCHEMA),
-            },
+            outputs={"reviews": keys, "quarantine": store.put_part(quarantine, tables.QUARANTINE_SCHEMA)},
             counts={
-                "reviews": len(reviews),
-                "pending": len(pending),
+                **counts,
                 "recorded_votes": sum(map(len, recorded)),
                 "unmatched_votes": len(unmatched),
                 "refused_votes": len(refused),
@@ -92,10 +104,19 @@ def select(settings: Settings) -> Manifest:
             details={
                 "shards": [{"shard": number, "shards": shards} for number in range(shards)],
                 "unmatched_votes": list(unmatched[:_NAMED]),
+                # What `aggregate` compares with, so that a repeated task counts the same changes as the first attempt.
+                "labels_before": inputs["labels"],
+                "voted": {**voted, "snapshot": snapshot.version} if is_news else before,
             },
         )
 
-    return store.run_stage("select", 1, inputs, work)
+    return store.run_stage("select", 2, inputs, work)
+
+
+def _sharded(reviews: Iterator[Review], size: int) -> Iterator[list[Review]]:
+    """The reviews, at most `size` together, those sorted by text hash."""
+    while shard := sorted(islice(reviews, size), key=lambda review: review.text_hash):
+        yield shard
 
 
 def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> Manifest:
@@ -111,31 +132,36 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
     Returns
     -------
     Manifest
-        ``outputs["votes"]``: the votes; ``counts``: reviews, votes, those without a label, and those that are still missing
-        because the model gave no answer or the budget ended.
+        ``outputs``: ``votes``, and ``unvoted``, the texts that lack votes even so; ``counts``: reviews, votes, those without
+        a label, and those that are still missing because the model gave no answer or the budget ended.
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     annotators = make_annotators(settings, taxonomy)
+    place, shards = int(shard["shard"]), int(shard["shards"])
+    # Where nothing is pending there is a shard without reviews.
+    keys = selected.keys("reviews")[place : place + 1]
     inputs = {
-        "reviews": selected.keys("reviews"),
-        "shard": [shard["shard"], shard["shards"]],
+        "reviews": keys,
+        "shard": [place, shards],
         "annotators": [annotator.version for annotator in annotators],
         "budget": settings.llm.model_dump(mode="json", include={"max_reviews", "max_tokens", "max_cost", "max_seconds"}),
     }
 
     def work() -> StageResult:
-        place, shards = int(shard["shard"]), int(shard["shards"])
-        pending = (Review.model_validate(row) for row in store.iter_rows(selected.keys("reviews")))
-        reviews = [review for review in pending if int(review.text_hash[:8], 16) % shards == place]
-        published = dict.fromkeys([*selected.keys("votes_before"), *store.snapshot().keys("votes")])
-        known = vote_identities(store, list(published))
+        reviews = [Review.model_validate(row) for row in store.iter_rows(keys)]
+        known = known_votes(store, store.snapshot().keys("votes"), annotators, reviews)
         votes, stopped = ask_all(store, annotators, reviews, settings, known=known, shards=shards, shard=place)
         given = known | {vote.identity for vote in votes}
-        unanswered = sum(len(expected_votes(annotators, review) - given) for review in reviews)
+        missing = {review.text_hash: len(expected_votes(annotators, review) - given) for review in reviews}
+        unanswered = sum(missing.values())
+        unvoted = [{"text_hash": key} for key, count in missing.items() if count]
         costs = costs_of([vote.model_dump() for vote in votes], settings.llm)
         return StageResult(
-            outputs={"votes": store.put_part(votes, tables.VOTE_SCHEMA)},
+            outputs={
+                "votes": store.put_part(votes, tables.VOTE_SCHEMA),
+                "unvoted": store.put_part(unvoted, tables.TEXT_SCHEMA),
+            },
             counts={
                 "reviews": len(reviews),
                 "votes": len(votes),
@@ -147,7 +173,7 @@ def annotate(settings: Settings, selected: Manifest, shard: dict[str, Any]) -> M
             is_final=not unanswered or (stopped is not None and any(vote.tokens_in or vote.tokens_out for vote in votes)),
         )
 
-    return store.run_stage("annotate", 2, inputs, work)
+    return store.run_stage("annotate", 3, inputs, work)
 
 
 def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
@@ -168,13 +194,13 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
     taxonomy = Taxonomy.load(settings.taxonomy)
     gold = load_gold(settings, taxonomy)
     aggregated: list[Manifest] = []
+    publish_votes(store, selected, annotated)
 
     def decide(base: Snapshot) -> Change:
-        new = base.missing("votes", [key for manifest in annotated for key in manifest.keys("votes")])
-        keys = [*base.keys("votes"), *new]
+        labels = current_labels(store, base, settings, taxonomy)
         inputs = {
-            "votes": [digest_of_part(key) for key in keys],
-            "labels_before": selected.keys("labels_before"),
+            "votes": base.identity("votes"),
+            "labels_before": selected.details["labels_before"],
             "taxonomy": digest_of(taxonomy),
             "options": settings.aggregation,
             "new": [manifest.digest for manifest in annotated],
@@ -182,36 +208,54 @@ def aggregate(settings: Settings, selected: Manifest, annotated: Sequence[Manife
         }
 
         def work() -> StageResult:
-            votes = usable_votes(store, keys, settings, taxonomy)
-            labels = decide_labels(votes, settings, taxonomy)
-            table = pa.Table.from_pandas(labels[tables.LABEL_SCHEMA.names], schema=tables.LABEL_SCHEMA, preserve_index=False)
-            before = store.read(selected, "labels_before", ["text_hash", "label"]).to_pandas()
-            both = labels.merge(before, on="text_hash", how="outer", suffixes=("", "_before"))
+            before: Any = selected.details["labels_before"]
+            earlier = [] if before is None else store.delta.parts("labels", before)
+            found = count_labels(store, labels.parts)
             return StageResult(
-                outputs={"labels": store.put_table(table)},
                 counts={
-                    "votes": len(votes),
+                    "votes": count_votes(store, base, settings, taxonomy),
                     "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
-                    "labels": len(labels),
-                    "labels_by_stems_alone": int((labels["method"] == KEYWORDS).sum()),
-                    "changed": int((both["label"].fillna("") != both["label_before"].fillna("")).sum()),
+                    "labels": int(found["rows"].sum()),
+                    "labels_by_stems_alone": int(found.loc[found["method"] == KEYWORDS, "rows"].sum()),
+                    "changed": count_changed(store, earlier, labels.parts),
                 },
                 details={
-                    "labels_by_class": labels["label"].value_counts().to_dict(),
-                    "decisions": labels["decision"].value_counts().to_dict(),
+                    "labels_by_class": sums(found, "label"),
+                    "decisions": sums(found, "decision"),
                     "costs": costs_of_shards(annotated),
-                    **({} if gold is None else _against_gold(gold.frame, labels, votes)),
+                    **({} if gold is None else against_gold(store, base, labels.parts, gold.frame, settings, taxonomy)),
                 },
             )
 
-        manifest = store.run_stage("aggregate", 3, inputs, work)
-        aggregated.append(manifest)
-        append = {"votes": new, "quarantine": base.missing("quarantine", selected.keys("quarantine"))}
-        return Change(f"labels:{manifest.digest}", append, {"labels": manifest.keys("labels")})
+        aggregated.append(store.run_stage("aggregate", 4, inputs, work))
+        # What is published depends on votes and rules alone, so that its key must not keep it from being published again.
+        key = f"labels:{digest_of([base.version, [digest_of_part(part) for part in labels.parts]])}"
+        return Change(key, replace={"labels": labels.parts}, state=labels.state)
 
     store.publish(decide)
     _log(settings, aggregated[-1], taxonomy)
     return aggregated[-1]
+
+
+def publish_votes(store: Store, selected: Manifest, annotated: Sequence[Manifest]) -> Snapshot:
+    """Add the votes that the store does not hold yet, with what is to be remembered of who has voted on what."""
+    keys = [key for manifest in annotated for key in manifest.keys("votes")]
+    voted: Any = selected.details.get("voted")
+    shards: Any = selected.details.get("shards")
+    # What a shard is missing says nothing of the reviews that are in it.
+    is_whole = voted is not None and len(annotated) == len(shards)
+    unvoted = [key for manifest in annotated for key in manifest.keys("unvoted")]
+
+    def decide(base: Snapshot) -> Change:
+        append = {
+            "votes": unknown_parts(store, base, "votes", keys, IDENTITY),
+            "quarantine": unknown_parts(store, base, "quarantine", selected.keys("quarantine"), _REFUSED),
+        }
+        replace: dict[str, list[str]] = {"unvoted": unvoted} if is_whole else {}
+        state: dict[str, Any] = {_VOTED: voted} if is_whole else {}
+        return Change(f"votes:{digest_of([base.version, append, replace, state])}", append, replace, state)
+
+    return store.publish(decide)
 
 
 def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
@@ -227,88 +271,6 @@ def _log(settings: Settings, labelled: Manifest, taxonomy: Taxonomy) -> None:
         register_prompts(tracker, voter.prompts)
         model = voter.annotator
     log_labels(tracker, labelled, backend=backend, model=model)
-
-
-def all_reviews(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> list[Review]:
-    """Every text of the clean table and of gold, with all ids it came under, sorted by text hash."""
-    texts: dict[str, str] = {}
-    ids: dict[str, list[str]] = {}
-    for row in store.iter_rows(snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"]):
-        texts.setdefault(row["text_hash"], row["text_clean"])
-        ids.setdefault(row["text_hash"], []).append(row["review_id"])
-    for row in store.iter_rows(snapshot.keys("duplicates"), ["review_id", "text_hash"]):
-        ids.setdefault(row["text_hash"], []).append(row["review_id"])
-    gold = load_gold(settings, taxonomy)
-    if gold is not None:
-        for key, text, review_id in gold.frame[["text_hash", "text_clean", "review_id"]].itertuples(index=False):
-            texts.setdefault(key, text)
-            ids.setdefault(key, []).append(review_id)
-    return [Review(text_hash=key, text=texts[key], review_ids=tuple(dict.fromkeys(ids[key]))) for key in sorted(texts)]
-
-
-def vote_identities(store: Store, keys: Sequence[str]) -> set[VoteIdentity]:
-    """Which votes lie under `keys`."""
-    known: set[VoteIdentity] = set()
-    columns = ["text_hash", "annotator", "prompt", "draw"]
-    for part in store.iter_tables(keys, columns):
-        known.update(zip(*(part[name].to_pylist() for name in columns), strict=True))
-    return known
-
-
-def usable_votes(store: Store, keys: Sequence[str], settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
-    """All votes that count: each once, those of other stems than today's and of categories that are gone left out."""
-    stems = KeywordAnnotator(taxonomy, confidence=settings.aggregation.keyword_confidence).version
-    votes = store.read_table(keys, schema=tables.VOTE_SCHEMA).to_pandas()
-    votes = votes.drop_duplicates(["text_hash", "annotator", "prompt", "draw"], keep="first")
-    by_stems = votes["annotator"].str.startswith(f"{KEYWORDS}@")
-    # Stems change with the taxonomy; what older stems said is history.
-    votes = votes[~by_stems | (votes["annotator"] == stems)]
-    # A person who answers again means the newer answer, even where its category is gone since.
-    human = votes["annotator"].str.startswith(f"{HUMAN}/")
-    newest = votes[human].sort_values("draw", kind="stable").drop_duplicates(["text_hash", "annotator"], keep="last")
-    counted = pd.concat([votes[~human], newest], ignore_index=True)
-    usable: pd.DataFrame = counted[counted["label"].isna() | counted["label"].isin(taxonomy.names)].reset_index(drop=True)
-    return usable
-
-
-def decide_labels(votes: pd.DataFrame, settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
-    """One label a text; where people have answered, theirs."""
-    options = settings.aggregation
-    is_human = votes["annotator"].str.startswith(f"{HUMAN}/")
-    unknown = sorted(set(options.rare_class_boost) - set(taxonomy.names))
-    if unknown:
-        raise LabelingError(f"REVIEWCLF_AGGREGATION__RARE_CLASS_BOOST: not in the taxonomy: {', '.join(unknown)}")
-    boost = options.rare_class_boost
-    labels = aggregate_llm_votes(votes[~is_human], taxonomy.names, method=options.method, rare_class_boost=boost)
-    readers = votes.loc[votes["label"].notna() & ~votes["annotator"].str.startswith(f"{KEYWORDS}@"), "text_hash"]
-    labels["method"] = labels["method"].where(labels["text_hash"].isin(set(readers)), KEYWORDS)
-    labels["origin"] = "llm"
-    if is_human.any():
-        people = aggregate_llm_votes(votes[is_human], taxonomy.names, method="majority").assign(method=HUMAN, origin=HUMAN)
-        labels = pd.concat([labels[~labels["text_hash"].isin(set(people["text_hash"]))], people], ignore_index=True)
-    labels = labels[labels["label"].notna()].sort_values("text_hash", kind="stable").reset_index(drop=True)
-    confidence = labels["confidence"]
-    doubtful = np.where(confidence < options.drop_confidence, "dropped", "review")
-    labels["decision"] = np.where(confidence >= options.min_confidence, "kept", doubtful)
-    return labels
-
-
-def _against_gold(gold: pd.DataFrame, labels: pd.DataFrame, votes: pd.DataFrame) -> dict[str, Any]:
-    """How often, and how honestly, labels and annotators agree with people on gold reviews; empty without any in common."""
-    compared = gold.merge(labels, on="text_hash", suffixes=("_gold", ""))
-    compared = compared[~compared["method"].isin([KEYWORDS, HUMAN])]
-    if not len(compared):
-        return {}
-    right = (compared["label"] == compared["label_gold"]).to_numpy()
-    calibration = reliability(right, compared["confidence"].to_numpy(dtype=float))
-    pairs = gold.merge(votes[votes["label"].notna()], on="text_hash", suffixes=("_gold", ""))
-    by_annotator = (pairs["label"] == pairs["label_gold"]).groupby(pairs["annotator"])
-    return {
-        "agreement_with_gold": {"share": round(float(right.mean()), 4), "n": len(compared)},
-        "label_ece": round(calibration.value, 4),
-        "reliability": [bin_.model_dump() for bin_ in calibration.bins],
-        "annotators": {str(who): {"agreement": round(float(a.mean()), 4), "n": len(a)} for who, a in by_annotator},
-    }
 
 
 def costs_of_shards(annotated: Sequence[Manifest]) -> dict[str, float]:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from reviewclf import tables
-from reviewclf.data.gold import load_gold
-from reviewclf.labeling.annotators import Vote
+from reviewclf.data.gold import Gold, load_gold
+from reviewclf.labeling.annotators import Review, Vote
 from reviewclf.labeling.annotators.keywords import ANNOTATOR as KEYWORDS
-from reviewclf.labeling.asking import forget_published
+from reviewclf.labeling.asking import forget_published, journaled_votes
 from reviewclf.labeling.human_votes import AnsweredReviews, votes_from_answers
+from reviewclf.labeling.labels import current_labels
+from reviewclf.labeling.pending import votes_among
 from reviewclf.labeling.review import review_queue
+from reviewclf.labeling.texts import read_reviews, texts_named
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import Settings
-from reviewclf.stages.label import aggregate, all_reviews, costs_of_shards, decide_labels, usable_votes, vote_identities
-from reviewclf.store import Change, Snapshot, StageResult, Store
+from reviewclf.stages.label import aggregate, costs_of_shards, publish_votes
+from reviewclf.store import Snapshot, StageResult, Store
 from reviewclf.tables import HUMAN
 from reviewclf.taxonomy import Taxonomy
+from reviewclf.text import clean_text, text_hash
+
+# Labels among which the queue is chosen: half of them the least trusted ones, the others in turn, so that a wrong label that
+# seems sure is met too.
+_LOOKED_AT = 20_000
 
 
 def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
@@ -33,28 +41,25 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
     """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
-    new_keys = [key for manifest in annotated for key in manifest.keys("votes")]
-
-    def decide(base: Snapshot) -> Change:
-        votes, refused = base.missing("votes", new_keys), base.missing("quarantine", selected.keys("quarantine"))
-        return Change(f"votes:{digest_of([votes, refused])}", {"votes": votes, "quarantine": refused})
-
-    base = store.publish(decide)
-    forget_published(store, vote_identities(store, [*base.keys("votes"), *base.keys("synthetic_votes")]))
-    queue = make_queue(settings)
+    gold = load_gold(settings, taxonomy)
+    base = publish_votes(store, selected, annotated)
+    published = [*base.keys("votes"), *base.keys("synthetic_votes")]
+    forget_published(store, votes_among(store, published, journaled_votes(store).keys()))
     inputs = {
-        "votes": base.keys("votes"),
+        "votes": base.identity("votes"),
+        "clean": base.identity("clean"),
         "taxonomy": digest_of(taxonomy),
+        "gold": None if gold is None else gold.digest,
+        "seed": settings.seed,
         "review": settings.review,
         "options": settings.aggregation,
         "new": [manifest.digest for manifest in annotated],
     }
     total = costs_of_shards(annotated)
-    return store.run_stage(
-        "collect",
-        1,
-        inputs,
-        lambda: StageResult(
+
+    def work() -> StageResult:
+        queue = make_queue(settings)
+        return StageResult(
             outputs={"queue": store.put_table(pa.Table.from_pandas(queue, schema=tables.QUEUE_SCHEMA, preserve_index=False))},
             counts={
                 "new_votes": sum(manifest.counts["votes"] for manifest in annotated),
@@ -62,34 +67,63 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
                 "queue": len(queue),
             },
             details={"costs": total, "stopped": [m.details["stopped"] for m in annotated if "stopped" in m.details]},
-        ),
-    )
+        )
+
+    return store.run_stage("collect", 2, inputs, work)
 
 
 def make_queue(settings: Settings) -> pd.DataFrame:
-    """The queue for people as of now: doubtful labels that no person has decided and that are not gold, most useful first."""
+    """The queue for people as of now: doubtful labels that no person has decided and that are not gold, most useful first.
+
+    Of more than 20,000 such labels, 10,000 of the least confidence and agreement are looked at, and as many others, which are
+    not the same from night to night.
+    """
     store = Store(settings.store_uri)
     taxonomy = Taxonomy.load(settings.taxonomy)
     snapshot = store.snapshot()
-    votes = usable_votes(store, snapshot.keys("votes"), settings, taxonomy)
-    labels = decide_labels(votes, settings, taxonomy)
-    # Labels by stems alone are hints: there are thousands, and what they lack is a reader, not a second opinion.
-    labels = labels[(labels["method"] != KEYWORDS) & (labels["decision"] != "dropped")]
-    # Where people are evenly divided, another one has to say.
-    labels = labels[(labels["method"] != HUMAN) | (labels["agreement"] <= 0.5)]
-    gold = load_gold(settings, taxonomy)
-    if gold is not None:
-        labels = labels[~labels["text_hash"].isin(set(gold.frame["text_hash"]))]
-    texts: dict[str, str] = {}
-    ids: dict[str, str] = {}
-    for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_clean", "text_hash"]):
-        for row in part.to_pylist():
-            texts.setdefault(row["text_hash"], row["text_clean"])
-            ids.setdefault(row["text_hash"], row["review_id"])
+    labels = _doubtful(store, snapshot, settings, taxonomy)
+    texts, ids = _first_reviews(store, snapshot, labels["text_hash"].tolist())
     queue = review_queue(labels, texts, taxonomy.keyword_stems, seed=settings.seed).head(settings.review.rows)
     queue = queue.assign(review_id=queue["text_hash"].map(ids), text=queue["text_hash"].map(texts))
     shown: pd.DataFrame = queue[tables.QUEUE_SCHEMA.names]
     return shown
+
+
+def _doubtful(store: Store, snapshot: Snapshot, settings: Settings, taxonomy: Taxonomy) -> pd.DataFrame:
+    """The labels among which the queue is chosen."""
+    import polars
+    from polars import col
+
+    labels = store.scan(current_labels(store, snapshot, settings, taxonomy).parts, tables.LABEL_SCHEMA)
+    # Labels by stems alone are hints: there are thousands, and what they lack is a reader, not a second opinion.
+    labels = labels.filter((col("method") != KEYWORDS) & (col("decision") != "dropped"))
+    # Where people are evenly divided, another one has to say.
+    labels = labels.filter((col("method") != HUMAN) | (col("agreement") <= 0.5))
+    gold = load_gold(settings, taxonomy)
+    if gold is not None:
+        judged = polars.Series(gold.frame["text_hash"].tolist(), dtype=polars.String)
+        labels = labels.filter(~col("text_hash").is_in(judged.implode()))
+    trust = col("confidence") * col("agreement")
+    # Hashes begin alike nowhere, so that those after some other hash are others each time.
+    turn = digest_of(snapshot.identity("votes"))
+    by_turn = [col("text_hash") < turn, col("text_hash")]
+    least, others = labels.bottom_k(_LOOKED_AT // 2, by=[trust, col("text_hash")]), labels.bottom_k(_LOOKED_AT, by=by_turn)
+    found = polars.concat([least, others.sort(by_turn)])
+    once = found.unique("text_hash", keep="first", maintain_order=True).head(_LOOKED_AT)
+    frame: pd.DataFrame = store.collect(once, tables.LABEL_SCHEMA).to_pandas()
+    return frame
+
+
+def _first_reviews(store: Store, snapshot: Snapshot, hashes: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts, and ids of their reviews, by text hash."""
+    import polars
+
+    wanted = polars.Series(list(hashes), dtype=polars.String)
+    rows = store.scan(snapshot.keys("clean"), tables.CLEAN_SCHEMA).filter(polars.col("text_hash").is_in(wanted.implode()))
+    schema = pa.schema([tables.CLEAN_SCHEMA.field(name) for name in ("text_hash", "text_clean", "review_id")])
+    found = store.collect(rows.sort("text_hash", "review_id").unique("text_hash", keep="first", maintain_order=True), schema)
+    keys, texts, ids = (found[name].to_pylist() for name in schema.names)
+    return dict(zip(keys, texts, strict=True)), dict(zip(keys, ids, strict=True))
 
 
 def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) -> Manifest:
@@ -117,16 +151,18 @@ def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) ->
     snapshot = store.snapshot()
     gold = load_gold(settings, taxonomy)
     reviews = AnsweredReviews(
-        all_reviews(store, snapshot, settings, taxonomy), gold=[] if gold is None else gold.frame["text_hash"].tolist()
+        _reviews_of(store, snapshot, gold, answers), gold=[] if gold is None else gold.frame["text_hash"].tolist()
     )
-    made = votes_from_answers(answers, reviews, _human_votes(store, snapshot.keys("votes")), source=source)
+    made = votes_from_answers(answers, reviews, _human_votes(store, snapshot), source=source)
     imported = Manifest(
         stage="import",
         digest=digest_of([vote.model_dump() for vote in made.votes]),
         outputs={"votes": store.put_part(made.votes, tables.VOTE_SCHEMA)},
         counts={"votes": len(made.votes), "without_label": 0},
     )
-    selected = Manifest(stage="select", digest=imported.digest, outputs={"labels_before": snapshot.keys("labels")})
+    labels = snapshot.tables.get("labels")
+    before: dict[str, Any] = {"labels_before": None if labels is None else labels.version}
+    selected = Manifest(stage="select", digest=imported.digest, details=before)
     relabelled = aggregate(settings, selected, [imported])
     details = {
         **relabelled.details,
@@ -138,13 +174,26 @@ def import_answers(settings: Settings, answers: pd.DataFrame, *, source: str) ->
     return relabelled.model_copy(update={"details": details})
 
 
-def _human_votes(store: Store, keys: Sequence[str]) -> dict[tuple[str, str], Vote]:
+def _reviews_of(store: Store, snapshot: Snapshot, gold: Gold | None, answers: pd.DataFrame) -> list[Review]:
+    """The reviews that answers may be about: by a hash, by the text itself, or by an id that they give."""
+    import polars
+
+    given = {
+        name: {str(value).strip() for value in answers.get(name, ()) if value} for name in ("text_hash", "review_id", "text")
+    }
+    hashes = given["text_hash"] | {text_hash(clean_text(text)) for text in given["text"]}
+    named = texts_named(store, snapshot, gold, "review_id", given["review_id"])
+    wanted = polars.Series("text_hash", sorted(hashes.union(named)), polars.String)
+    return [review for batch in read_reviews(store, snapshot, gold, wanted) for review in batch]
+
+
+def _human_votes(store: Store, snapshot: Snapshot) -> dict[tuple[str, str], Vote]:
     """The newest answer of each person on each text."""
-    newest: dict[tuple[str, str], Vote] = {}
-    for part in store.iter_tables(keys, ["text_hash", "annotator", "prompt", "draw", "label", "raw"]):
-        for row in part.filter(pc.starts_with(part["annotator"], f"{HUMAN}/")).to_pylist():
-            vote = Vote.model_validate(row)
-            before = newest.get((vote.text_hash, vote.annotator))
-            if before is None or before.draw < vote.draw:
-                newest[vote.text_hash, vote.annotator] = vote
-    return newest
+    import polars
+
+    columns = ("text_hash", "annotator", "prompt", "draw", "label", "raw")
+    votes = store.scan(snapshot.keys("votes"), tables.VOTE_SCHEMA)
+    human = votes.filter(polars.col("annotator").str.starts_with(f"{HUMAN}/")).sort("draw", maintain_order=True)
+    newest = human.unique(["text_hash", "annotator"], keep="last", maintain_order=True)
+    rows = store.collect(newest, pa.schema([tables.VOTE_SCHEMA.field(name) for name in columns])).to_pylist()
+    return {(row["text_hash"], row["annotator"]): Vote.model_validate(row) for row in rows}

@@ -76,6 +76,12 @@ class Objects:
         else:
             self._fs.pipe_file(self.path(key), data)
 
+    def holds(self, key: str) -> bool:
+        """Whether there is such an object."""
+        with self.errors("read", key):
+            found: bool = self._fs.exists(self.path(key))
+            return found
+
     def find(self, prefix: str) -> dict[str, datetime]:
         """Keys below `prefix` and when each was last written."""
         return {key: file.written for key, file in self.files(prefix).items()}

@@ -34,7 +34,7 @@ from reviewclf.store.delta import DeltaTables, digest_of_part, storage_options
 from reviewclf.store.objects import Objects
 
 if TYPE_CHECKING:
-    from polars import LazyFrame
+    from polars import DataFrame, LazyFrame
 
 # So often a change is decided upon anew where other runs publish in between.
 _ATTEMPTS = 10
@@ -219,6 +219,16 @@ class Store(Objects):
         with self.errors("read", "tables"):
             try:
                 return query.select(schema.names).collect(engine="streaming").to_arrow().cast(schema)
+            except polars.exceptions.PolarsError as error:
+                raise StoreError(f"{self.uri}: cannot be read: {error}") from error
+
+    def batches(self, query: LazyFrame, size: int) -> Iterator[DataFrame]:
+        """What a query finds, in the order of the query, `size` rows at a time: memory is bounded by these."""
+        import polars
+
+        with self.errors("read", "tables"):
+            try:
+                yield from query.collect_batches(chunk_size=size, maintain_order=True, engine="streaming")
             except polars.exceptions.PolarsError as error:
                 raise StoreError(f"{self.uri}: cannot be read: {error}") from error
 

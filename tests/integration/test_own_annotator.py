@@ -48,8 +48,8 @@ def test_annotator_of_an_installed_package_labels_reviews(
     labelled = label_stages.aggregate(settings, selected, annotated)
     # Stems know a dress, and nothing of brands.
     assert labelled.details["labels_by_class"] == {"обувь": 1, "посуда": 1, "одежда": 1}
-    votes = label_stages.vote_identities(Store(settings.store_uri), annotated[0].keys("votes"))
-    assert sum(annotator == "brands@1" for _, annotator, _, _ in votes) == len(texts)
+    votes = Store(settings.store_uri).read(annotated[0], "votes").to_pylist()
+    assert sum(vote["annotator"] == "brands@1" for vote in votes) == len(texts)
     assert label_stages.select(settings).counts["pending"] == 0
 
 

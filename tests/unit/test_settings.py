@@ -62,7 +62,7 @@ def test_boost_of_an_unknown_category_names_the_setting() -> None:
     import pandas as pd
 
     from reviewclf.errors import LabelingError
-    from reviewclf.stages.label import decide_labels
+    from reviewclf.labeling.labels import decide_labels
     from reviewclf.taxonomy import Taxonomy
 
     settings = load_settings(_env_file=None, aggregation={"method": "mean_confidence", "rare_class_boost": {"еда": 2.0}})

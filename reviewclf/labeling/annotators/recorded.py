@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 from pydantic import BaseModel
@@ -23,6 +23,9 @@ _NAMED = 5
 _NUMBERS = ("draw", "tokens_in", "tokens_out", "seconds")
 
 
+Name: TypeAlias = Literal["text_hash", "review_id"]
+
+
 class RefusedVote(BaseModel):
     """A row of the votes file that is no vote, and why."""
 
@@ -36,14 +39,23 @@ class RecordedAnnotator:
 
     Attributes
     ----------
+    by : str
+        The column that names the reviews: ``text_hash`` or ``review_id``.
     refused : list of RefusedVote
         Rows that break the votes contract: unknown label, confidence outside [0, 1], no id, the same vote twice.
     """
 
     is_costly = False
 
-    def __init__(self, votes: Sequence[Vote], *, by: str, refused: Sequence[RefusedVote] = (), uri: str = "votes") -> None:
-        self._by = by
+    def __init__(
+        self,
+        votes: Sequence[Vote],
+        *,
+        by: Name,
+        refused: Sequence[RefusedVote] = (),
+        uri: str = "votes",
+    ) -> None:
+        self.by = by
         self._uri = uri
         self.version = digest_of([vote.model_dump(mode="json") for vote in votes])
         self.refused = list(refused)
@@ -61,7 +73,7 @@ class RecordedAnnotator:
             The file lacks ``text_hash`` and ``review_id``, or ``annotator`` or ``label``; or most of its rows are no votes.
         """
         frame = read_frame(uri, setting="REVIEWCLF_VOTES")
-        named = [name for name in ("text_hash", "review_id") if name in frame.columns]
+        named = [name for name in get_args(Name) if name in frame.columns]
         by = next((name for name in named if frame[name].notna().any()), next(iter(named), None))
         missing = [name for name in ("annotator", "label") if name not in frame.columns]
         if by is None or missing:
@@ -102,29 +114,40 @@ class RecordedAnnotator:
                 if vote.identity not in known:
                     yield vote
 
-    def unmatched(self, reviews: Iterable[Review]) -> list[str]:
-        """Keys of the file, sorted, that name none of `reviews`."""
-        return sorted(set(self._votes).difference(*map(self._keys, reviews)))
+    @property
+    def names(self) -> list[str]:
+        """What the file calls the reviews that it has votes on, each once."""
+        return list(self._votes)
 
-    def check_matched(self, reviews: Sequence[Review]) -> None:
+    def unmatched(self, found: Collection[str]) -> list[str]:
+        """Names of the file, sorted, that are not among those `found` in the store."""
+        return sorted(set(self._votes).difference(found))
+
+    def check_matched(self, found: Collection[str], here: Sequence[str]) -> None:
         """Refuse votes of which not one is on a review of the store, where there are any of both.
+
+        Parameters
+        ----------
+        found : collection of str
+            Names of the file that are names of reviews of the store.
+        here : sequence of str
+            Some names of reviews of the store, for the message; none where it has no reviews.
 
         Raises
         ------
         LabelingError
             Names the column and some of the ids on both sides.
         """
-        if not self._votes or not reviews or len(self.unmatched(reviews)) < len(self._votes):
+        if not self._votes or not here or not set(self._votes).isdisjoint(found):
             return
-        here = [next(iter(self._keys(review)), "") for review in reviews[:_NAMED]]
         raise LabelingError(
-            f"{self._uri}: none of its {len(self._votes)} different {self._by} names a review of the store: the file has "
-            f"{', '.join(list(self._votes)[:_NAMED])}, the store {', '.join(here)}; check REVIEWCLF_VOTES, and that "
-            f"the column {self._by} holds what REVIEWCLF_INGEST__ID_COLUMN reads"
+            f"{self._uri}: none of its {len(self._votes)} different {self.by} names a review of the store: the file has "
+            f"{', '.join(self.names[:_NAMED])}, the store {', '.join(here[:_NAMED])}; check REVIEWCLF_VOTES, and that "
+            f"the column {self.by} holds what REVIEWCLF_INGEST__ID_COLUMN reads"
         )
 
     def _keys(self, review: Review) -> tuple[str, ...]:
-        return (review.text_hash,) if self._by == "text_hash" else review.review_ids
+        return (review.text_hash,) if self.by == "text_hash" else review.review_ids
 
     def _votes_on(self, review: Review) -> list[Vote]:
         # Two copies of one text may both have been voted on; the same voter then counts once, by the first copy.
