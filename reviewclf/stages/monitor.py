@@ -28,6 +28,7 @@ from reviewclf.registry import REGISTERED_MODEL
 from reviewclf.settings import Settings
 from reviewclf.stages.dataset import find_dataset
 from reviewclf.store import Change, Snapshot, StageResult, Store
+from reviewclf.store.queries import known_rows
 from reviewclf.text import redact, text_hash
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ _QUIET = 3
 # A night's estimate is held against labels where at least so many came in.
 _FEWEST_LABELS = 30
 _SHOWN = 20
+# Training reviews that are held in memory together.
+_BATCH = 50_000
 # Training reviews that are read, at most.
 _MOST_TRAINING = 20_000
 # Nights read beyond those of the reference: a window's own, and those that alarmed.
@@ -106,10 +109,13 @@ def exposition_path(settings: Settings) -> Path:
 
 
 class _Training(NamedTuple):
-    """What the champion was trained on and said to its validation rows; see :func:`_training`."""
+    """What the champion was trained on and said to its validation rows; see :func:`_training`.
+
+    ``texts`` are some of the reviews; under the keys ``hashes`` are the hashes of all.
+    """
 
     texts: list[str]
-    hashes: set[str]
+    hashes: list[str]
     validation: pd.DataFrame
     answers: pd.DataFrame
 
@@ -122,7 +128,7 @@ def _examine(settings: Settings, store: Store, tracker: Tracker, published: Mani
     rows = _night_rows(store, published.keys("night"), options.sample_rows)
     training = _training(settings, store, tracker, version, classes)
     remembered = _remembered(base)
-    note = _why_not(rows, training, remembered)
+    note = _why_not(store, rows, training, remembered)
     entry: dict[str, Any] = {
         "digest": published.digest,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,8 +137,8 @@ def _examine(settings: Settings, store: Store, tracker: Tracker, published: Mani
         "classes": classes,
         "rows": published.counts["fresh"],
         "history": bool(note),
-        "duplicates": len(published.keys("duplicates")),
-        **_copies(store, published, remembered),
+        "all_copies": published.counts["copies"],
+        **_copies(published, remembered),
         "alarmed": [],
     }
     probabilities = _matrix(rows)
@@ -142,9 +148,9 @@ def _examine(settings: Settings, store: Store, tracker: Tracker, published: Mani
     errors: list[float] = []
     signals: tuple[Signal, ...] = ()
     if training is not None and not note:
-        labels = _labels(store, base)
         entries = [item for item in remembered if not item["history"]][-options.reference_nights - _LONGER :]
         frames = [_night_rows(store, item["night"], options.sample_rows) for item in entries]
+        labels = _labels(store, base, [rows, *frames])
         extractor = FeatureExtractor(training.texts)
         past = [_night(item, frame, extractor, labels) for item, frame in zip(entries, frames, strict=True)]
         tonight, of_training = _night(entry, rows, extractor, labels), _training_night(training, extractor, version)
@@ -188,11 +194,15 @@ def _examine(settings: Settings, store: Store, tracker: Tracker, published: Mani
     )
 
 
-def _why_not(rows: pd.DataFrame, training: _Training | None, remembered: Sequence[Mapping[str, Any]]) -> str:
+def _why_not(store: Store, rows: pd.DataFrame, training: _Training | None, remembered: Sequence[Mapping[str, Any]]) -> str:
     """Why this scoring cannot be compared with anything; empty where it can."""
+    import polars
+
     if training is None:
         return "the store does not hold the dataset that the champion was trained on"
-    known = float(rows["text_hash"].isin(training.hashes).mean())
+    texts = polars.DataFrame({"text_hash": rows["text_hash"].tolist()}, schema={"text_hash": polars.String})
+    learned = set(known_rows(store, training.hashes, tables.TEXT_SCHEMA, texts)["text_hash"])
+    known = float(rows["text_hash"].isin(learned).mean())
     if known > _MOST_KNOWN:
         return f"history: the champion was trained on {known:.0%} of these reviews"
     return "" if remembered else "the first scoring is one of history; from the next one on nights are compared"
@@ -206,9 +216,9 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
         dataset = find_dataset(settings, dataset_of(tracker, version) or "unknown")
     except DatasetError:
         return None
-    rows = store.read(dataset, "dataset").to_pandas()
-    rows = rows[(rows["split"] != "test") & (rows["origin"] != "synthetic")]
-    validation = rows[rows["split"] == "validation"].sort_values("review_id", kind="stable").reset_index(drop=True)
+    inputs = {"dataset": dataset.digest, "most": _MOST_TRAINING}
+    reviews = store.run_stage("training_reviews", 1, inputs, lambda: _training_reviews(store, dataset))
+    validation = store.read(reviews, "validation").to_pandas()
 
     def work() -> StageResult:
         model = load_model(tracker, f"models:/{REGISTERED_MODEL}/{version}", version=version)
@@ -218,13 +228,35 @@ def _training(settings: Settings, store: Store, tracker: Tracker, version: str, 
 
     inputs = {"dataset": dataset.digest, "version": version, "tracking": tracker.identity}
     answers = store.read(store.run_stage("validation_answers", 1, inputs, work), "answers").to_pandas()
-    hashes = [text_hash(text) for text in rows["text_clean"]]
-    read = rows.assign(text_hash=hashes).sort_values("text_hash", kind="stable").head(_MOST_TRAINING)
     return _Training(
-        texts=read["text_clean"].tolist(),
-        hashes=set(hashes),
+        texts=store.read(reviews, "sample")["text_clean"].to_pylist(),
+        hashes=reviews.keys("hashes"),
         validation=validation,
         answers=answers.rename(columns={"predicted": "label"}).assign(confidence=[max(p) for p in answers["probabilities"]]),
+    )
+
+
+def _training_reviews(store: Store, dataset: Manifest) -> StageResult:
+    """What is looked at of a dataset each night: the validation rows, texts to compare with, and the hashes of all texts."""
+    import polars
+    from polars import col
+
+    rows = store.scan(dataset.keys("dataset"), tables.DATASET_SCHEMA)
+    rows = rows.filter((col("split") != "test") & (col("origin") != "synthetic"))
+    validation = rows.filter(col("split") == "validation").sort("review_id", maintain_order=True)
+    kept = polars.DataFrame(schema={"text_hash": polars.String, "text_clean": polars.String})
+    hashes: list[str] = []
+    for batch in store.batches(rows.select("text_clean"), _BATCH):
+        found = [text_hash(text) for text in batch["text_clean"]]
+        hashed = batch.with_columns(text_hash=polars.Series(found, dtype=polars.String))
+        kept = polars.concat([kept, hashed.select(kept.columns)]).sort("text_hash", maintain_order=True).head(_MOST_TRAINING)
+        hashes += store.put_part(hashed.select("text_hash").to_arrow().cast(tables.TEXT_SCHEMA))
+    return StageResult(
+        outputs={
+            "validation": store.put_table(store.collect(validation, tables.DATASET_SCHEMA)),
+            "sample": store.put_table(kept.to_arrow()),
+            "hashes": hashes,
+        }
     )
 
 
@@ -296,20 +328,27 @@ def _matrix(rows: pd.DataFrame) -> np.ndarray:
     return np.stack(rows["probabilities"].to_list()) if len(rows) else np.empty((0, 0))
 
 
-def _labels(store: Store, base: Snapshot) -> dict[str, str]:
-    """Labels by text that somebody read for; what stems alone say is no judgement on a classifier that knows them."""
-    columns = ["text_hash", "label", "method", "decision"]
-    labels = store.read(base, "labels", columns).to_pandas()
-    labels = labels[(labels["method"] != KEYWORDS) & (labels["decision"] == "kept")]
-    return dict(zip(labels["text_hash"], labels["label"], strict=True))
+def _labels(store: Store, base: Snapshot, nights: Sequence[pd.DataFrame]) -> dict[str, str]:
+    """Labels of these nights' texts that somebody read for.
+
+    What stems alone say is no judgement on a classifier that knows them.
+    """
+    import polars
+    from polars import col
+
+    texts = polars.Series(sorted({text for night in nights for text in night["text_hash"]}), dtype=polars.String)
+    labels = store.scan(base.keys("labels"), tables.LABEL_SCHEMA).filter(col("text_hash").is_in(texts.implode()))
+    read = labels.filter((col("method") != KEYWORDS) & (col("decision") == "kept"))
+    found = store.collect(read, pa.schema([tables.LABEL_SCHEMA.field(name) for name in ("text_hash", "label")]))
+    return dict(zip(found["text_hash"].to_pylist(), found["label"].to_pylist(), strict=True))
 
 
-def _copies(store: Store, published: Manifest, remembered: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _copies(published: Manifest, remembered: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Exact copies that came in since the scoring before, and all that came in; unknown at the first one."""
-    if not remembered:
+    before = remembered[-1].get("all_copies") if remembered else None
+    if before is None:
         return {"copies": 0, "arrivals": 0}
-    new = published.keys("duplicates")[int(remembered[-1]["duplicates"]) :]
-    copies = sum(part.num_rows for part in store.iter_tables(new, ["review_id"]))
+    copies = max(0, published.counts["copies"] - int(before))
     return {"copies": copies, "arrivals": copies + published.counts["fresh"]}
 
 

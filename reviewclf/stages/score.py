@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from reviewclf import tables
 from reviewclf.errors import DataContractError
@@ -20,11 +19,23 @@ from reviewclf.predict import Answers, answer
 from reviewclf.registry import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from reviewclf.settings import Settings
 from reviewclf.store import Change, Snapshot, StageResult, Store
+from reviewclf.store.queries import count_rows, known_rows, rows_since, unknown_parts
 
 if TYPE_CHECKING:
+    from polars import DataFrame, Series
+
     from reviewclf.registry.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+# In the state of a snapshot: up to which snapshot's reviews all are answered by a champion; where a new one answers all of
+# history, by which version.
+_SCORED = "scored"
+# A review that was edited is answered anew.
+_REVIEW = ["review_id", "text_hash"]
+_ANSWER = [*_REVIEW, "model_version"]
+# Clean rows that are compared with answers at a time.
+_BATCH = 50_000
 
 
 def select(settings: Settings) -> Manifest:
@@ -49,9 +60,12 @@ def select(settings: Settings) -> Manifest:
     if champion is None:
         return _skipped(f"there is no champion at {tracker.tracking_uri}: first a retrain has to pass the gate")
     challenger = versions.get(CHALLENGER) if settings.scoring.shadow else None
+    before: Any = snapshot.state.get(_SCORED) or {}
+    version = champion if settings.scoring.rescore_on_promotion else None
+    scored: dict[str, Any] = {"snapshot": snapshot.version, "version": version}
     inputs = {
-        "clean": snapshot.keys("clean"),
-        "predictions": snapshot.keys("predictions"),
+        "tables": snapshot.identity("clean", "predictions", "duplicates"),
+        "scored": before,
         "champion": champion,
         "challenger": challenger,
         "tracking": tracker.identity,
@@ -60,34 +74,25 @@ def select(settings: Settings) -> Manifest:
     }
 
     def work() -> StageResult:
-        by_champions, by_this = _answered(store, snapshot, champion)
+        # Who answers all of history looks at all again once there is somebody new.
+        since = before.get("snapshot") if version in (None, before.get("version")) else None
         counts = {"pending": 0, "fresh": 0}
-
-        def pending() -> Iterator[pa.Table]:
-            for part in store.iter_tables(snapshot.keys("clean"), ["review_id", "text_hash", "text", "text_clean"]):
-                reviews = _identity(part)
-                fresh = pc.invert(pc.is_in(reviews, value_set=by_champions))
-                wanted = pc.invert(pc.is_in(reviews, value_set=by_this))
-                if not settings.scoring.rescore_on_promotion:
-                    wanted = pc.and_(wanted, fresh)
-                rows = part.append_column("fresh", fresh).filter(wanted)
-                counts["pending"] += rows.num_rows
-                counts["fresh"] += pc.sum(rows["fresh"], min_count=0).as_py()
-                yield rows
-
-        keys = [key for shard in _sharded(pending(), settings.scoring.shard_rows) for key in store.put_part(shard)]
+        pending = _pending(store, snapshot, since, version, counts)
+        keys = [key for shard in _sharded(pending, settings.scoring.shard_rows) for key in store.put_part(shard)]
+        copies = store.scan(snapshot.keys("duplicates"), tables.DUPLICATE_SCHEMA)
         return StageResult(
-            # What is in `duplicates` by now: the watch over drift counts what the night added to it.
-            outputs={"pending": keys, "duplicates": snapshot.keys("duplicates")},
-            counts={**counts, "shards": len(keys)},
+            outputs={"pending": keys},
+            # How many copies there are by now: the watch over drift counts what the night added to them.
+            counts={**counts, "shards": len(keys), "copies": count_rows(store, copies)},
             details={
                 "champion": champion,
                 "challenger": challenger if challenger != champion else None,
                 "shards": [{"shard": number, "shards": len(keys)} for number in range(len(keys))],
+                "scored": scored,
             },
         )
 
-    manifest = store.run_stage("select_unscored", 2, inputs, work)
+    manifest = store.run_stage("select_unscored", 3, inputs, work)
     if not manifest.counts["pending"]:
         return _skipped(f"nothing to score: champion version {champion} has no new reviews to answer")
     return manifest
@@ -166,11 +171,8 @@ def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) 
 
     def work() -> StageResult:
         return StageResult(
-            outputs={
-                "night": [key for manifest in scored for key in manifest.keys("night")],
-                "duplicates": selected.keys("duplicates"),
-            },
-            counts={"reviews": totals["reviews"], "fresh": selected.counts["fresh"], **totals},
+            outputs={"night": [key for manifest in scored for key in manifest.keys("night")]},
+            counts={"reviews": totals["reviews"], **{name: selected.counts[name] for name in ("fresh", "copies")}, **totals},
             details={
                 **{role: selected.details[role] for role in (CHAMPION, CHALLENGER)},
                 "classes": scored[0].details["classes"],
@@ -182,8 +184,10 @@ def publish(settings: Settings, selected: Manifest, scored: Sequence[Manifest]) 
     change_key = f"predictions:{manifest.digest}"
 
     def decide(base: Snapshot) -> Change | None:
-        is_published = change_key in base.applied
-        return None if is_published else Change(change_key, {"predictions": _unpublished(store, base, keys)})
+        if change_key in base.applied:
+            return None
+        state: Any = {_SCORED: selected.details["scored"]}
+        return Change(change_key, {"predictions": unknown_parts(store, base, "predictions", keys, _ANSWER)}, state=state)
 
     store.publish(decide)
     return manifest
@@ -240,8 +244,10 @@ def latest_report(settings: Settings) -> HealthReport | None:
 def health_history(settings: Settings, *, newest: int = 30) -> list[HealthReport]:
     """Reports of the last scorings, newest first."""
     store = Store(settings.store_uri)
-    rows = store.iter_rows(store.snapshot().keys("health")[-newest:], ["report"])
-    return [HealthReport.model_validate_json(row["report"]) for row in list(rows)[-newest:][::-1]]
+    reports = store.scan(store.snapshot().keys("health"), tables.HEALTH_SCHEMA).select("at", "report")
+    schema = pa.schema([tables.HEALTH_SCHEMA.field(name) for name in ("at", "report")])
+    rows = store.collect(reports.sort("at", descending=True, maintain_order=True).head(newest), schema)
+    return [HealthReport.model_validate_json(report) for report in rows["report"].to_pylist()]
 
 
 # -- small parts -----------------------------------------------------------------------------------------------------
@@ -258,35 +264,31 @@ def _sharded(parts: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     yield waiting
 
 
-def _answered(store: Store, snapshot: Snapshot, version: str) -> tuple[pa.Array, pa.Array]:
-    """The reviews, with their texts, that any champion, and that this version in any role, has answered."""
-    by_champions, by_this = [], []
-    for part in store.iter_tables(snapshot.keys("predictions"), ["review_id", "text_hash", "model_version", "role"]):
-        reviews = _identity(part)
-        by_champions.append(reviews.filter(pc.equal(part["role"], CHAMPION)))
-        by_this.append(reviews.filter(pc.equal(part["model_version"], version)))
-    return _joined(by_champions), _joined(by_this)
+def _pending(
+    store: Store, snapshot: Snapshot, since: int | None, version: str | None, counts: dict[str, int]
+) -> Iterator[pa.Table]:
+    """Clean rows since a snapshot that no champion has answered, nor `version`, if one is given; `counts` are counted up."""
+    columns = [*_REVIEW, "text", "text_clean"]
+    rows = rows_since(store, snapshot, "clean", since, _REVIEW).select(columns)
+    for batch in store.batches(rows, _BATCH):
+        found = batch.with_columns(fresh=_is_new(store, snapshot, batch, "role", CHAMPION))
+        pending = found.filter("fresh" if version is None else _is_new(store, snapshot, batch, "model_version", version))
+        counts["pending"] += len(pending)
+        counts["fresh"] += int(pending["fresh"].sum())
+        yield pending.to_arrow().cast(tables.PENDING_SCHEMA)
 
 
-def _identity(part: pa.Table, *others: str) -> pa.ChunkedArray:
-    """Review, text and other columns as one: a review that was edited is answered anew."""
-    return pc.binary_join_element_wise(*(part[name] for name in ("review_id", "text_hash", *others)), "\n")
+def _is_new(store: Store, snapshot: Snapshot, reviews: DataFrame, column: str, value: str) -> Series:
+    """Of each review, whether nobody of this role or version has answered it."""
+    from polars import lit
 
-
-def _joined(columns: list[pa.ChunkedArray]) -> pa.Array:
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).combine_chunks()
-
-
-def _unpublished(store: Store, base: Snapshot, keys: Sequence[str]) -> list[str]:
-    """Parts with those rows of `keys` whose review, text and version `base` does not hold; usually the same parts."""
-    columns = ["review_id", "text_hash", "model_version"]
-    published = (_identity(part, "model_version") for part in store.iter_tables(base.keys("predictions"), columns))
-    known = _joined(list(published))
-    new = []
-    for key, part in zip(keys, store.iter_tables(keys), strict=True):
-        rows = part.filter(pc.invert(pc.is_in(_identity(part, "model_version"), value_set=known)))
-        new += [key] if rows.num_rows == part.num_rows else store.put_part(rows)
-    return new
+    answered = known_rows(
+        store, snapshot.keys("predictions"), tables.PREDICTION_SCHEMA, reviews.select(*_REVIEW, lit(value).alias(column))
+    )
+    both = reviews.select(_REVIEW).join(
+        answered.select(*_REVIEW, lit(value=False).alias("is_new")), on=_REVIEW, how="left", maintain_order="left"
+    )
+    return both["is_new"].fill_null(value=True)
 
 
 def _predictions(rows: pa.Table, answers: Answers, version: str, role: str, now: datetime) -> pa.Table:
