@@ -28,7 +28,7 @@ from reviewclf.text import clean_text, text_hash
 
 # Labels among which the queue is chosen: half of them the least trusted ones, the others in turn, so that a wrong label that
 # seems sure is met too.
-_LOOKED_AT = 20_000
+_LOOKED_AT = 10_000
 
 
 def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest]) -> Manifest:
@@ -75,7 +75,7 @@ def collect(settings: Settings, selected: Manifest, annotated: Sequence[Manifest
 def make_queue(settings: Settings) -> pd.DataFrame:
     """The queue for people as of now: doubtful labels that no person has decided and that are not gold, most useful first.
 
-    Of more than 20,000 such labels, 10,000 of the least confidence and agreement are looked at, and as many others, which are
+    Of more than 10,000 such labels, 5,000 of the least confidence and agreement are looked at, and as many others, which are
     not the same from night to night.
     """
     store = Store(settings.store_uri)
