@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 _ROWS = 50_000
 _BYTES = 64 * 2**20
 _FEWEST = 4
-# Their parts hold a category each, which leaves or stays as a whole.
-_APART = frozenset({"synthetic", "rejected_synthetic"})
+# Their parts leave or stay as a whole, a category each, or are told apart by their names.
+_APART = frozenset({"synthetic", "rejected_synthetic", "synthetic_written", "synthetic_votes"})
 
 
 def compact(store: Store, *, dry_run: bool = False) -> dict[str, int]:
