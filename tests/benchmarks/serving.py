@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from tests.benchmarks import ROOT, Measurement, load_reviews
+from tests.benchmarks.champion import register_classifier
 
 _SHARED = ROOT.parent / "shared"
 _ARCHITECTURE = _SHARED / "models" / "rubert-tiny2-architecture"
@@ -63,7 +64,7 @@ def measure() -> list[Measurement]:
 
 def _compare(folder: Path, name: str, kind: str, target: float | None) -> list[Measurement]:
     texts, source = load_reviews()
-    uri = _register(folder, kind, texts[0])
+    uri = register_classifier(f"sqlite:///{folder}/mlflow/mlflow.db", folder / "classifier", kind=kind, example=texts[0])
     ours: dict[int, list[Load]] = {clients: [] for clients in _CLIENTS}
     theirs: list[Load] = []
     their_bodies = [
@@ -120,23 +121,6 @@ def _mean(loads: list[Load]) -> Load:
     values = [[load.rate, load.p50, load.p99] for load in loads]
     rate, p50, p99 = np.mean(values, axis=0)
     return Load(float(rate), float(p50), float(p99), sum(load.requests for load in loads))
-
-
-def _register(folder: Path, kind: str, example: str) -> str:
-    """Tracking address of a registry whose champion is the classifier of `folder`."""
-    from reviewclf.registry import CHAMPION, REGISTERED_MODEL
-    from reviewclf.registry.model import log_model, register
-    from reviewclf.registry.tracking import Tracker
-    from reviewclf.training.kinds import load_kind
-
-    tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db")
-    run = tracker.open_run("key", kind="candidate", name="benchmark", description="")
-    uri = log_model(
-        tracker, run, folder / "classifier", packages=load_kind(kind).classifier().packages, example=example, metadata={}
-    )
-    version = register(tracker, run_id=run, model_uri=uri, tags={}, description="")
-    tracker.client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
-    return tracker.tracking_uri
 
 
 @contextmanager
