@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,6 @@ from reviewclf.data.digests import ERASED_REVIEW, ERASED_TEXT, row_digests
 from reviewclf.data.sources.rows import made_id
 from reviewclf.store import Snapshot, Store
 from reviewclf.text import clean_texts, redact, text_hash
-
-if TYPE_CHECKING:
-    pass
 
 BLOT = "[стёрто]"
 # Where a review's own text is kept, under its id and its source.
