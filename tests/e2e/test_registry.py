@@ -330,10 +330,10 @@ def test_clients_were_answered_by_nothing_but_the_champion_of_the_moment(platfor
             version == answer.version and since <= answer.answered and (until is None or answer.asked <= until)
             for version, since, until in reigns
         ), answer
-    # Each client sees the four reigns one after the other: never an old version again once a new one has answered.
-    for client in ("kept", "new"):
-        seen = [version for version, _ in groupby(answer.version for answer in told if answer.client == client)]
-        assert seen == ["1", "2", "1", "2"], client
+    # A connection stays with one process, so that its client never sees an old version again once a new one has answered. Who
+    # opens another each time may meet both while the processes swap.
+    seen = [version for version, _ in groupby(answer.version for answer in told if answer.client == "kept")]
+    assert seen == ["1", "2", "1", "2"]
 
 
 def test_every_answer_is_that_of_the_version_it_names(platform: LocalPlatform, told: list[Answer]) -> None:
