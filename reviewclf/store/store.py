@@ -394,8 +394,11 @@ class Store(Objects):
         for name, keys in sorted(parts.items()):
             if keys != base.keys(name):
                 number = self.delta.commit(name, keys, snapshot=version, change=key, is_data=is_data)
-                since = version if is_data or name not in held else held[name].rows_since
-                held[name] = TableVersion(version=number, rows_since=since)
+                before = held.get(name)
+                # The same parts under the keys that they had before they were placed are no change.
+                if before is None or number != before.version:
+                    since = version if is_data or before is None else before.rows_since
+                    held[name] = TableVersion(version=number, rows_since=since)
         facts = {**base.state, **state}
         if held == base.tables and facts == base.state:
             return base

@@ -123,6 +123,14 @@ def test_repeated_commit_changes_nothing(store: Store) -> None:
     assert rows(store) == [1]
 
 
+def test_parts_that_a_table_holds_already_are_no_change(store: Store) -> None:
+    parts = [*part(store, 1), *part(store, 2)]
+    store.commit(store.snapshot(), key="night 1", replace={"seen": parts})
+    before = store.snapshot()
+    store.commit(before, key="night 2", replace={"seen": parts})
+    assert store.snapshot() == before
+
+
 def test_commit_on_an_old_snapshot_is_refused(store: Store) -> None:
     old = store.snapshot()
     store.commit(old, key="mine", append={"seen": part(store, 1)})
