@@ -102,6 +102,8 @@ def load_model(tracker: Tracker, uri: str, *, version: str) -> LoadedModel:
     """
     try:
         with tracker.errors(f"hand out {uri}"):
+            # Another tracker may have been made since.
+            mlflow.set_tracking_uri(tracker.tracking_uri)
             return LoadedModel(version=version, pyfunc=mlflow.pyfunc.load_model(uri))
     except RegistryError:
         raise

@@ -13,7 +13,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -93,7 +92,13 @@ def test_requests_in_flight_at_a_stop_are_answered(start: Callable[..., Process]
 
 def test_a_closed_terminal_ends_the_server_and_all_processes(start: Callable[..., Process]) -> None:
     terminal, end = pty.openpty()
-    server = start(popen={"stdin": end, "preexec_fn": partial(fcntl.ioctl, end, termios.TIOCSCTTY, 0)})
+
+    def take_the_terminal() -> None:
+        # The tests themselves may run under nohup.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+
+    server = start(popen={"stdin": end, "preexec_fn": take_the_terminal})
     os.close(end)
     processes = workers(server)
     assert len(processes) == 2
