@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 import pyarrow as pa
 
 from reviewclf import tables
-from reviewclf.errors import StoreError
 from reviewclf.store import Store
 
 # Rows that are cleaned, compared and looked up at once.
@@ -38,13 +37,8 @@ def scanned(store: Store, keys: Sequence[str], schema: pa.Schema, columns: Seque
     import polars
 
     result = pa.schema([schema.field(name) for name in columns])
-    query = store.scan(keys, schema).select(columns)
-    with store.errors("read", "tables"):
-        try:
-            for frame in query.collect_batches(chunk_size=rows, maintain_order=True, engine="streaming"):
-                yield frame.to_arrow(compat_level=polars.CompatLevel.oldest()).cast(result)
-        except polars.exceptions.PolarsError as error:
-            raise StoreError(f"{store.uri}: cannot be read: {error}") from error
+    for frame in store.batches(store.scan(keys, schema).select(columns), rows):
+        yield frame.to_arrow(compat_level=polars.CompatLevel.oldest()).cast(result)
 
 
 def matching_rows(

@@ -6,9 +6,10 @@ import logging
 from statistics import median
 
 from reviewclf import tables
+from reviewclf.data.lookups import batches
 from reviewclf.manifest import Manifest, digest_of
 from reviewclf.settings import QualitySettings, Settings
-from reviewclf.store import StageResult, Store, in_batches
+from reviewclf.store import StageResult, Store
 from reviewclf.taxonomy import Taxonomy
 from reviewclf.text import cyrillic_share
 
@@ -50,7 +51,8 @@ def check_rows(settings: Settings, table: tables.Checked, rows: Manifest, *, is_
         # file has shrunk is seen when it is read.
         comparable = history if history and total > median(history) else []
         reports = []
-        for number, part in enumerate(in_batches(store.iter_tables(rows.keys(table)), tables.SCHEMAS[table], _BATCH)):
+        parts = batches(store, rows.keys(table), _BATCH) if total else iter([tables.SCHEMAS[table].empty_table()])
+        for number, part in enumerate(parts):
             name = f"{table}-{digest_of(inputs)[:12]}" + (f"-{number + 1}" if number else "")
             found = check_table(
                 table,

@@ -1,5 +1,5 @@
 """Delta tables, snapshots, manifests and journals below one root: what the stages read and write."""
 
-from reviewclf.store.store import Change, Snapshot, StageResult, Store, in_batches
+from reviewclf.store.store import Change, Snapshot, StageResult, Store
 
-__all__ = ["Change", "Snapshot", "StageResult", "Store", "in_batches"]
+__all__ = ["Change", "Snapshot", "StageResult", "Store"]

@@ -123,14 +123,7 @@ class StageResult(BaseModel):
 
 
 class Store(Objects):
-    """Tables, manifests and snapshots below one root.
-
-    Parameters
-    ----------
-    uri : str
-        A local folder (created when missing) or ``s3://bucket/prefix``. S3 credentials and endpoint come from the
-        standard AWS variables.
-    """
+    """Tables, manifests and snapshots below one root, which is given as for :class:`~reviewclf.store.objects.Objects`."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -409,14 +402,3 @@ class Store(Objects):
             if self.create(name, new.model_dump_json().encode()):
                 return new
         raise ConflictError(f"{self.uri}: another run published version {version} first; run this stage again")
-
-
-def in_batches(parts: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iterator[pa.Table]:
-    """The rows of `parts`, with the columns of `schema`, in tables of `size` rows; the last one may be shorter or empty."""
-    waiting = schema.empty_table()
-    for part in parts:
-        waiting = pa.concat_tables([waiting, part.select(schema.names)])
-        while waiting.num_rows > size:
-            yield waiting.slice(0, size)
-            waiting = waiting.slice(size)
-    yield waiting
